@@ -1,1 +1,1 @@
-"""Data room: one record type for every data set, one reader per data set, checks, rendering, prompts."""
+"""Records, one reader per data set, checks and prompts."""

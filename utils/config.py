@@ -1,0 +1,310 @@
+"""The four configuration tiers (model, algo, dataset, reward) as typed dataclasses, read from YAML.
+
+Where TRL, PEFT or Transformers has an argument for something, the key has its name. A method's
+hyper-parameters (the algo tier) and the reward specification live beside the code that uses them.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from utils.common import REPO_ROOT, UserError, resolve_path, shown
+from utils.typed import Text, build, leaf_keys, setting, suggestion
+
+__all__ = [
+    "DatasetConfig",
+    "GenerationSection",
+    "LoraSection",
+    "MetadataSection",
+    "ModelConfig",
+    "ModelSection",
+    "PathsSection",
+    "StageConfig",
+    "TrainingSection",
+    "ValidationSection",
+    "load_tier",
+    "setting",
+]
+
+T = TypeVar("T")
+
+
+def _at_least(minimum: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, found {value}")
+
+
+def _within(low: float, high: float, **values: float) -> None:
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be between {low} and {high}, found {value}")
+
+
+@dataclass
+class ModelSection:
+    """Which models, and how they are loaded."""
+
+    name_or_path: str = setting("assets/student", "policy: a local folder or a hub name", path=True)
+    teacher_name_or_path: str = setting("assets/teacher", "teacher: a local folder or a hub name", path=True)
+    torch_dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "weights' number format")
+    load_in_4bit: bool = setting(False, "QLoRA: load the frozen weights in 4 bits (needs a GPU)")
+    attn_implementation: str = setting("sdpa", "attention kernel, as Transformers names it")
+    max_prompt_length: int = setting(512, "longest prompt, tokens")
+
+    def validate(self) -> None:
+        _at_least(1, max_prompt_length=self.max_prompt_length)
+
+
+@dataclass
+class LoraSection:
+    """Low-rank adapters (PEFT's LoraConfig)."""
+
+    enabled: bool = setting(True, "train adapters; false trains all weights")
+    r: int = setting(16, "rank")
+    lora_alpha: int = setting(32, "scale is lora_alpha / r")
+    lora_dropout: float = setting(0.0, "dropout on the adapters' input")
+    target_modules: Literal["all-linear"] | list[str] = setting("all-linear", "which linear layers")
+
+    def validate(self) -> None:
+        _at_least(1, r=self.r, lora_alpha=self.lora_alpha)
+        _within(0, 0.99, lora_dropout=self.lora_dropout)
+
+
+@dataclass
+class TrainingSection:
+    """What every trainer shares (Transformers' TrainingArguments)."""
+
+    gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
+    max_grad_norm: float = setting(1.0, "gradient-norm clip")
+    optim: str = setting("adamw_torch", "optimizer, as Transformers names it")
+    save_steps: int = setting(20, "optimizer steps between resume points")
+    logging_steps: int = setting(5, "optimizer steps between log rows")
+    dataloader_num_workers: int = setting(0, "worker processes for batches")
+    report_to: list[str] = setting([], "trackers besides the JSONL log, e.g. wandb, tensorboard")
+
+    def validate(self) -> None:
+        _at_least(1, save_steps=self.save_steps, logging_steps=self.logging_steps)
+        _at_least(0, max_grad_norm=self.max_grad_norm, dataloader_num_workers=self.dataloader_num_workers)
+
+
+@dataclass
+class ValidationSection:
+    """Validation by generation and reward during training."""
+
+    eval_steps: int = setting(25, "optimizer steps between validations")
+    num_items: int = setting(128, "validation items generated for")
+    num_saved_samples: int = setting(8, "generations written out per validation")
+
+    def validate(self) -> None:
+        _at_least(1, eval_steps=self.eval_steps, num_items=self.num_items)
+        _at_least(0, num_saved_samples=self.num_saved_samples)
+
+
+@dataclass
+class GenerationSection:
+    """Sampling (Transformers' GenerationConfig)."""
+
+    max_new_tokens: int = setting(64, "longest completion, tokens")
+    temperature: float = setting(1.0, "sampling temperature; log-probabilities use the same")
+    top_p: float = setting(1.0, "nucleus: keep the smallest set with this probability")
+    top_k: int = setting(0, "keep the k likeliest tokens; 0 keeps all")
+    batch_size: int = setting(64, "completions generated at once")
+
+    def validate(self) -> None:
+        _at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        _at_least(0, top_k=self.top_k)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, found {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, found {self.top_p}")
+
+
+@dataclass
+class PathsSection:
+    """Folders, relative to the repository unless absolute. `--output_dir` overrides `outputs`."""
+
+    outputs: str = setting("outputs", "where runs are written", path=True)
+    datasets: str = setting("datasets", "where download.sh puts data", path=True)
+
+
+@dataclass
+class MetadataSection:
+    """For people; nothing reads it."""
+
+    description: str = setting("", "what this configuration is for")
+    license: str = setting("", "licence of the model")
+
+
+@dataclass
+class ModelConfig:
+    """The model tier: configs/models/*.yaml."""
+
+    model: ModelSection = dataclasses.field(default_factory=ModelSection)
+    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
+    training: TrainingSection = dataclasses.field(default_factory=TrainingSection)
+    validation: ValidationSection = dataclasses.field(default_factory=ValidationSection)
+    generation: GenerationSection = dataclasses.field(default_factory=GenerationSection)
+    paths: PathsSection = dataclasses.field(default_factory=PathsSection)
+    metadata: MetadataSection = dataclasses.field(default_factory=MetadataSection)
+
+
+@dataclass
+class DatasetConfig:
+    """The dataset tier: configs/datasets/*.yaml."""
+
+    dataset: Literal["sample", "finqa", "gsm8k", "math"] = setting("sample", "which reader")
+    data_root: str = setting("datasets/sample", "folder holding the raw files", path=True)
+    val_fraction: float = setting(0.1, "part of train held out where the set has no validation split")
+    val_seed: int = setting(0, "which part that is")
+    max_train: int | None = setting(None, "use at most this many training items; null for all")
+    max_val: int | None = setting(None, "use at most this many validation items; null for all")
+    max_test: int | None = setting(None, "use at most this many test items; null for all")
+    table_style: Literal["facts", "rows"] = setting("facts", "how a table is written into the prompt")
+    max_input_chars: int | None = setting(None, "longest input text, characters; null for no limit")
+    required_fields: list[str] = setting([], "raw fields a row must have")
+    error_threshold: float = setting(0.0, "share of rows with an error above which 00 fails")
+
+    def validate(self) -> None:
+        _within(0, 0.9, val_fraction=self.val_fraction)
+        _within(0, 1, error_threshold=self.error_threshold)
+        _at_least(1, max_train=self.max_train, max_val=self.max_val, max_test=self.max_test)
+        _at_least(1, max_input_chars=self.max_input_chars)
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, refusing a key given twice (plain YAML lets the last one win in silence)."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if str(key) in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f'key "{key}" is given twice', problem_mark=key_node.start_mark
+            )
+        seen.add(str(key))
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_UniqueKeyLoader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
+    lambda loader, node: _unique_mapping(loader, node, deep=True),
+)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises UserError naming file (and line) when missing, damaged or not a mapping."""
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            data = yaml.load(file, Loader=_UniqueKeyLoader)  # noqa: S506 - subclass of the safe loader
+    except FileNotFoundError:
+        others = [shown(other) for other in path.parent.glob("*.yaml")]
+        raise UserError(f"{shown(path)}: no such file{suggestion(shown(path), others)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{shown(path)}: is a folder, not a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)}: not UTF-8 text (byte {error.start})") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{shown(path)}{line}: not valid YAML ({error.problem})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{shown(path)}: not valid YAML ({' '.join(str(error).split())})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"{shown(path)}: must hold a mapping of keys, found {type(data).__name__}")
+    return data
+
+
+def load_tier(cls: type[T], path: str | Path | None, overrides: dict[str, Any] | None = None) -> T:
+    """Load one tier: dataclass defaults, then the YAML file, then overrides (dotted key -> value).
+
+    `path` None stands for an empty file. Raises UserError naming file, key and nearest valid key.
+    """
+    data = read_yaml(path) if path is not None else {}
+    where = shown(path) if path is not None else cls.__name__
+    # The file is checked alone first, so that an error names the file or the command line, whichever has it.
+    loaded = build(cls, data, where)
+    if not overrides:
+        return loaded
+    for key, value in overrides.items():
+        section = data
+        *parents, name = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[name] = absolute_if_local(value) if _is_path(cls, key) else value
+    return build(cls, data, f"command line (over {where})")
+
+
+def _is_path(cls: type, key: str) -> bool:
+    leaf = leaf_keys(cls).get(key)
+    return leaf is not None and leaf[1].metadata.get("path", False)
+
+
+def absolute_if_local(value: Any) -> Any:
+    """A path typed on the command line is meant from the working directory, where it exists there."""
+    if isinstance(value, Text) and value.value and Path(value.value).expanduser().exists():
+        return Text(os.path.abspath(Path(value.value).expanduser()))
+    return value
+
+
+# --------------------------------------------------------------------------------------- a stage's whole
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Everything a stage was told: its tiers (None for a tier it has not), its own options and the seed."""
+
+    model: Any = None
+    algo: Any = None
+    dataset: Any = None
+    reward: Any = None
+    options: Any = None
+    seed: int = 0
+    quick_test: bool = False
+
+    def to_dict(self, run_dir: Path | None = None) -> dict[str, Any]:
+        """Return every resolved value, with no absolute path and nothing that names the run.
+
+        Where outputs go does not change what they are, so `model.paths.outputs` is left out.
+        """
+        tiers = {}
+        for name in ("model", "algo", "dataset", "reward", "options"):
+            value = getattr(self, name)
+            if value is not None:
+                tiers[name] = portable(dataclasses.asdict(value), run_dir)
+        tiers.get("model", {}).get("paths", {}).pop("outputs", None)
+        return tiers | {"quick_test": self.quick_test}
+
+
+def portable(value: Any, run_dir: Path | None = None) -> Any:
+    """Return plain JSON data in which absolute paths are written relative to the run or the repository."""
+    if isinstance(value, dict):
+        return {str(key): portable(item, run_dir) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item, run_dir) for item in value]
+    if isinstance(value, Path) or isinstance(value, str) and os.path.isabs(value):
+        return relative_name(resolve_path(value), run_dir)
+    return value
+
+
+def relative_name(path: Path, run_dir: Path | None = None) -> str:
+    """Return the name a manifest gives a path.
+
+    Relative to the run for a file of the run, to the repository for one in it, else "external/<basename>".
+    """
+    path = Path(os.path.abspath(path))
+    for root in (run_dir, REPO_ROOT):
+        if root is not None and path.is_relative_to(os.path.abspath(root)):
+            return path.relative_to(os.path.abspath(root)).as_posix()
+    return f"external/{path.name}"

@@ -1,0 +1,1 @@
+"""FinQA programs, answer extraction and answer equality."""

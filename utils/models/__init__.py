@@ -1,0 +1,1 @@
+"""Loading, shared-prefix scoring and sampling."""

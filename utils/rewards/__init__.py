@@ -1,0 +1,1 @@
+"""Task rewards, intrinsic reward, normalisers and the reward specification."""
