@@ -164,16 +164,27 @@ class DatasetConfig:
     max_train: int | None = setting(None, "use at most this many training items; null for all")
     max_val: int | None = setting(None, "use at most this many validation items; null for all")
     max_test: int | None = setting(None, "use at most this many test items; null for all")
-    table_style: Literal["facts", "rows"] = setting("facts", "how a table is written into the prompt")
-    max_input_chars: int | None = setting(None, "longest input text, characters; null for no limit")
-    required_fields: list[str] = setting([], "raw fields a row must have")
-    error_threshold: float = setting(0.0, "share of rows with an error above which 00 fails")
+    instruction: str = setting("", "before a FinQA report, after a GSM8K or MATH question; empty for none")
+    table_style: Literal["facts", "rows"] = setting(
+        "facts", "tables in the prompt: a line per cell or per row"
+    )
+    max_input_tokens: int | None = setting(None, "longest input, tokens; the least related text is cut")
+    tokenizer: str = setting("", "counts those tokens: a folder or hub name; empty: estimate", path=True)
+    response_fields: list[Literal["evidence", "program", "answer"]] = setting(
+        ["program", "answer"], "fields of the taught FinQA response, in order"
+    )
+    calculator_marks: bool = setting(False, "keep GSM8K's <<16-3=13>> in the taught solution")
+    required_fields: list[str] = setting([], "further raw keys a row must have, dotted, e.g. qa.gold_inds")
+    error_threshold: float = setting(0.05, "share of rows with an error above which 00 and 01 fail")
 
     def validate(self) -> None:
         _within(0, 0.9, val_fraction=self.val_fraction)
         _within(0, 1, error_threshold=self.error_threshold)
         _at_least(1, max_train=self.max_train, max_val=self.max_val, max_test=self.max_test)
-        _at_least(1, max_input_chars=self.max_input_chars)
+        _at_least(1, max_input_tokens=self.max_input_tokens)
+        fields = self.response_fields
+        if "program" not in fields or len(set(fields)) < len(fields):
+            raise ValueError(f"response_fields must name program, and no field twice, found {fields}")
 
 
 # ------------------------------------------------------------------------------------------- loading
