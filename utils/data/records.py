@@ -1,7 +1,6 @@
 """The one record type that every stage after preparation reads."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -96,10 +95,3 @@ def load_records(path: str | Path) -> list[Record]:
 
 def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not valid JSON")
-
-
-def exact_number_text(value: float) -> str:
-    """A finite number as the shortest decimal text that reads back as the same value ("3", not "3.0")."""
-    if not math.isfinite(value):
-        raise ValueError(f"{value} is not a finite number")
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))

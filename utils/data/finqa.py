@@ -1,0 +1,212 @@
+"""Reader for FinQA (Chen et al. 2021, arXiv 2109.00122): one JSON array of questions per split.
+
+Quirks of the published files that are accepted as they are: ``pre_text``/``post_text`` whose sentences are
+joined in a single string; ``exe_ans`` that is "yes" or "no"; ids that end in ``-xN``; optional ``qa`` keys
+that come and go. ``qa.answer`` is never used: it shows percent where ``exe_ans`` is a fraction, and in some
+rows contradicts it. The embedded data set has the same schema with two more optional ``qa`` keys:
+``demonstration`` (the annotator's program, which may be wrong) and ``evidence`` (a list of facts).
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.data.reading import (
+    Notes,
+    Problem,
+    RawItem,
+    RawRow,
+    check_scalars,
+    describe,
+    drop_duplicate_ids,
+    missing_fields,
+    read_json_items,
+)
+
+_STEP = re.compile(  # the ten operations of the paper, Table 1
+    r"(?:^|,\s*)(?:add|subtract|multiply|divide|exp|greater|table_(?:max|min|sum|average))\("
+)
+_OPTIONAL = ("answer", "gold_inds", "steps", "program_re", "explanation")
+_UNUSUAL_ID = re.compile(r"-x\d+$")
+_USED = {"id", "filename", "pre_text", "post_text", "table", "question", "program", "exe_ans"}
+
+
+def read_finqa(
+    path: Path, file: str, required: tuple[str, ...] = (), max_level: int | None = None
+) -> tuple[list[RawRow], list[Problem]]:
+    """The usable rows of one split and all problems found in it.
+
+    ``file`` is the name used in problems and sources. ``required`` are further dotted keys that a row must
+    have ("qa.gold_inds"). ``level`` is the number of program steps, at most ``max_level``.
+    """
+    items, problems = read_json_items(path, file, marker="qa")
+    rows = []
+    for item in items:
+        notes = Notes(item, problems)
+        row = _check(item, notes, required, max_level)
+        if row is not None and not notes.failed:
+            rows.append(row)
+    return drop_duplicate_ids(rows, problems), problems
+
+
+def count_steps(program: str) -> int:
+    """The number of operations in a program, e.g. 2 for "subtract(5, 3), divide(#0, 3)"."""
+    return len(_STEP.findall(program))
+
+
+def _check(item: RawItem, notes: Notes, required: tuple[str, ...], max_level: int | None) -> RawRow | None:
+    row = item.value
+    if not isinstance(row, dict):
+        notes.error("not_an_object", f"expected an object, found {describe(row)}")
+        return None
+    notes.id = _identity(row, notes)
+    check_scalars(notes, _USED)
+    for name in missing_fields(row, required):
+        notes.error("missing_key", f"'{name}' is missing or empty, and the configuration requires it")
+    pre_text = _sentences(row, "pre_text", notes)
+    post_text = _sentences(row, "post_text", notes)
+    table = _table(row, notes)
+    qa = row.get("qa")
+    if not isinstance(qa, dict):
+        notes.error(
+            "missing_key" if qa is None else "wrong_type", f"'qa' must be an object, found {describe(qa)}"
+        )
+        return None
+    question = notes.text(qa, "question", "qa.question")
+    program = notes.text(qa, "program", "qa.program")
+    answer = _answer(qa, notes)
+    steps = count_steps(program)
+    if program and not steps:
+        notes.error("unparsable_gold", f"'qa.program' holds no operation: {program[:80]!r}")
+    demonstration = notes.text(qa, "demonstration", "qa.demonstration") if "demonstration" in qa else program
+    evidence = qa.get("evidence") or []
+    if not isinstance(evidence, list) or not all(isinstance(fact, str) for fact in evidence):
+        notes.error("wrong_type", f"'qa.evidence' must be a list of texts, found {describe(evidence)}")
+        evidence = []
+    if notes.failed:
+        return None
+    filename, family, places = row.get("filename"), qa.get("family"), qa.get("gold_inds")
+    return RawRow(
+        file=item.file,
+        row=item.row,
+        place=item.place,
+        id=notes.id,
+        question=question,
+        answer=answer,
+        program=program,
+        demonstration=demonstration,
+        evidence=tuple(evidence),
+        pre_text=pre_text,
+        post_text=post_text,
+        table=table,
+        report=filename if isinstance(filename, str) and filename else notes.id.rpartition("-")[0],
+        gold_places=tuple(places) if isinstance(places, dict) else (),
+        level=steps if max_level is None else min(steps, max_level),
+        type=family if isinstance(family, str) else "",
+        traits=tuple(_traits(row, qa, notes.id)),
+    )
+
+
+def _traits(row: dict, qa: dict, id_: str) -> Iterator[str]:
+    """The quirks of the published files that a row shows."""
+    for key in ("pre_text", "post_text"):
+        if isinstance(row[key], list) and len(row[key]) == 1:
+            yield f"{key} in a single string"
+    if _UNUSUAL_ID.search(id_):
+        yield "id ending in -xN"
+    if qa["exe_ans"] in ("yes", "no"):
+        yield "yes/no answer"
+    elif "%" in str(qa.get("answer")):
+        yield "qa.answer in percent, exe_ans a fraction"
+    for key in _OPTIONAL:
+        if key not in qa:
+            yield f"no qa.{key}"
+
+
+def _identity(row: dict, notes: Notes) -> str:
+    value = row.get("id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        notes.id = str(value)
+        notes.warning("number_for_text", f"'id' is the number {value}, read as text")
+        return str(value)
+    return notes.text(row, "id")
+
+
+def _sentences(row: dict, key: str, notes: Notes) -> tuple[str, ...]:
+    """``pre_text`` or ``post_text`` as sentences, exactly as listed (``gold_inds`` counts them)."""
+    value = row.get(key)
+    if value is None:
+        notes.error("missing_key", f"'{key}' is missing")
+        return ()
+    if isinstance(value, str):
+        notes.warning("text_for_list", f"'{key}' is a text, read as a list of one")
+        return (value,)
+    if not isinstance(value, list):
+        notes.error("wrong_type", f"'{key}' must be a list of texts, found {describe(value)}")
+        return ()
+    return tuple(_as_text(part, f"{key}.{index}", notes) for index, part in enumerate(value))
+
+
+def _table(row: dict, notes: Notes) -> tuple[tuple[str, ...], ...]:
+    value = row.get("table")
+    if value is None:
+        notes.error("missing_key", "'table' is missing")
+        return ()
+    if not isinstance(value, list) or not all(isinstance(cells, list) for cells in value):
+        notes.error("wrong_type", "'table' must be a list of rows, each a list of cells")
+        return ()
+    table = tuple(
+        tuple(_as_text(cell, f"table.{r}.{c}", notes) for c, cell in enumerate(cells))
+        for r, cells in enumerate(value)
+    )
+    if not any(cell.strip() for cells in table for cell in cells):
+        notes.warning("empty_table", "'table' is empty")
+    elif len({len(cells) for cells in table}) > 1:
+        notes.warning("ragged_table", "the rows of 'table' differ in length")
+    return table
+
+
+def _as_text(value: Any, name: str, notes: Notes) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        notes.warning("number_for_text", f"'{name}' is the number {value}, read as text")
+        return str(value)
+    if value is None:
+        notes.warning("number_for_text", f"'{name}' is null, read as empty")
+        return ""
+    notes.error("wrong_type", f"'{name}' must be text, found {describe(value)}")
+    return ""
+
+
+def _answer(qa: dict, notes: Notes) -> str:
+    """``exe_ans`` as text: "yes", "no", or the shortest decimal that reads back as the same number."""
+    value = qa.get("exe_ans")
+    if value in ("yes", "no"):
+        return value
+    try:
+        if isinstance(value, str) and value.strip():
+            text = _number_text(float(value))
+            notes.warning("text_for_number", f"'qa.exe_ans' is the text {value[:40]!r}, read as a number")
+            return text
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return _number_text(float(value))
+    except (ValueError, OverflowError):
+        notes.error(
+            "unparsable_gold", f"'qa.exe_ans' must be a finite number, yes or no, found {describe(value)}"
+        )
+        return ""
+    if value is None or value == "":
+        notes.error("missing_key", "'qa.exe_ans' is missing")
+    else:
+        notes.error("wrong_type", f"'qa.exe_ans' must be a number, yes or no, found {describe(value)}")
+    return ""
+
+
+def _number_text(value: float) -> str:
+    """A finite number as the shortest decimal text that reads back as the same value ("3", not "3.0")."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))

@@ -1,0 +1,354 @@
+"""Read raw files row by row, and keep reading past damage.
+
+A reader never raises for what a file holds. It returns the rows it could use and a list of ``Problem``,
+one for everything it could not use (severity error: the row is left out) or had to interpret
+(severity warning: the row is used). A row that is whole survives damage to its neighbours.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+MAX_ROW_CHARS = 2_000_000  # the longest row of the three data sets has some 30,000 characters
+MAX_RESYNC_ATTEMPTS = 20_000  # bounds the search for the next whole item in a damaged array
+FILE = "file"  # place of a problem that concerns the file as a whole
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a raw file. ``place`` is "row 12" (items of a JSON array, counted from 0),
+    "line 13" (lines of a JSONL file, counted from 1) or "file"; ``id`` is "" where it is unknown."""
+
+    file: str
+    place: str
+    id: str
+    severity: Literal["error", "warning"]
+    code: str
+    message: str
+
+    def to_json(self) -> dict:
+        """The problem as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One usable row of a raw file, checked and in the same form for every data set.
+
+    ``row`` counts from 0 over all rows of the file, damaged ones included. ``answer`` is the gold answer
+    as text. ``context`` are the texts before and after the table, ``report`` the page they come from
+    (FinQA). ``solution`` is the worked solution (GSM8K, MATH). ``demonstration`` is the program an
+    annotator wrote and ``evidence`` the facts it rests on, where the raw file states them.
+    ``gold_places`` names the texts and table rows that hold the evidence ("text_3", "table_1"); it serves
+    to report what cutting lost, never to choose what to cut. ``traits`` are known quirks of the published
+    files that the row shows; they are counted in the data report.
+    """
+
+    file: str
+    row: int
+    place: str
+    id: str
+    question: str
+    answer: str
+    program: str = ""
+    demonstration: str = ""
+    solution: str = ""
+    evidence: tuple[str, ...] = ()
+    pre_text: tuple[str, ...] = ()
+    post_text: tuple[str, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+    report: str = ""
+    gold_places: tuple[str, ...] = ()
+    level: int | None = None
+    type: str = ""
+    traits: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Where the row stands in the raw data, e.g. ``train.json#12``."""
+        return f"{self.file}#{self.row}"
+
+    def problem(self, severity: Literal["error", "warning"], code: str, message: str) -> Problem:
+        """A problem at this row's place."""
+        return Problem(self.file, self.place, self.id, severity, code, message)
+
+
+@dataclass(frozen=True)
+class RawItem:
+    """One parsed but unchecked value of a raw file."""
+
+    file: str
+    row: int
+    place: str
+    value: Any
+
+
+@dataclass
+class Notes:
+    """Collects the problems of one row. ``failed`` turns true with the first error."""
+
+    item: RawItem
+    problems: list[Problem]
+    id: str = ""
+    failed: bool = field(default=False)
+
+    def error(self, code: str, message: str) -> None:
+        """Note a problem that makes the row unusable."""
+        self.failed = True
+        self.problems.append(Problem(self.item.file, self.item.place, self.id, "error", code, message))
+
+    def warning(self, code: str, message: str) -> None:
+        """Note something that was interpreted; the row stays."""
+        self.problems.append(Problem(self.item.file, self.item.place, self.id, "warning", code, message))
+
+    def text(self, row: dict, key: str, label: str = "") -> str:
+        """The non-blank text under ``key``; notes an error and returns "" where there is none."""
+        label = label or key
+        value = row.get(key)
+        if value is None:
+            self.error("missing_key", f"'{label}' is missing")
+        elif not isinstance(value, str):
+            self.error("wrong_type", f"'{label}' must be text, found {describe(value)}")
+        elif not value.strip():
+            self.error("empty_value", f"'{label}' is empty")
+        else:
+            return value
+        return ""
+
+
+def read_json_items(path: Path, file: str, marker: str) -> tuple[list[RawItem], list[Problem]]:
+    """The items of a JSON array of objects, parsed one by one.
+
+    After a syntax error reading goes on at the next object that parses and holds the key ``marker``, so a
+    truncated or damaged array still yields its whole items.
+    """
+    text, problems = _read_text(path, file)
+    if not text.strip():
+        return [], [*problems, _file_error(file, "empty_file", "the file is empty")]
+    items: list[RawItem] = []
+    decoder = json.JSONDecoder()
+    attempts = MAX_RESYNC_ATTEMPTS
+    position, row, closed = _skip_space(text, 0), 0, False
+
+    def resync(start: int) -> int:
+        nonlocal attempts
+        while attempts and (start := text.find("{", start)) >= 0:
+            attempts -= 1
+            try:
+                value, _ = decoder.raw_decode(text, start)
+            except (ValueError, RecursionError):
+                start += 1
+                continue
+            if isinstance(value, dict) and marker in value:
+                return start
+            start += 1
+        return len(text)
+
+    if text[position] == "[":
+        position += 1
+    else:
+        message = f"expected an array of objects ('['), found {text[position : position + 1]!r}"
+        problems.append(_file_error(file, "not_an_array", message))
+        position = resync(position)
+        closed = True  # without an opening bracket a closing one is not missed
+    while (position := _skip_space(text, position)) < len(text):
+        if text[position] == "]":
+            closed = True
+            rest = _skip_space(text, position + 1)
+            if rest < len(text):
+                message = f"text after the end of the array at {_line_column(text, rest)}"
+                problems.append(_file_error(file, "text_after_end", message))
+            position = resync(rest)
+            continue
+        place = f"row {row}"
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            message = _syntax_message(text, position, error)
+            problems.append(Problem(file, place, "", "error", "bad_json", message))
+            position, row = resync(position + 1), row + 1
+            continue
+        _admit(items, problems, RawItem(file, row, place, value), text[position:end])
+        row += 1
+        position = _skip_space(text, end)
+        if position < len(text) and text[position] == ",":
+            position += 1
+        elif position < len(text) and text[position] != "]":
+            message = f"expected ',' or ']' after row {row - 1} at {_line_column(text, position)}"
+            problems.append(_file_error(file, "bad_json", message))
+            position = resync(position)
+    if not closed:
+        message = f"the array is not closed after row {row - 1}: the file is truncated"
+        problems.append(_file_error(file, "truncated_file", message))
+    elif row == 0:
+        problems.append(_file_error(file, "no_rows", "the file holds no rows"))
+    return items, problems
+
+
+def read_jsonl_items(path: Path, file: str) -> tuple[list[RawItem], list[Problem]]:
+    """The values of a JSONL file, one per non-blank line."""
+    text, problems = _read_text(path, file)
+    if not text.strip():
+        return [], [*problems, _file_error(file, "empty_file", "the file is empty")]
+    items: list[RawItem] = []
+    row = 0
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        if len(line) > MAX_ROW_CHARS:
+            problems.append(Problem(file, place, "", "error", "too_long", _length_message(line)))
+        else:
+            try:
+                _admit(items, problems, RawItem(file, row, place, json.loads(line)), line)
+            except (ValueError, RecursionError) as error:
+                message = _syntax_message(line, 0, error)
+                problems.append(Problem(file, place, "", "error", "bad_json", message))
+        row += 1
+    return items, problems
+
+
+def read_object(path: Path, file: str, row: int) -> tuple[list[RawItem], list[Problem]]:
+    """The single object of a one-problem-per-file data set, as a list of at most one item."""
+    text, problems = _read_text(path, file)
+    if not text.strip():
+        return [], [*problems, _file_error(file, "empty_file", "the file is empty")]
+    items: list[RawItem] = []
+    try:
+        _admit(items, problems, RawItem(file, row, f"row {row}", json.loads(text)), text)
+    except (ValueError, RecursionError) as error:
+        message = _syntax_message(text, 0, error)
+        problems.append(Problem(file, f"row {row}", "", "error", "bad_json", message))
+    return items, problems
+
+
+def check_scalars(notes: Notes, used: set[str]) -> None:
+    """Note NaN, infinite numbers and text that is not Unicode anywhere in the item.
+
+    Non-finite numbers outside the keys in ``used`` (of the item, or of its ``qa``) are warnings: they
+    occur in optional fields that a table tool has filled in.
+    """
+    for path, value in walk(notes.item.value):
+        if isinstance(value, float) and not math.isfinite(value):
+            note = notes.error if used & set(path[:2]) else notes.warning
+            note("not_finite", f"'{_join(path)}' is {value}, not a finite number")
+        elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+            notes.error("not_unicode", f"'{_join(path)}' holds half of a surrogate pair, not Unicode text")
+
+
+def walk(value: Any) -> Iterator[tuple[tuple, Any]]:
+    """All scalars (and object keys) in a JSON value with their paths, without recursion."""
+    stack: list[tuple[tuple, Any]] = [((), value)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield (*path, key), key
+                stack.append(((*path, key), item))
+        elif isinstance(value, list):
+            stack.extend(((*path, index), item) for index, item in enumerate(value))
+        else:
+            yield path, value
+
+
+def missing_fields(row: dict, required: tuple[str, ...]) -> list[str]:
+    """The dotted keys of ``required`` ("qa.gold_inds") that ``row`` lacks or leaves empty."""
+    missing = []
+    for name in required:
+        value: Any = row
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None or value in ("", [], {}):
+            missing.append(name)
+    return missing
+
+
+def drop_duplicate_ids(rows: list[RawRow], problems: list[Problem]) -> list[RawRow]:
+    """The rows with the first use of each id; later uses become errors."""
+    first: dict[str, RawRow] = {}
+    for row in rows:
+        if row.id in first:
+            message = f"id '{row.id}' is already used at {first[row.id].place}"
+            problems.append(row.problem("error", "duplicate_id", message))
+        else:
+            first[row.id] = row
+    return list(first.values())
+
+
+def describe(value: Any) -> str:
+    """A JSON value's type in JSON's words, with the value where it is short."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    name = names.get(type(value), "a number")
+    shown = repr(value) if isinstance(value, str | int | float | bool) else ""
+    return f"{name} {shown}" if 0 < len(shown) <= 40 else name
+
+
+def _admit(items: list[RawItem], problems: list[Problem], item: RawItem, source: str) -> None:
+    """Append the item unless its source text is over-long or not UTF-8."""
+    if len(source) > MAX_ROW_CHARS:
+        problem = ("too_long", _length_message(source))
+    elif not source.isascii() and (escaped := _ESCAPED_BYTE.search(source)):
+        byte = ord(escaped.group()) - 0xDC00
+        near = source[max(0, escaped.start() - 20) : escaped.start()]
+        problem = ("wrong_encoding", f"byte 0x{byte:02x} after {near!r} is not UTF-8; save the file as UTF-8")
+    else:
+        items.append(item)
+        return
+    problems.append(Problem(item.file, item.place, _id_of(item.value), "error", *problem))
+
+
+def _read_text(path: Path, file: str) -> tuple[str, list[Problem]]:
+    """The file as text; bytes that are not UTF-8 become lone surrogates, to be reported row by row."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return "", [_file_error(file, "unreadable", f"cannot be read: {error.strerror}")]
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        warning = Problem(file, FILE, "", "warning", "utf16", "the file is UTF-16; save it as UTF-8")
+        return data.decode("utf-16", errors="replace"), [warning]
+    if data.startswith(b"\xef\xbb\xbf"):
+        warning = Problem(file, FILE, "", "warning", "bom", "the file starts with a byte order mark")
+        return data[3:].decode("utf-8", errors="surrogateescape"), [warning]
+    return data.decode("utf-8", errors="surrogateescape"), []
+
+
+def _file_error(file: str, code: str, message: str) -> Problem:
+    return Problem(file, FILE, "", "error", code, message)
+
+
+def _id_of(value: Any) -> str:
+    found = value.get("id") if isinstance(value, dict) else None
+    return found if isinstance(found, str) and not _SURROGATE.search(found) else ""
+
+
+def _skip_space(text: str, position: int) -> int:
+    return _SPACE.match(text, position).end()
+
+
+def _line_column(text: str, position: int) -> str:
+    line = text.count("\n", 0, position) + 1
+    return f"line {line} column {position - text.rfind(chr(10), 0, position)}"
+
+
+def _syntax_message(text: str, start: int, error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"JSON syntax error at {_line_column(text, error.pos)}: {error.msg}"
+    if isinstance(error, RecursionError):
+        return f"too deeply nested JSON in the item at {_line_column(text, start)}"
+    return f"bad number in the item at {_line_column(text, start)}: {str(error).split(';')[0]}"
+
+
+def _length_message(source: str) -> str:
+    return f"{len(source) / 1e6:.1f} million characters in one row (limit {MAX_ROW_CHARS / 1e6:.0f} million)"
+
+
+def _join(path: tuple) -> str:
+    return ".".join(str(key) for key in path)
