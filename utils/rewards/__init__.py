@@ -1,1 +1,1 @@
-"""Task rewards, intrinsic reward, normalisers and the reward specification."""
+"""Rewards room: what a completion is paid."""

@@ -1,0 +1,100 @@
+"""02: write the reward specification of a run, and test it on the run's own gold answers."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from utils.common import UserError, derive_seed, shown, write_json
+from utils.config import setting
+from utils.rewards.spec import RewardSpec, write_reward_spec
+from utils.stage import Stage, StageContext, main
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Options:
+    """Options of this stage alone."""
+
+    cases_per_split: int = setting(20, "records per split that unit tests are made of")
+    gold_failures_allowed: float = setting(0.0, "share of golds that may fail to score as right")
+
+    def validate(self) -> None:
+        if self.cases_per_split < 1:
+            raise ValueError(f"cases_per_split must be at least 1, found {self.cases_per_split}")
+        if not 0 <= self.gold_failures_allowed < 1:
+            raise ValueError(f"gold_failures_allowed must be in [0, 1), found {self.gold_failures_allowed}")
+
+
+STAGE = Stage(
+    number="02",
+    folder="02_rewards",
+    summary="Write the reward specification of a run, and test it on the run's own gold answers.",
+    reads="01_preprocessing/{train,val,test}.jsonl",
+    writes="reward_spec.yaml, unit_tests/{test_cases,test_results}.json",
+    tiers={"reward": (RewardSpec, "configs/rewards/task.yaml")},
+    options=Options,
+    inputs=lambda config, run_dir: {
+        split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS
+    },
+    quick={"cases_per_split": 3},
+)
+
+
+def run(ctx: StageContext) -> int:
+    """Write reward_spec.yaml; grade every gold; run the unit tests. Returns 1 if one fails."""
+    from utils.data.records import load_records
+    from utils.grading.grade import REQUIRED_FIELDS
+    from utils.rewards.cases import as_json, build_cases, gold_grade, run_case
+
+    splits = {split: load_records(path) for split, path in ctx.inputs.items()}
+    spec: RewardSpec = ctx.config.reward
+    if not spec.required_fields:
+        names = {record.dataset for records in splits.values() for record in records}
+        fields = [field for name in sorted(names) for field in REQUIRED_FIELDS.get(name, ())]
+        spec = replace(spec, required_fields=list(dict.fromkeys(fields)))
+    write_reward_spec(ctx.out / "reward_spec.yaml", spec)
+    if not all(splits.values()):
+        raise UserError("01_preprocessing has a split without records; check the data and run 01 again")
+
+    failures: list[str] = []
+    for split, records in splits.items():
+        counts: Counter[str] = Counter()
+        for record in ctx.progress(records, description=f"golds of {split}"):
+            graded = gold_grade(record, spec)
+            counts.update(name for name, met in graded.official.items() if met)
+            if not (graded.correct and graded.format_valid):
+                failures.append(f"{record.source or record.id}: {graded.failure or graded.format_error}")
+        ctx.metrics[split] = {"golds": len(records), **{f"gold_{k}": v for k, v in sorted(counts.items())}}
+        ctx.log(f"{split}: {ctx.metrics[split]}")
+
+    cases, results = [], []
+    for split, records in splits.items():
+        rng = random.Random(derive_seed(ctx.seed, "reward_cases", split))
+        for record in rng.sample(records, min(ctx.config.options.cases_per_split, len(records))):
+            for case in build_cases(record, spec):
+                cases.append(as_json(case))
+                results.append(run_case(case, record, spec))
+    failed = [result["id"] for result in results if not result["passed"]]
+    write_json(ctx.out / "unit_tests" / "test_cases.json", cases)
+    write_json(
+        ctx.out / "unit_tests" / "test_results.json",
+        {"cases": len(cases), "failed": failed, "gold_failures": failures, "results": results},
+    )
+    ctx.metrics["unit_tests"] = {"cases": len(cases), "failed": len(failed)}
+    ctx.log(f"unit tests: {len(cases) - len(failed)} of {len(cases)} passed")
+    for line in failures[:5]:
+        ctx.log(f"a gold does not score as right: {line}")
+    for name in failed[:5]:
+        ctx.log(f"unit test failed: {name}")
+    allowed = ctx.config.options.gold_failures_allowed * sum(map(len, splits.values()))
+    if failed or len(failures) > allowed:
+        ctx.log(
+            f"error: {len(failures)} golds and {len(failed)} tests failed; see {shown(ctx.out)}/unit_tests"
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main(STAGE, run)

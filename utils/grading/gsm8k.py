@@ -1,0 +1,58 @@
+"""GSM8K answers: the official strict extraction, and a flexible one in the style of lm-evaluation-harness."""
+
+import re
+from decimal import Decimal, InvalidOperation
+
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+MAX_NUMBER_CHARS = 64  # a longer run of digits is no answer, and costs quadratic time to convert
+
+
+def extract_strict(text: str) -> str | None:
+    """The official extraction (Cobbe et al. 2021, arXiv 2110.14168, released code): the first match of
+    ``#### number``, commas removed. "#### $18" has none; "#### 18." gives "18."."""
+    match = _STRICT.search(text)
+    return match[1].replace(",", "") if match else None
+
+
+def extract_flexible(text: str) -> str | None:
+    """The last number anywhere in the text, without "$", commas and a closing period.
+
+    lm-evaluation-harness's flexible pattern, except that a run of punctuation alone ("...") is no number.
+    A minus sign directly before the digits belongs to the number, also in "16-3" (gives "-3").
+    """
+    numbers = [match for match in _FLEXIBLE.findall(text) if any(char.isdigit() for char in match)]
+    return re.sub(r"[$,]", "", numbers[-1]).rstrip(".") if numbers else None
+
+
+def normalize_number(text: str | None) -> Decimal | None:
+    """A number's value: "$", commas and blanks around it dropped; None where it is not a plain decimal."""
+    if text is None or len(text) > MAX_NUMBER_CHARS:
+        return None
+    text = re.sub(r"[$,]", "", text.strip())
+    if not re.fullmatch(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)", text):
+        return None
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return None
+
+
+def parse_gold(text: str) -> str:
+    """The gold answer in the official form (commas removed), from a whole solution ending in "#### n" or
+    from the number alone. Raises ValueError where there is none: a gold is never guessed at."""
+    answer = extract_strict(text) if "####" in text else text.strip().replace(",", "")
+    if not answer or normalize_number(answer) is None:
+        raise ValueError(f"gold answer {text[-60:]!r} is not a number")
+    return answer
+
+
+def strict_match(text: str, gold: str) -> bool:
+    """Official accuracy of one item: the extracted string equals the gold string ("18." is not "18")."""
+    return extract_strict(text) == gold
+
+
+def flexible_match(text: str, gold: str) -> bool:
+    """The last number in the text has the gold's value ("$1,000.00" is "1000")."""
+    value = normalize_number(extract_flexible(text))
+    return value is not None and value == normalize_number(gold)

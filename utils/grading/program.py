@@ -1,0 +1,148 @@
+"""FinQA programs as text: tokens, steps, and what two programs have in common.
+
+A program is ``op(a, b), op(#0, c), ...``; ``#n`` is the result of step n, counted from 0. Its wire form
+is a list of tokens, four per step (``"add("``, ``"1"``, ``"2"``, ``")"``), closed by ``"EOF"``. Behaviour
+follows the official evaluator (Chen et al. 2021, arXiv 2109.00122, released code); its traps are listed
+in ``docs/grading.md``. Programs are written by models and treated as hostile: sizes are bounded, nothing
+is evaluated as code, and every failure is a ``ProgramError``.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+
+NUMBER_OPERATIONS = ("add", "subtract", "multiply", "divide", "exp", "greater")
+TABLE_OPERATIONS = ("table_max", "table_min", "table_sum", "table_average")
+OPERATIONS = NUMBER_OPERATIONS + TABLE_OPERATIONS
+COMMUTATIVE = ("add", "multiply")
+END = "EOF"
+
+MAX_STEPS = 32  # the longest gold program of FinQA has 5 steps
+MAX_TOKEN_CHARS = 256  # the longest table row name of FinQA has 184 characters
+
+
+class ProgramError(Enum):
+    """Why a program has no value."""
+
+    EMPTY = "empty"  # no complete step
+    TOO_LONG = "too_long"  # more than MAX_STEPS steps, or a token above MAX_TOKEN_CHARS
+    BAD_STRUCTURE = "bad_structure"  # tokens are not op( a b ) op( a b ) ...
+    UNKNOWN_OPERATION = "unknown_operation"
+    BAD_NUMBER = "bad_number"
+    BAD_REFERENCE = "bad_reference"  # to the step itself, a later step, or no step
+    BAD_TABLE_ROW = "bad_table_row"  # no such row name, or a reference in its place
+    BAD_TABLE_CELL = "bad_table_cell"  # a cell of the row is not a number, or the row has no cells
+    TYPE = "type"  # arithmetic on yes/no
+    DIVISION_BY_ZERO = "division_by_zero"
+    OVERFLOW = "overflow"  # beyond float64, on the way or in the final value
+    NOT_REAL = "not_real"  # a complex power, or NaN as the final value
+
+
+class ProgramFailure(Exception):
+    """Raised inside the grading room; ``error`` is the ``ProgramError``."""
+
+    def __init__(self, error: ProgramError) -> None:
+        super().__init__(error.value)
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step. ``text`` is the step as the official evaluator spells it (tokens joined by "|"): by this
+    exact string it identifies table steps when programs are compared."""
+
+    op: str
+    a: str
+    b: str
+    text: str
+
+
+def tokenize_program(text: str) -> list[str]:
+    """Split a program into tokens and append "EOF", exactly as the official evaluator does.
+
+    It splits on ", " (comma and blank), then after "(" and around ")". So ``add(1,2)`` is a single
+    malformed argument, blanks are kept inside tokens, and a row name holding ", " breaks in two.
+    """
+    tokens = []
+    for part in text.split(", "):
+        token = ""
+        for char in part:
+            if char == ")" and token:
+                tokens.append(token)
+                token = ""
+            token += char
+            if char in "()":
+                tokens.append(token)
+                token = ""
+        if token:
+            tokens.append(token)
+    return [*tokens, END]
+
+
+def parse_steps(tokens: list[str], check_structure: bool = True) -> list[Step]:
+    """Read tokens into steps; raises ProgramFailure.
+
+    The last token is dropped unseen, as the official evaluator does, so a list without "EOF" loses its
+    last step (whose ")" is gone). Tokens are then re-joined by "|" and split at ")", which is why an
+    incomplete step at the end is ignored. ``check_structure`` is off for golds, as in the official code.
+    """
+    if len(tokens) > 4 * MAX_STEPS + 1:
+        raise ProgramFailure(ProgramError.TOO_LONG)
+    for token in tokens:
+        if not isinstance(token, str):
+            raise ProgramFailure(ProgramError.BAD_STRUCTURE)
+        if len(token) > MAX_TOKEN_CHARS:
+            raise ProgramFailure(ProgramError.TOO_LONG)
+    body = tokens[:-1]
+    if check_structure:
+        for position, token in enumerate(body):
+            if position % 4 == 0 and token.strip("(") not in OPERATIONS:
+                raise ProgramFailure(_operation_error(token))
+            if position % 4 == 3 and token != ")":
+                raise ProgramFailure(ProgramError.BAD_STRUCTURE)
+    return [_parse_step(piece.strip()) for piece in "|".join(body).split(")")[:-1]]
+
+
+def _operation_error(token: str) -> ProgramError:
+    return ProgramError.UNKNOWN_OPERATION if token.endswith("(") else ProgramError.BAD_STRUCTURE
+
+
+def _parse_step(text: str) -> Step:
+    parts = text.split("(")
+    if len(parts) != 2:
+        raise ProgramFailure(ProgramError.BAD_STRUCTURE)
+    op = parts[0].strip("|").strip()
+    arguments = parts[1].strip("|").strip().split("|")
+    if len(arguments) < 2:
+        raise ProgramFailure(ProgramError.BAD_STRUCTURE)
+    if op not in OPERATIONS:
+        raise ProgramFailure(ProgramError.UNKNOWN_OPERATION)
+    return Step(op, arguments[0].strip(), arguments[1].strip(), text)
+
+
+def program_steps(tokens: list[str]) -> list[tuple[str, str, str]]:
+    """The steps of a program as (operation, argument, argument); empty where it cannot be read.
+
+    Their number is FinQA's level of difficulty.
+    """
+    try:
+        return [(step.op, step.a, step.b) for step in parse_steps(tokens)]
+    except ProgramFailure:
+        return []
+
+
+def _canonical(step: tuple[str, str, str]) -> tuple[str, str, str]:
+    op, a, b = step
+    return (op, *sorted((a, b))) if op in COMMUTATIVE else step
+
+
+def step_overlap(predicted: list[tuple[str, str, str]], gold: list[tuple[str, str, str]]) -> float:
+    """Share of steps in common, in [0, 1]: the multiset intersection of (operation, arguments) over the
+    longer program's length, so that listing many steps in the hope of hitting one does not pay.
+
+    Arguments are compared as written; the order matters except for add and multiply.
+    """
+    if not predicted or not gold:
+        return 0.0
+    shared = Counter(map(_canonical, predicted)) & Counter(map(_canonical, gold))
+    return shared.total() / max(len(predicted), len(gold))

@@ -1,0 +1,151 @@
+"""Symbolic algebra in a process of its own that can be killed.
+
+SymPy may run for ever or exhaust memory on a few characters of hostile input ("9^{9^{9^9}}"). Signals
+cannot bound it from a worker thread, nor inside a long C call. So ``call`` sends each comparison as one
+JSON line to a persistent child, waits for the answer, and kills the child when the time is up; the next
+call starts a fresh one. The child limits its own memory, and sets itself an alarm so that it also ends
+when its parent has gone.
+"""
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from utils.common import REPO_ROOT
+
+TIMEOUT_S = 5.0  # wall-clock seconds per comparison
+START_TIMEOUT_S = 120.0  # to import SymPy and math-verify, once per child
+MEMORY_BYTES = 2 << 30
+MAX_REPLY_BYTES = 1 << 16
+
+
+class WorkerTimeout(Exception):
+    """The comparison took longer than its time-out; the child has been killed."""
+
+
+class WorkerFailure(Exception):
+    """The comparison raised, or the child died of it (out of memory, stack overflow)."""
+
+
+class Worker:
+    """A child process that answers one request at a time; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
+
+    def call(self, task: str, timeout: float = TIMEOUT_S, **arguments) -> bool | str:
+        """Run ``TASKS[task](**arguments)`` in the child; arguments and result travel as JSON.
+
+        Raises WorkerTimeout after ``timeout`` seconds, WorkerFailure if the task failed. Starting the
+        child (once, and after a kill) is not counted.
+        """
+        with self._lock:
+            try:
+                if self._process is None or self._process.poll() is not None:
+                    self._start()
+                request = {"task": task, "timeout": timeout, "arguments": arguments}
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                self._process.stdin.flush()
+                reply = self._read_line(timeout)
+            except BaseException as error:  # also Ctrl-C: an answer left unread would go to the next caller
+                self._stop()
+                if isinstance(error, OSError):
+                    raise WorkerFailure("the symbolic worker died") from None
+                raise
+        if "error" in reply:
+            raise WorkerFailure(reply["error"])
+        return reply["result"]
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._stop()
+
+    def forget(self) -> None:
+        """In a forked copy of this process: leave the child to the parent and start anew when called."""
+        process, self._lock, self._process = self._process, threading.Lock(), None
+        if process is not None:
+            process.stdin.close()
+            process.stdout.close()
+            process.returncode = 0  # not ours to wait for
+
+    def _start(self) -> None:
+        self._stop()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "utils.grading.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=REPO_ROOT,
+        )
+        try:
+            self._read_line(START_TIMEOUT_S)
+        except (WorkerTimeout, WorkerFailure):
+            command = "python -m utils.grading.worker"
+            raise RuntimeError(f"cannot start the symbolic worker; `{command}` shows why") from None
+
+    def _read_line(self, timeout: float) -> dict:
+        descriptor, data, deadline = self._process.stdout.fileno(), b"", time.monotonic() + timeout
+        while not data.endswith(b"\n"):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not select.select([descriptor], [], [], remaining)[0]:
+                raise WorkerTimeout(f"no result within {timeout:g} s")
+            chunk = os.read(descriptor, MAX_REPLY_BYTES)
+            if not chunk:
+                raise WorkerFailure("the symbolic worker died")
+            data += chunk
+        return json.loads(data)
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        with contextlib.suppress(OSError):  # what was still to be written to a dead child
+            process.stdin.close()
+        process.stdout.close()
+
+
+_WORKER = Worker()
+atexit.register(_WORKER.close)
+os.register_at_fork(after_in_child=_WORKER.forget)
+call = _WORKER.call
+
+
+def serve() -> None:
+    """The child's loop: read requests from stdin, write replies to stdout, until stdin closes."""
+    import resource
+
+    with contextlib.suppress(ValueError, OSError):  # not every system has this limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    logging.disable(logging.CRITICAL)
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    sys.stdout = sys.stderr  # what a library prints must not end up among the replies
+
+    from utils.grading.symbolic import TASKS, warm_up
+
+    warm_up()
+    print(json.dumps({"result": True}), file=replies, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, request["timeout"] + 1.0)  # default action: end the process
+        try:
+            reply = {"result": TASKS[request["task"]](**request["arguments"])}
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"[:500]}
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,52 @@
+"""The task reward: what the answer, the program and the form of a completion are paid.
+
+At most one of three parts is paid for the content, so that a wrong answer never outranks a right one:
+
+    exact_match      the answer is right by the data set's official rule
+    numeric_match    a wrong number within ``numeric_tolerance`` of the gold, relative to it
+    program_partial  neither of these: times the share of steps in common with the gold program (operation
+                     and arguments, over the longer program's length)
+
+and, whatever the content, ``format_penalty`` (times its weight) where the form is not what was asked for.
+It fails closed: an unusable gold is an error, an answer that cannot be read is wrong, and an empty answer
+equals nothing.
+"""
+
+from utils.data.records import Record
+from utils.grading.grade import PROGRAM_DATASETS, Grade, grade
+from utils.grading.program import program_steps, step_overlap, tokenize_program
+from utils.rewards.spec import RewardSpec
+
+COMPONENTS = ("exact_match", "numeric_match", "program_partial", "format_penalty")
+
+
+def task_reward(record: Record, completion: str, spec: RewardSpec) -> dict[str, float]:
+    """Reward of one decoded completion: every component as paid, and their sum as ``total``.
+
+    Raises UserError naming the record if its gold is unusable.
+    """
+    return reward_of(record, grade(record, completion, spec.required_fields, program_accuracy=False), spec)
+
+
+def reward_of(record: Record, graded: Grade, spec: RewardSpec) -> dict[str, float]:
+    """The same for a completion that has been graded already (with the spec's required fields)."""
+    paid = dict.fromkeys(COMPONENTS, 0.0)
+    if graded.correct:
+        paid["exact_match"] = spec.exact_match
+    elif graded.relative_error is not None and graded.relative_error <= spec.numeric_tolerance:
+        paid["numeric_match"] = spec.numeric_match
+    elif record.dataset in PROGRAM_DATASETS:
+        paid["program_partial"] = spec.program_partial * _steps_in_common(record, graded)
+    if not graded.format_valid:
+        paid["format_penalty"] = spec.weights.format * spec.format_penalty
+    return paid | {"total": sum(paid.values())}
+
+
+def best_reward(spec: RewardSpec) -> float:
+    """The most a completion can earn: a right answer in the right form."""
+    return spec.exact_match
+
+
+def _steps_in_common(record: Record, graded: Grade) -> float:
+    predicted = program_steps(tokenize_program(graded.parsed.get("program", "")))
+    return step_overlap(predicted, program_steps(tokenize_program(record.target_program)))
