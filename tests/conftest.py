@@ -16,7 +16,7 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_shared_data() -> Path | None:
-    """Return the folder with real copies of the data sets (finqa/, gsm8k/, math/), None where there is none."""
+    """Return the folder with real copies of the data sets (finqa/, gsm8k/, math/), None if there is none."""
     folder = Path(os.environ.get("BELLMAN_DATA") or REPO_ROOT.parent / "shared" / "data")
     return folder if (folder / "gsm8k" / "train.jsonl").is_file() else None
 
@@ -32,10 +32,10 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a factory: architecture "llama", "qwen2" or "gpt2" -> folder with a random model and its tokenizer.
+    """Return a factory: "llama", "qwen2" or "gpt2" -> folder with a random model and its tokenizer.
 
-    Two layers, width 32, 4 heads (2 key-value heads where the architecture groups them), 256 positions, float32,
-    one token per byte; made on first use, once a session.
+    Two layers, width 32, 4 heads (2 key-value heads where the architecture groups them), 256 positions,
+    float32, one token per byte; made on first use, once a session.
     """
     made: dict[str, Path] = {}
 

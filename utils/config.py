@@ -252,7 +252,8 @@ def load_tier(cls: type[T], path: str | Path | None, overrides: dict[str, Any] |
         section = data
         *parents, name = key.split(".")
         for parent in parents:
-            section = section.setdefault(parent, {})
+            section[parent] = section.get(parent) or {}
+            section = section[parent]
         section[name] = absolute_if_local(value) if _is_path(cls, key) else value
     return build(cls, data, f"command line (over {where})")
 
@@ -304,7 +305,7 @@ def portable(value: Any, run_dir: Path | None = None) -> Any:
         return {str(key): portable(item, run_dir) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(item, run_dir) for item in value]
-    if isinstance(value, Path) or isinstance(value, str) and os.path.isabs(value):
+    if isinstance(value, Path) or isinstance(value, str) and os.path.isabs(value) and "\n" not in value:
         return relative_name(resolve_path(value), run_dir)
     return value
 

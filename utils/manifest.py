@@ -161,7 +161,7 @@ def _git(*arguments: str) -> str | None:
 # ----------------------------------------------------------------------------- writing and reading
 
 
-def write_volatile_free(path: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest atomically, with access tokens of the environment blotted out."""
     write_text(path, redact(dump_json(manifest)))
 
@@ -254,5 +254,5 @@ def update_run_manifest(run_dir: Path) -> dict[str, Any]:
             "metrics": manifest.get("metrics", {}),
         }
     whole = {"schema_version": SCHEMA_VERSION, "run_id": run_dir.name, "stages": stages}
-    write_volatile_free(run_dir / RUN_MANIFEST, whole)
+    write_manifest(run_dir / RUN_MANIFEST, whole)
     return whole

@@ -7,6 +7,7 @@ and nested dataclasses. A dataclass may define `validate(self)` and raise ValueE
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -75,6 +76,8 @@ def build(cls: type[T], data: Any, where: str, prefix: str = "") -> T:
     """Build `cls` from a mapping. Raises UserError naming `where` (the file), key and nearest valid key."""
     if isinstance(data, cls):
         return data
+    if data is None:  # a section's name with nothing under it
+        data = {}
     if not isinstance(data, dict):
         label = f'key "{prefix.rstrip(".")}"' if prefix else "the file"
         raise UserError(f"{where}: {label} must hold a mapping of keys, found {describe(data)}")
@@ -133,6 +136,9 @@ def _coerce_scalar(value: Any, hint: Any) -> Any:
             raw = float(raw)
         except ValueError:
             return None
+    elif text and hint is int:
+        # Plain decimal: YAML would read 010 as 8 and 1:30 as 90.
+        raw = int(raw) if re.fullmatch(r"[+-]?[0-9]{1,18}", raw) else raw
     elif text:
         raw = parse_scalar(raw)
     if hint is bool:

@@ -1,0 +1,211 @@
+"""What a stage is and what running it would do: skip, resume or start, with its inputs checked first."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils import manifest as manifests
+from utils.cli import Arguments, output_root, parse, resolve
+from utils.common import UserError, read_json, shown
+from utils.config import StageConfig
+
+IN_PROGRESS = ".in_progress.json"
+
+# Which script writes which folder of a run; a variant's folder is the stage's name plus "_<variant>".
+SCRIPTS = {
+    "00_data_validation": "00_check_data.py",
+    "01_preprocessing": "01_prepare.py",
+    "02_rewards": "02_build_rewards.py",
+    "03_sft": "03_sft_train.py",
+    "03_distill": "03_distill_train.py",
+    "04_candidates": "04_generate_candidates.py",
+    "05_ppo": "05_ppo_train.py",
+    "06_grpo": "06_grpo_train.py",
+    "07_rloo": "07_rloo_train.py",
+    "08_preferences": "08_build_preferences.py",
+    "09_dpo": "09_dpo_train.py",
+    "10_evaluation": "10_evaluate.py",
+    "11_comparison": "11_compare_runs.py",
+}
+# Stages that hold one sub-folder per variant in place of one suffixed folder.
+NESTED = frozenset({"10_evaluation"})
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A stage without options of its own."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a numbered script is: its place in the pipeline, its configuration and what it reads.
+
+    `tiers` maps model, algo, dataset or reward to (dataclass, default YAML); `options` is the dataclass of
+    the stage's own options; `inputs(config, run_dir)` names the paths it reads, without heavy imports;
+    `quick` holds the values of `--quick_test` by dotted key; `variant` is the folder's suffix (10: its
+    sub-folder).
+    """
+
+    number: str
+    folder: str
+    summary: str
+    reads: str
+    writes: str
+    tiers: dict[str, tuple[type, str]] = field(default_factory=dict)
+    options: type = NoOptions
+    inputs: Callable[[StageConfig, Path], dict[str, Path]] = lambda config, run_dir: {}
+    quick: dict[str, Any] = field(default_factory=dict)
+    variant: Callable[[StageConfig], str] | str = ""
+
+    def variant_of(self, config: StageConfig) -> str:
+        """Return the variant's name, "" for the plain stage."""
+        return self.variant(config) if callable(self.variant) else self.variant
+
+    def out_dir(self, config: StageConfig, run_dir: Path) -> Path:
+        """Return the stage's folder in a run."""
+        variant = self.variant_of(config)
+        if self.folder in NESTED:
+            return run_dir / self.folder / variant
+        return run_dir / (f"{self.folder}_{variant}" if variant else self.folder)
+
+
+class Prepared(NamedTuple):
+    """A stage looked at but not run; `status` is missing, up_to_date, interrupted or "stale: <why>"."""
+
+    config: StageConfig
+    run_dir: Path
+    out: Path
+    status: str
+
+
+@dataclass
+class Plan:
+    """One execution of a stage, resolved; `check_inputs` fills in `inputs` and `identity`."""
+
+    stage: Stage
+    arguments: Arguments
+    config: StageConfig
+    run_dir: Path
+    out: Path
+    inputs: dict[str, Path] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The stage folder's path in the run, e.g. "03_sft" or "10_evaluation/grpo"."""
+        return self.out.relative_to(self.run_dir).as_posix()
+
+
+def make_plan(stage: Stage, argv: list[str]) -> Plan:
+    """Resolve a command line. Raises UserError for a mistake in it or in a configuration file."""
+    arguments = parse(stage, argv)
+    config = resolve(stage, arguments)
+    run_dir = output_root(stage, arguments.frame, config) / arguments.frame.run_id
+    return Plan(stage, arguments, config, run_dir, stage.out_dir(config, run_dir))
+
+
+def prepare(stage: Stage, argv: list[str] | None = None) -> Prepared:
+    """Say what running a stage would do, without running it. Raises UserError for a wrong option."""
+    plan = make_plan(stage, sys.argv[1:] if argv is None else argv)
+    try:
+        check_inputs(plan)
+    except UserError as error:
+        finished = (plan.out / manifests.MANIFEST).exists()
+        return Prepared(plan.config, plan.run_dir, plan.out, f"stale: {error}" if finished else "missing")
+    return Prepared(plan.config, plan.run_dir, plan.out, status_of(plan))
+
+
+def check_inputs(plan: Plan) -> None:
+    """Verify every input, then note what makes this execution the same work as another.
+
+    Raises UserError where an input is missing or is not what the stage that wrote it recorded.
+    """
+    plan.inputs = {name: Path(path) for name, path in plan.stage.inputs(plan.config, plan.run_dir).items()}
+    for path in plan.inputs.values():
+        _verify_input(path, plan)
+    plan.identity = manifests.identity(
+        plan.stage.folder,
+        plan.stage.variant_of(plan.config),
+        plan.config.seed,
+        plan.config.to_dict(plan.run_dir),
+        manifests.describe_inputs(plan.inputs, plan.run_dir),
+    )
+
+
+def _verify_input(path: Path, plan: Plan) -> None:
+    runs = plan.run_dir.parent
+    if not path.is_relative_to(runs) or len(path.relative_to(runs).parts) < 2:
+        if not path.exists():
+            raise UserError(f"missing input {shown(path)}{_how_to_get(path)}")
+        return
+    run_dir = runs / path.relative_to(runs).parts[0]
+    relative = path.relative_to(run_dir)
+    depth = 2 if relative.parts[0] in NESTED and len(relative.parts) > 2 else 1
+    folder = Path(*relative.parts[:depth])
+    command = command_for(folder, run_dir.name, plan.arguments.frame.output_dir)
+    recorded = manifests.read_manifest(run_dir / folder)
+    if recorded is None:
+        unfinished = (run_dir / folder / IN_PROGRESS).exists()
+        state = f"{shown(run_dir / folder)} is unfinished" if unfinished else f"missing input {shown(path)}"
+        raise UserError(f"{state}: run `{command}` first")
+    name = relative.as_posix()
+    if not any(output == name or output.startswith(name + "/") for output in recorded["outputs"]):
+        raise UserError(
+            f"missing input {shown(path)}: {folder}/manifest.json does not list it; "
+            f"run `{command} --overwrite`"
+        )
+    damage = manifests.damaged_output(recorded, run_dir, below=name)
+    if damage:
+        raise UserError(
+            f"input {damage} since {folder}/manifest.json was written: run `{command} --overwrite` to redo it"
+        )
+
+
+def _how_to_get(path: Path) -> str:
+    name = manifests.relative_name(path)
+    if name.startswith("datasets/"):
+        return f": run `./download.sh {name.split('/')[1]}` first"
+    return ": no such file or folder"
+
+
+def command_for(folder: Path, run_id: str, output_dir: str | None) -> str:
+    """Return the command that makes a stage folder of a run."""
+    base = folder.parts[0]
+    known = [name for name in SCRIPTS if base == name or base.startswith(name + "_")]
+    script = SCRIPTS[max(known, key=len)] if known else f"{base[:2]}_*.py"
+    words = ["python", script, "--run_id", run_id]
+    if output_dir is not None:
+        words += ["--output_dir", output_dir]
+    return shlex.join(words)
+
+
+def status_of(plan: Plan) -> str:
+    """Compare the stage folder with the plan: missing, up_to_date, interrupted or "stale: <why>"."""
+    try:
+        recorded = manifests.read_manifest(plan.out)
+    except UserError as error:
+        return f"stale: {error}"
+    if recorded is None:
+        return "interrupted" if started(plan.out).get("identity") == plan.identity else "missing"
+    changed = manifests.identity_differences(recorded, plan.identity)
+    if changed:
+        return f"stale: {_first(changed)}"
+    damage = manifests.damaged_output(recorded, plan.run_dir)
+    return f"stale: output {damage}" if damage else "up_to_date"
+
+
+def started(out: Path) -> dict[str, Any]:
+    """Return what an unfinished execution noted down when it began; {} if there is none."""
+    with contextlib.suppress(UserError):
+        noted = read_json(out / IN_PROGRESS)
+        return noted if isinstance(noted, dict) else {}
+    return {}
+
+
+def _first(changed: list[str], count: int = 3) -> str:
+    more = f" (and {len(changed) - count} more)" if len(changed) > count else ""
+    return "; ".join(changed[:count]) + more
