@@ -1,0 +1,313 @@
+"""Fetch the public data sets and hub models, or copy them from a local mirror, and verify what came.
+
+Run by download.sh. A file takes its place below datasets/ only after every file of its set has been checked, so an
+interrupted or damaged transfer leaves what was there before. The sets' layout is that of their readers.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.common import (
+    REPO_ROOT,
+    UserError,
+    read_json,
+    read_jsonl,
+    redact,
+    sha256_of,
+    write_jsonl,
+    write_text,
+)
+
+CHECKSUMS = "CHECKSUMS"
+# Weights as safetensors only: other formats can carry code.
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: its files with their official row counts, the keys every row has, and where it is published."""
+
+    rows: dict[str, int]
+    keys: tuple[str, ...]
+    url: str = ""
+    hub: str = ""
+    revision: str = ""
+
+
+DATA_SETS = {
+    "finqa": DataSet(
+        rows={"dataset/train.json": 6251, "dataset/dev.json": 883, "dataset/test.json": 1147},
+        keys=("id", "pre_text", "post_text", "table", "qa"),
+        url="https://raw.githubusercontent.com/czyssrs/FinQA/main/",
+    ),
+    "gsm8k": DataSet(
+        rows={"train.jsonl": 7473, "test.jsonl": 1319},
+        keys=("question", "answer"),
+        url="https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/",
+    ),
+    "math": DataSet(
+        rows={"train.jsonl": 7500, "test.jsonl": 5000},
+        keys=("problem", "level", "type", "solution"),
+        hub="DigitalLearningGmbH/MATH-lighteval",
+        revision="0530c78699ea5e8eb5530600900e1f328b48acad",
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------- checking
+
+
+def check_file(path: Path, data_set: DataSet, name: str) -> int:
+    """Return the number of rows of a data file. Raises UserError where it is damaged or holds something else."""
+    rows = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{name}: holds no rows")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{name}: row {number} is not an object")
+        missing = [key for key in data_set.keys if key not in row]
+        if missing:
+            raise UserError(f'{name}: row {number} has no "{missing[0]}"')
+    return len(rows)
+
+
+def check_model(folder: Path, name: str) -> None:
+    """Check a model folder: configuration, tokenizer, and every weight file whole. Raises UserError."""
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            read_json(file)
+        except UserError as error:
+            raise UserError(f"model {name}: {error}") from None
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {name}: has no config.json")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"model {name}: has no tokenizer")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"model {name}: has no .safetensors weights")
+    for file in weights:
+        check_safetensors(file, f"model {name}: {file.name}")
+    index = folder / "model.safetensors.index.json"
+    shards = set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+    absent = sorted(shards - {file.name for file in weights})
+    if absent:
+        raise UserError(f"model {name}: shard {absent[0]} is missing")
+
+
+def check_safetensors(path: Path, name: str) -> None:
+    """Check that a safetensors file is as long as its header says. Raises UserError."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise UserError(f"{name} is truncated ({size} bytes)")
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise UserError(f"{name} is not a safetensors file") from None
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise UserError(f"{name} is truncated ({size} of {expected} bytes)")
+
+
+# ------------------------------------------------------------------------------------------- fetching
+
+
+def fetch_url(url: str, target: Path) -> None:
+    """Download one file. Raises UserError where it cannot be had whole."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, open(target, "wb") as file:
+            shutil.copyfileobj(answer, file)
+            expected = answer.headers.get("Content-Length")
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{url}: the server answered {error.code} {error.reason}") from None
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(f"{url}: cannot be reached ({reason}); connect, or use --from FOLDER") from None
+    if expected is not None and target.stat().st_size != int(expected):
+        raise UserError(f"{url}: broke off after {target.stat().st_size} of {expected} bytes; try again")
+
+
+def fetch_hub(name: str, target: Path, kind: str, patterns: list[str], revision: str | None = None) -> None:
+    """Download a hub repository's files; the access token comes from the environment. Raises UserError."""
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        snapshot_download(name, repo_type=kind, revision=revision, local_dir=target, allow_patterns=patterns)
+    except RepositoryNotFoundError:
+        raise UserError(f"{name}: no such {kind} on the hub (or a token is needed: set HF_TOKEN)") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if getattr(error, "filename", None):
+            raise  # a local disk error, not the network
+        reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise UserError(
+            f"{name}: the hub cannot be reached ({reason}); connect, or use --from FOLDER"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{name}: not a hub name ({str(error).splitlines()[0]})") from None
+    shutil.rmtree(target / ".cache", ignore_errors=True)
+
+
+def fetch_math(data_set: DataSet, folder: Path) -> None:
+    """Download MATH's Parquet files and write them as the JSONL its reader takes, with the boxed answer."""
+    import pyarrow.parquet as parquet
+
+    from utils.data.hendrycks_math import last_boxed
+
+    raw = folder / "raw"
+    fetch_hub(data_set.hub, raw, "dataset", ["data/*.parquet"], data_set.revision)
+    for name in data_set.rows:
+        parts = sorted(raw.glob(f"data/{Path(name).stem}-*.parquet"))
+        if not parts:
+            raise UserError(f"{data_set.hub}: has no {Path(name).stem} split")
+        rows = [row for part in parts for row in parquet.read_table(part).to_pylist()]
+        write_jsonl(
+            folder / name,
+            (
+                {key: row[key] for key in data_set.keys} | {"answer": last_boxed(row["solution"]) or ""}
+                for row in rows
+            ),
+        )
+    shutil.rmtree(raw)
+
+
+def get_data_set(name: str, root: Path, mirror: Path | None) -> list[str]:
+    """Bring one data set into `root/<name>` and return lines that say what came. Raises UserError."""
+    data_set = DATA_SETS[name]
+    with _staging(root) as staging:
+        if mirror is not None:
+            for file in data_set.rows:
+                _copy(mirror / name / file, staging / file)
+        elif data_set.hub:
+            fetch_math(data_set, staging)
+        else:
+            for file in data_set.rows:
+                (staging / file).parent.mkdir(parents=True, exist_ok=True)
+                fetch_url(data_set.url + file, staging / file)
+        report = []
+        for file, official in data_set.rows.items():
+            rows = check_file(staging / file, data_set, f"{mirror or name}/{name}/{file}" if mirror else file)
+            note = "" if rows == official else f" (note: the official file has {official:,})"
+            report.append(f"{name}/{file}: {rows:,} rows{note}")
+        _install(staging, root / name, list(data_set.rows))
+    return report
+
+
+def get_model(name: str, root: Path, mirror: Path | None) -> list[str]:
+    """Bring one hub model into `root/models/<name>` and return lines that say what came. Raises UserError."""
+    if name.startswith(("/", ".")) or ".." in Path(name).parts:
+        raise UserError(f'"{name}" is not a hub name, such as Qwen/Qwen2.5-0.5B')
+    with _staging(root) as staging:
+        if mirror is not None:
+            source = mirror / "models" / name
+            if not source.is_dir():
+                raise UserError(f"{source}: no such folder in the mirror")
+            for pattern in MODEL_FILES:
+                for file in source.glob(pattern):
+                    _copy(file, staging / file.name)
+        else:
+            fetch_hub(name, staging, "model", MODEL_FILES)
+        check_model(staging, name)
+        files = sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
+        size = sum((staging / file).stat().st_size for file in files)
+        _install(staging, root / "models" / name, files)
+    folder = f"{root.name}/models/{name}"
+    return [f"{folder}: {len(files)} files, {size / 1e6:,.1f} MB; use it with --model.name_or_path {folder}"]
+
+
+# ------------------------------------------------------------------------------------------- placing
+
+
+@contextlib.contextmanager
+def _staging(root: Path):
+    """Yield a temporary folder on the same disk as `root`, deleted at the end whatever happens."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=root) as folder:
+        yield Path(folder)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise UserError(f"{source}: no such file in the mirror")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _install(staging: Path, folder: Path, files: list[str]) -> None:
+    """Move checked files into place and note their hashes, in the format of `sha256sum --check`."""
+    sums = "".join(f"{sha256_of(staging / file)}  {file}\n" for file in sorted(files))
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / file, folder / file)
+    write_text(folder / CHECKSUMS, sums)
+
+
+# ------------------------------------------------------------------------------------------ command line
+
+
+def parse(argv: list[str]) -> tuple[Path | None, list[tuple[Callable[..., list[str]], str]]]:
+    """Return the mirror (or None) and what to get. Raises UserError for a wrong argument."""
+    words, mirror, jobs = list(argv), None, []
+    models = False
+    while words:
+        word = words.pop(0)
+        if word == "--from" or word.startswith("--from="):
+            value = word[7:] if "=" in word else (words.pop(0) if words else "")
+            if not value:
+                raise UserError("--from needs a folder")
+            mirror = Path(os.environ.get("BELLMAN_CALLER", "."), Path(value).expanduser())
+            if not mirror.is_dir():
+                raise UserError(f"--from {value}: no such folder")
+        elif word.startswith("-"):
+            raise UserError(f"unknown option {word} (see ./download.sh --help)")
+        elif models:
+            jobs.append((get_model, word))
+        elif word == "model":
+            models = True
+        elif word in DATA_SETS:
+            jobs.append((get_data_set, word))
+        else:
+            raise UserError(
+                f'"{word}" is not a data set ({", ".join(DATA_SETS)}); for a hub model: model {word}'
+            )
+    if models and not any(get is get_model for get, _ in jobs):
+        raise UserError("model needs the name of a hub model, such as Qwen/Qwen2.5-0.5B")
+    return mirror, jobs or [(get_data_set, name) for name in DATA_SETS]
+
+
+def main(argv: list[str], root: Path = REPO_ROOT / "datasets") -> int:
+    """Run the command; return its exit code."""
+    try:
+        mirror, jobs = parse(argv)
+        for get, name in jobs:
+            print(f"{'copying' if mirror else 'fetching'} {name} …", file=sys.stderr, flush=True)
+            for line in get(name, root, mirror):
+                print(line, flush=True)
+    except UserError as error:
+        print(f"error: {redact(' '.join(str(error).splitlines()))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or root}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-fetched was kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
