@@ -1,7 +1,7 @@
 """Fetch the public data sets and hub models, or copy them from a local mirror, and verify what came.
 
-Run by download.sh. A file takes its place below datasets/ only after every file of its set has been checked, so an
-interrupted or damaged transfer leaves what was there before. The sets' layout is that of their readers.
+Run by download.sh. A file takes its place below datasets/ only after every file of its set has been checked,
+so an interrupted or damaged transfer leaves what was there before. The layout is that of the sets' readers.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from utils.common import (
     read_jsonl,
     redact,
     sha256_of,
+    shown,
     write_jsonl,
     write_text,
 )
@@ -35,7 +36,7 @@ MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: its files with their official row counts, the keys every row has, and where it is published."""
+    """A data set: its files with their official row counts, the keys of every row, where it is published."""
 
     rows: dict[str, int]
     keys: tuple[str, ...]
@@ -68,8 +69,11 @@ DATA_SETS = {
 
 
 def check_file(path: Path, data_set: DataSet, name: str) -> int:
-    """Return the number of rows of a data file. Raises UserError where it is damaged or holds something else."""
-    rows = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+    """Return the number of rows of a data file. Raises UserError, calling it `name`, where it is damaged."""
+    try:
+        rows = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+    except UserError as error:
+        raise UserError(name + str(error).removeprefix(shown(path))) from None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{name}: holds no rows")
     for number, row in enumerate(rows):
@@ -87,7 +91,7 @@ def check_model(folder: Path, name: str) -> None:
         try:
             read_json(file)
         except UserError as error:
-            raise UserError(f"model {name}: {error}") from None
+            raise UserError(f"model {name}: {file.name}{str(error).removeprefix(shown(file))}") from None
     if not (folder / "config.json").is_file():
         raise UserError(f"model {name}: has no config.json")
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -141,10 +145,11 @@ def fetch_url(url: str, target: Path) -> None:
 
 def fetch_hub(name: str, target: Path, kind: str, patterns: list[str], revision: str | None = None) -> None:
     """Download a hub repository's files; the access token comes from the environment. Raises UserError."""
-    os.environ.pop("HF_HUB_OFFLINE", None)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import logging
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    logging.set_verbosity_error()  # its retries; we say what failed in one line
     try:
         snapshot_download(name, repo_type=kind, revision=revision, local_dir=target, allow_patterns=patterns)
     except RepositoryNotFoundError:
@@ -158,7 +163,6 @@ def fetch_hub(name: str, target: Path, kind: str, patterns: list[str], revision:
         ) from None
     except ValueError as error:
         raise UserError(f"{name}: not a hub name ({str(error).splitlines()[0]})") from None
-    shutil.rmtree(target / ".cache", ignore_errors=True)
 
 
 def fetch_math(data_set: DataSet, folder: Path) -> None:
@@ -197,9 +201,11 @@ def get_data_set(name: str, root: Path, mirror: Path | None) -> list[str]:
             for file in data_set.rows:
                 (staging / file).parent.mkdir(parents=True, exist_ok=True)
                 fetch_url(data_set.url + file, staging / file)
+        if mirror is not None:
+            _check_sums(mirror / name, staging)
         report = []
         for file, official in data_set.rows.items():
-            rows = check_file(staging / file, data_set, f"{mirror or name}/{name}/{file}" if mirror else file)
+            rows = check_file(staging / file, data_set, str((mirror or root) / name / file))
             note = "" if rows == official else f" (note: the official file has {official:,})"
             report.append(f"{name}/{file}: {rows:,} rows{note}")
         _install(staging, root / name, list(data_set.rows))
@@ -219,7 +225,12 @@ def get_model(name: str, root: Path, mirror: Path | None) -> list[str]:
                 for file in source.glob(pattern):
                     _copy(file, staging / file.name)
         else:
-            fetch_hub(name, staging, "model", MODEL_FILES)
+            # Large files: an interrupted download stays beside, so that the next attempt goes on from there.
+            partial = root / ".partial" / name
+            fetch_hub(name, partial, "model", MODEL_FILES)
+            shutil.rmtree(partial / ".cache", ignore_errors=True)
+            os.replace(partial, staging / "model")
+            staging = staging / "model"
         check_model(staging, name)
         files = sorted(file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
         size = sum((staging / file).stat().st_size for file in files)
@@ -244,6 +255,15 @@ def _copy(source: Path, target: Path) -> None:
         raise UserError(f"{source}: no such file in the mirror")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+
+
+def _check_sums(source: Path, staging: Path) -> None:
+    """Compare the files with the mirror's CHECKSUMS, where it has that."""
+    sums = source / CHECKSUMS
+    for line in sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else ():
+        expected, _, file = line.partition("  ")
+        if (staging / file).is_file() and sha256_of(staging / file) != expected:
+            raise UserError(f"{source / file}: is not what {sums} says (damaged, or changed since)")
 
 
 def _install(staging: Path, folder: Path, files: list[str]) -> None:
