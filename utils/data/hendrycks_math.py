@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utils.data.boxed import last_boxed
 from utils.data.reading import (
+    FILE,
     Notes,
     Problem,
     RawItem,
@@ -60,6 +61,9 @@ def _read_folder(path: Path, file: str) -> tuple[list[RawItem], list[Problem]]:
         new_items, new_problems = read_object(found, name, row)
         items += new_items
         problems += new_problems
+    if not items and not problems:
+        message = "the folder holds no <type>/<n>.json"
+        problems.append(Problem(file, FILE, "", "error", "empty_folder", message))
     return items, problems
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,15 +218,16 @@ def read_jsonl_items(path: Path, file: str) -> tuple[list[RawItem], list[Problem
 
 def read_object(path: Path, file: str, row: int) -> tuple[list[RawItem], list[Problem]]:
     """The single object of a one-problem-per-file data set, as a list of at most one item."""
+    place = f"row {row}"
     text, problems = _read_text(path, file)
+    problems = [replace(problem, place=place) for problem in problems]  # the file is no more than a row
     if not text.strip():
-        return [], [*problems, _file_error(file, "empty_file", "the file is empty")]
+        return [], problems or [Problem(file, place, "", "error", "empty_file", "the file is empty")]
     items: list[RawItem] = []
     try:
-        _admit(items, problems, RawItem(file, row, f"row {row}", json.loads(text)), text)
+        _admit(items, problems, RawItem(file, row, place, json.loads(text)), text)
     except (ValueError, RecursionError) as error:
-        message = _syntax_message(text, 0, error)
-        problems.append(Problem(file, f"row {row}", "", "error", "bad_json", message))
+        problems.append(Problem(file, place, "", "error", "bad_json", _syntax_message(text, 0, error)))
     return items, problems
 
 

@@ -1,5 +1,6 @@
 """Where each data set's raw files are, and which reader takes them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def read_split(config: DatasetConfig, split: str, path: Path) -> RawSplit:
         return RawSplit(*read_finqa(path, path.name, required, max_level))
     reader = read_gsm8k if config.dataset == "gsm8k" else read_math
     return RawSplit(*reader(path, path.name, split, required))
+
+
+def read_splits(
+    config: DatasetConfig, files: dict[str, Path], program_fault: Callable[[RawRow], str]
+) -> dict[str, RawSplit]:
+    """Read all splits; a FinQA row whose gold program fails becomes an error.
+
+    ``program_fault`` returns why a row's gold program does not execute to its answer, "" where it does.
+    """
+    splits = {split: read_split(config, split, path) for split, path in files.items()}
+    if config.dataset in ("finqa", "sample"):
+        for raw in splits.values():
+            for row in raw.rows:
+                if reason := program_fault(row):
+                    raw.problems.append(row.problem("error", "gold_program", reason))
+    return splits
 
 
 def gold_records(config: DatasetConfig, split: str) -> list[Record]:

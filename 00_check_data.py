@@ -1,0 +1,62 @@
+"""Check the raw data: read every row, report what is in it and what is wrong with it.
+
+Exits 1 where the share of rows with an error is above dataset.error_threshold, or where a file as a whole is
+damaged (empty, truncated, not an array); the report is written either way.
+"""
+
+import sys
+from pathlib import Path
+
+from utils.common import shown, write_json, write_jsonl, write_text
+from utils.config import DatasetConfig, StageConfig
+from utils.data import checks
+from utils.data.sources import raw_files, read_splits, render
+from utils.stage import Stage, StageContext, main
+
+
+def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    """The raw file of each split."""
+    return raw_files(config.dataset)
+
+
+STAGE = Stage(
+    number="00",
+    folder="00_data_validation",
+    summary="Check the raw data: counts, damage, duplicates, overlap, golds that cannot be graded.",
+    reads="the raw files below dataset.data_root (the embedded set is generated where it is missing)",
+    writes="report.json, report.md, problems.jsonl (file, place, severity, code), examples.jsonl",
+    tiers={"dataset": (DatasetConfig, "configs/datasets/sample.yaml")},
+    inputs=inputs,
+)
+
+
+def run(ctx: StageContext) -> int:
+    """Read, check, write the report; returns 1 where the data cannot be used."""
+    from utils.grading.gold import gold_program_fault
+
+    config = ctx.config.dataset
+    splits = read_splits(config, ctx.inputs, gold_program_fault)
+    across = checks.duplicate_problems(splits) + checks.page_problems(splits)
+    records = {split: [render(config, row) for row in raw.rows] for split, raw in splits.items()}
+    failed = checks.verdict(splits, config.error_threshold)
+    summary = checks.summarize(splits, records, across)
+    summary |= {"dataset": config.dataset, "error_threshold": config.error_threshold}
+    problems = [problem for raw in splits.values() for problem in raw.problems] + across
+    write_json(ctx.out / "report.json", summary | {"verdict": failed or "passed"})
+    write_text(ctx.out / "report.md", checks.report_markdown(config.dataset, summary, failed))
+    write_jsonl(ctx.out / "problems.jsonl", (problem.to_json() for problem in problems))
+    write_jsonl(ctx.out / "examples.jsonl", checks.examples(records))
+    for split, counts in summary["splits"].items():
+        errors, warnings = sum(counts["errors"].values()), sum(counts["warnings"].values())
+        usable = f"{counts['usable']} of {counts['rows']} rows usable"
+        ctx.log(f"{split}: {usable}, {errors} errors, {warnings} warnings")
+        ctx.metrics[split] = {"rows": counts["rows"], "usable": counts["usable"]}
+        ctx.metrics[split] |= {"errors": errors, "warnings": warnings}
+    ctx.metrics["repeated"] = summary["repeated"]
+    if failed:
+        print(f"error: {failed} (all problems: {shown(ctx.out / 'problems.jsonl')})", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    main(STAGE, run)

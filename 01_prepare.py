@@ -1,0 +1,68 @@
+"""Prepare the data: raw rows to the records that every later stage reads."""
+
+from pathlib import Path
+
+from utils.common import UserError, resolve_path, write_jsonl
+from utils.config import DatasetConfig, StageConfig
+from utils.data import checks
+from utils.data.plots import plot_lengths
+from utils.data.preparation import cut_statistics, dropped_counts, prepare
+from utils.data.rendering import approximate_tokens
+from utils.data.sources import raw_files, read_splits
+from utils.stage import Stage, StageContext, main
+
+
+def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    """The raw file of each split."""
+    return raw_files(config.dataset)
+
+
+STAGE = Stage(
+    number="01",
+    folder="01_preprocessing",
+    summary="Turn raw rows into records: render inputs and targets, cut long inputs, drop unusable rows.",
+    reads="the raw files below dataset.data_root (the embedded set is generated where it is missing)",
+    writes="train.jsonl, val.jsonl, test.jsonl (one record a line), dropped.jsonl (rows left out, and why), "
+    "length.png",
+    tiers={"dataset": (DatasetConfig, "configs/datasets/sample.yaml")},
+    inputs=inputs,
+    quick={"dataset.max_train": 64, "dataset.max_val": 16, "dataset.max_test": 16},
+)
+
+
+def token_counter(config: DatasetConfig):
+    """What measures input length: the configured tokenizer, or the tokenizer-free estimate."""
+    if not config.tokenizer:
+        return approximate_tokens
+    from transformers import AutoTokenizer
+
+    local = resolve_path(config.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else config.tokenizer)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def run(ctx: StageContext) -> None:
+    """Read the raw splits, prepare the records, write them and say what was left out and cut."""
+    from utils.grading.gold import gold_program_fault
+
+    config = ctx.config.dataset
+    raw = read_splits(config, ctx.inputs, gold_program_fault)
+    if failed := checks.verdict(raw, config.error_threshold):
+        raise UserError(f"the data cannot be used: {failed}; 00_check_data.py reports every problem")
+    prepared = prepare(raw, config, token_counter(config))
+    for split, records in prepared.records.items():
+        if not records:
+            raise UserError(f"no records left for {split}: raise dataset.val_fraction or add data")
+        write_jsonl(ctx.out / f"{split}.jsonl", (record.to_json() for record in records))
+        cut = cut_statistics(prepared.cuts[split])
+        ctx.metrics[split] = {"records": len(records)} | cut
+        ctx.log(f"{split}: {len(records)} records, {cut['inputs_cut']} over-long inputs cut")
+    write_jsonl(ctx.out / "dropped.jsonl", prepared.dropped)
+    ctx.metrics["dropped"] = dropped_counts(prepared.dropped)
+    for code, count in ctx.metrics["dropped"].items():
+        ctx.log(f"WARNING: {count} rows left out: {code} (named in dropped.jsonl)")
+    plot_lengths(ctx.out / "length.png", prepared.records)
+
+
+if __name__ == "__main__":
+    main(STAGE, run)

@@ -1,0 +1,129 @@
+"""From raw rows to the records of train, val and test: what is left out, split, limited and cut."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from utils.common import derive_seed
+from utils.config import DatasetConfig
+from utils.data.checks import item_key
+from utils.data.reading import Problem, RawRow
+from utils.data.records import Record
+from utils.data.rendering import Cut, approximate_tokens, render_record
+from utils.data.sources import SPLITS, RawSplit
+
+
+@dataclass
+class Prepared:
+    """The records by split, the rows left out (with the reason), and what was cut, by split."""
+
+    records: dict[str, list[Record]]
+    dropped: list[dict]
+    cuts: dict[str, list[Cut]] = field(default_factory=dict)
+
+
+def prepare(
+    raw: dict[str, RawSplit],
+    config: DatasetConfig,
+    count_tokens: Callable[[str], int] = approximate_tokens,
+) -> Prepared:
+    """Records of every split, with a seeded part of train as val where the set has no val of its own.
+
+    Rows with an error are left out, and so are rows whose question and context occur in a later split (train
+    before val before test), so that nothing evaluated has been trained on. ``dropped`` names each of them.
+    """
+    dropped = [
+        {"split": split} | problem.to_json()
+        for split, part in raw.items()
+        for problem in part.problems
+        if problem.severity == "error"
+    ]
+    rows = {split: _usable(part) for split, part in raw.items()}
+    for split in rows:
+        rows[split], leaks = _without_leaks(rows, split)
+        dropped += [{"split": split} | problem.to_json() for problem in leaks]
+    if "val" not in rows:
+        rows["train"], rows["val"] = hold_out(rows["train"], config.val_fraction, config.val_seed)
+    limits = {"train": config.max_train, "val": config.max_val, "test": config.max_test}
+    prepared = Prepared({}, dropped)
+    for split in SPLITS:
+        chosen = limit(rows[split], limits[split], derive_seed(config.val_seed, "limit", split))
+        rendered = [
+            render_record(
+                row,
+                dataset=config.dataset,
+                table_style=config.table_style,
+                instruction=config.instruction,
+                response_fields=tuple(config.response_fields),
+                max_input_tokens=config.max_input_tokens,
+                count_tokens=count_tokens,
+                calculator_marks=config.calculator_marks,
+            )
+            for row in chosen
+        ]
+        prepared.records[split] = [record for record, _ in rendered]
+        prepared.cuts[split] = [cut for _, cut in rendered if cut is not None]
+    return prepared
+
+
+def hold_out(rows: list[RawRow], fraction: float, seed: int) -> tuple[list[RawRow], list[RawRow]]:
+    """Split rows into (train, val), val holding about ``fraction`` of them, each in file order.
+
+    Rows of one report page, and rows that are the same item, stay on one side.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.report or item_key(row), []).append(index)
+    order = list(groups.values())
+    random.Random(derive_seed(seed, "val")).shuffle(order)
+    wanted, held = round(fraction * len(rows)), set()
+    for group in order:
+        if len(held) >= wanted:
+            break
+        held.update(group)
+    train = [row for index, row in enumerate(rows) if index not in held]
+    return train, [rows[index] for index in sorted(held)]
+
+
+def limit(rows: list[RawRow], most: int | None, seed: int) -> list[RawRow]:
+    """A seeded sample of at most ``most`` rows, in file order (the files are sorted by type or report)."""
+    if most is None or most >= len(rows):
+        return rows
+    return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), most))]
+
+
+def cut_statistics(cuts: list[Cut]) -> dict[str, int]:
+    """Totals over the inputs that were over the limit."""
+    return {
+        "inputs_cut": len(cuts),
+        "sentences_cut": sum(cut.sentences for cut in cuts),
+        "rows_cut": sum(cut.rows for cut in cuts),
+        "tokens_cut": sum(cut.tokens_before - cut.tokens_after for cut in cuts),
+        "inputs_that_lost_gold_evidence": sum(cut.evidence_lost > 0 for cut in cuts),
+        "inputs_still_over_limit": sum(cut.still_over for cut in cuts),
+    }
+
+
+def dropped_counts(dropped: list[dict]) -> dict[str, int]:
+    """Rows left out, by code of the reason."""
+    return dict(sorted(Counter(entry["code"] for entry in dropped).items()))
+
+
+def _usable(part: RawSplit) -> list[RawRow]:
+    bad = {(p.file, p.place) for p in part.problems if p.severity == "error"}
+    return [row for row in part.rows if (row.file, row.place) not in bad]
+
+
+def _without_leaks(rows: dict[str, list[RawRow]], split: str) -> tuple[list[RawRow], list[Problem]]:
+    later = [other for other in SPLITS[SPLITS.index(split) + 1 :] if other in rows]
+    keys = {item_key(row): (other, row) for other in later for row in rows[other]}
+    kept, leaks = [], []
+    for row in rows[split]:
+        if (found := keys.get(item_key(row))) is None:
+            kept.append(row)
+        else:
+            other, twin = found
+            message = f"the same question and context as {twin.id} of {other} ({twin.source})"
+            leaks.append(row.problem("error", "leak", message))
+    return kept, leaks
