@@ -146,8 +146,8 @@ def fetch_url(url: str, target: Path) -> None:
 def fetch_hub(name: str, target: Path, kind: str, patterns: list[str], revision: str | None = None) -> None:
     """Download a hub repository's files; the access token comes from the environment. Raises UserError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import logging
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # its retries; we say what failed in one line
     try:
