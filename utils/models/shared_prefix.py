@@ -1,0 +1,272 @@
+"""Encode each distinct prompt once and run only the completions on top of it.
+
+Rollouts of one prompt share everything up to its last token, so the forward pass of B rollouts splits in two:
+the D distinct prompts fill a key-value cache, then the completions attend to that cache and to themselves.
+The state before a completion's first token is the prompt's last state; the states before its later tokens
+are those
+of the completion tokens preceding them. Values and gradients equal those of the B full sequences (Prefix
+Grouper, arXiv 2506.05433, Lemma 2.1), since the gradient flows back through the cache.
+
+Several completions of a prompt are laid side by side in one row, told apart by a block-diagonal causal
+mask, as long as they stay short next to the prompt; the cache is then repeated once a row instead of once a
+completion.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a four-dimensional attention mask
+
+
+@dataclass(frozen=True)
+class CompletionBatch:
+    """B rollouts: prompts padded on the left, completions padded on the right.
+
+    prompt_ids, prompt_mask          int64 [B, P]; the last column holds a real token in every row
+    completion_ids, completion_mask  int64 [B, C]; a row may be masked entirely
+    positions                        how position ids count: "content" from the first real prompt token (as
+                                     in generation), "column" from the first column, padding included (as in
+                                     TRL's scoring); they differ for learned absolute positions (GPT-2) only
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    positions: Literal["content", "column"] = "content"
+
+    def tokens(self) -> Tensor:
+        """Return the N unmasked completion tokens, int64 [N], row after row."""
+        return self.completion_ids[self.completion_mask.bool()]
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """Spread N per-token values, aligned with `tokens()`, to [B, C]; masked positions get 0."""
+        mask = self.completion_mask.bool()
+        return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+# ------------------------------------------------------------------------------------------ applicability
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the causal language model inside a PEFT wrapper, its adapters in place; other models as is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def drops_cache(model: nn.Module) -> bool:
+    """Return whether the model recomputes activations when it trains, which leaves its cache empty."""
+    return model.training and getattr(model, "is_gradient_checkpointing", False)
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Return why `model` cannot share prefixes, as a clause for a message, or None where it can."""
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "its adapter learns virtual prompt tokens"
+    model = unwrapped(model)
+    config = model.config
+    if config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    if config.get_text_config() is not config:
+        return "it takes more than text"
+    if config._attn_implementation not in MASKED_ATTENTION:
+        allowed = " or ".join(MASKED_ATTENTION)
+        return f"attention {config._attn_implementation!r} takes no custom mask (use {allowed})"
+    if model.base_model is model or model.get_output_embeddings() is None:
+        return "it has no separate language-model head"
+    accepted = inspect.signature(model.base_model.forward).parameters
+    missing = [name for name in ("attention_mask", "position_ids", "past_key_values") if name not in accepted]
+    if missing or getattr(config, "alibi", False):
+        return f"its forward takes no {missing[0] if missing else 'position_ids'}"
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
+        return "its cache keeps less than every past key"
+    # A head followed by a scale or a cap cannot be applied by calling the output embeddings alone.
+    for name in (
+        "final_logit_softcapping",
+        "logit_scale",
+        "logits_scaling",
+        "output_multiplier",
+        "lm_head_multiplier",
+    ):
+        if getattr(config, name, None) is not None:
+            return f"it rescales its logits ({name})"
+    return None
+
+
+# --------------------------------------------------------------------------------------------- the layout
+
+
+@dataclass(frozen=True)
+class PromptGroups:
+    """The D distinct prompts of a batch, by first appearance, without the columns that are all padding."""
+
+    ids: Tensor  # int64 [D, P']
+    mask: Tensor  # bool [D, P']
+    trimmed: int  # columns dropped on the left, P - P'
+    group: list[int]  # length B: the prompt of each row
+
+
+def group_prompts(prompt_ids: Tensor, prompt_mask: Tensor) -> PromptGroups:
+    """Group identical prompts: int64 [B, P] ids and mask, left-padded; what the padding holds is ignored.
+
+    Raises ValueError where a row's last column is masked (an empty prompt, or padding on the right).
+    """
+    mask = prompt_mask.bool()
+    if not bool(mask[:, -1].all()):
+        raise ValueError("prompts must be padded on the left and hold at least one token")
+    rows = prompt_ids.masked_fill(~mask, -1).cpu().numpy()
+    seen: dict[bytes, int] = {}
+    group = [seen.setdefault(row.tobytes(), len(seen)) for row in rows]
+    first = torch.tensor([group.index(g) for g in range(len(seen))], device=prompt_ids.device)
+    ids, mask = prompt_ids[first], mask[first]
+    trimmed = int(mask.any(0).int().argmax())
+    return PromptGroups(ids[:, trimmed:], mask[:, trimmed:], trimmed, group)
+
+
+def pack(lengths: list[int], group: list[int], capacity: int) -> tuple[list[int], list[int], list[int]]:
+    """Lay completions of the same prompt side by side in rows of at most `capacity` tokens (next fit).
+
+    Returns the row and the offset of each completion, and the prompt of each row. Empty completions take no
+    room and open no row; one longer than the capacity gets a row of its own.
+    """
+    row_of, offset, row_prompt, used = [], [], [], []
+    open_row: dict[int, int] = {}
+    for length, prompt in zip(lengths, group, strict=True):
+        row = open_row.get(prompt)
+        if length and (row is None or used[row] + length > capacity):
+            row = open_row[prompt] = len(row_prompt)
+            row_prompt.append(prompt)
+            used.append(0)
+        row_of.append(row or 0)
+        offset.append(used[row] if length else 0)
+        if length:
+            used[row] += length
+    return row_of, offset, row_prompt
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """What the completion pass runs, R rows of W tokens, and where each scored token's state will be."""
+
+    ids: Tensor  # int64 [R, W]
+    owner: Tensor  # int64 [R, W], the completion each token belongs to, -1 on padding
+    step: Tensor  # int64 [R, W], the token's place in its completion
+    prompt: list[int]  # length R, the distinct prompt of each row
+    source: Tensor  # int64 [N], into the D prompt states followed by the R * W row states
+
+
+def lay_out(batch: CompletionBatch, groups: PromptGroups) -> PackedRows:
+    """Pack the completions. Raises ValueError where they are not padded on the right.
+
+    The last token of a completion predicts nothing that is scored, so it is not run.
+    """
+    mask = batch.completion_mask.bool()
+    device, width = mask.device, mask.shape[1]
+    lengths = mask.sum(1, keepdim=True)
+    if not torch.equal(mask, torch.arange(width, device=device) < lengths):
+        raise ValueError("completions must be padded on the right")
+    inputs = (lengths - 1).clamp(min=0)
+    counts = inputs.squeeze(1).tolist()
+    # Side by side, completions spend attention on each other's masked keys: up to half a prompt's worth.
+    capacity = max(*counts, groups.ids.shape[1] // 2)
+    row_of, offset, prompt = pack(counts, groups.group, capacity)
+
+    step = torch.arange(width - 1, device=device).expand(len(mask), -1)
+    real = step < inputs
+    row = torch.tensor(row_of, device=device)[:, None].expand_as(step)[real]
+    column = (torch.tensor(offset, device=device)[:, None] + step)[real]
+    shape = (len(prompt), int(column.max()) + 1 if prompt else 0)
+    ids, steps = batch.completion_ids.new_zeros((2, *shape))
+    ids[row, column] = batch.completion_ids[:, :-1][real]
+    steps[row, column] = step[real]
+    owner = torch.full(shape, -1, device=device)
+    owner[row, column] = torch.arange(len(mask), device=device)[:, None].expand_as(step)[real]
+
+    source = torch.zeros(mask.shape, dtype=torch.long, device=device)
+    source[:, 0] = torch.tensor(groups.group, device=device)
+    source[:, 1:][real] = len(groups.ids) + row * shape[1] + column
+    return PackedRows(ids, owner, steps, prompt, source[mask])
+
+
+def attention_mask(allowed: Tensor, model: nn.Module) -> Tensor:
+    """Turn bool [R, W, K] (query may see key) into the four-dimensional mask the attention takes."""
+    mask = allowed.unsqueeze(1)
+    if model.config._attn_implementation == "eager":  # adds its mask to the scores
+        return torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
+    return mask
+
+
+# ---------------------------------------------------------------------------------------------- the pass
+
+
+def content_positions(groups: PromptGroups) -> Tensor:
+    """Return position ids that count real tokens only, int64 [D, P']; padding gets 0."""
+    return (groups.mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def encode_prompts(
+    model: nn.Module, groups: PromptGroups, position_ids: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Fill `cache` with the distinct prompts. Returns the state after each prompt's last token, [D, H]."""
+    output = model.base_model(
+        input_ids=groups.ids,
+        attention_mask=groups.mask.long(),
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return output.last_hidden_state[:, -1]
+
+
+def completion_states(model: nn.Module, batch: CompletionBatch) -> Tensor:
+    """Return the hidden state before each unmasked completion token.
+
+    Shape [N, H], aligned with `batch.tokens()`, in the model's dtype: row n is the final (normed) hidden
+    state from which the model predicts token n, so it serves log-probabilities, a value head and teacher
+    scores alike. `model` is a causal language model, with or without PEFT adapters. Differentiable.
+
+    Raises ValueError where a mask is not left-padded (prompts) or right-padded (completions), where
+    `obstacle(model)` names one, or where gradient checkpointing would drop the cache.
+    """
+    if reason := obstacle(model):
+        raise ValueError(f"the model cannot share prefixes: {reason}")
+    model = unwrapped(model)
+    if torch.is_grad_enabled() and drops_cache(model):
+        raise ValueError("shared prefixes need a cache, which gradient checkpointing drops")
+    groups = group_prompts(batch.prompt_ids, batch.prompt_mask)
+    packed = lay_out(batch, groups)
+    if batch.positions == "content":
+        prompt_positions = content_positions(groups)
+    else:
+        columns = torch.arange(groups.trimmed, batch.prompt_ids.shape[1], device=groups.ids.device)
+        prompt_positions = columns.expand_as(groups.ids)
+
+    cache = DynamicCache(config=model.config)
+    states = encode_prompts(model, groups, prompt_positions, cache)
+    if packed.prompt:
+        if packed.prompt != list(range(len(groups.ids))):
+            cache.batch_select_indices(torch.tensor(packed.prompt, device=states.device))
+        width = packed.ids.shape[1]
+        own = packed.owner[:, :, None] == packed.owner[:, None, :]
+        own &= torch.ones(width, width, dtype=torch.bool, device=own.device).tril()
+        seen = groups.mask[packed.prompt][:, None].expand(-1, width, -1)
+        rows = model.base_model(
+            input_ids=packed.ids,
+            attention_mask=attention_mask(torch.cat([seen, own], dim=2), model),
+            position_ids=prompt_positions[packed.prompt, -1:] + 1 + packed.step,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        states = torch.cat([states, rows.last_hidden_state.flatten(0, 1)])
+    return states.index_select(0, packed.source)
+
+
+def output_head(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the map from hidden states [..., H] to logits [..., V]."""
+    return unwrapped(model).get_output_embeddings()

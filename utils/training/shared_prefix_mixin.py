@@ -1,0 +1,272 @@
+"""`SharedPrefix`: TRL's GRPO and RLOO trainers, with every prompt encoded once per group.
+
+    class SharedPrefixGRPOTrainer(SharedPrefix, GRPOTrainer): ...
+
+The mixin replaces three steps of the trainer and leaves its losses, advantages, logs and checkpoints alone:
+scoring (policy, old policy and reference log-probabilities), sampling without vLLM, and the shuffling of a
+rollout into micro-batches, which then keep the completions of one prompt together. Losses and gradients equal
+the stock trainer's to float tolerance. Where sharing cannot apply it runs the stock step and says so once.
+
+All randomness of a rollout comes from `args.seed` and the optimizer step, not from the global generators, and
+checkpoints must fall between rollouts, so a run that was killed at any step resumes to identical weights.
+"""
+
+import importlib.metadata
+import logging
+import math
+
+import torch
+from torch import Tensor, nn
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler, pad, split_tensor_dict
+
+from utils.common import UserError, derive_seed
+from utils.models.prefix_sampling import sample_completions
+from utils.models.prefix_scoring import accept_shared_prefix
+from utils.models.shared_prefix import CompletionBatch, drops_cache, group_prompts, obstacle
+
+logger = logging.getLogger(__name__)
+
+TRL_SERIES = "1.16"
+
+
+def check_trl_version() -> None:
+    """Raise UserError unless the installed TRL is of the series whose internals the mixin overrides."""
+    version = importlib.metadata.version("trl")
+    if version.split(".")[:2] != TRL_SERIES.split("."):
+        raise UserError(
+            f"TRL {version} is installed but SharedPrefix is written for TRL {TRL_SERIES}.x: "
+            f'pip install "trl=={TRL_SERIES}.*"'
+        )
+
+
+def updates_per_rollout(args) -> int:
+    """Return after how many optimizer steps a rollout is used up and a gradient accumulation ends with it.
+
+    `args` is a GRPOConfig or RLOOConfig: a rollout serves `steps_per_generation * num_iterations`
+    micro-batches, `gradient_accumulation_steps` of them to an optimizer step.
+    """
+    micro_batches = args.steps_per_generation * args.num_iterations
+    accumulation = args.gradient_accumulation_steps
+    return math.lcm(micro_batches, accumulation) // accumulation
+
+
+def check_save_steps(args) -> None:
+    """Raise UserError where a checkpoint could fall inside a rollout, whose samples it would not hold."""
+    every = updates_per_rollout(args)
+    if args.save_strategy == "steps" and (args.save_steps < 1 or args.save_steps % every):
+        raise UserError(
+            f"save_steps is {args.save_steps:g} but a rollout lasts {every} optimizer steps "
+            f"(steps_per_generation {args.steps_per_generation} x num_iterations {args.num_iterations}, "
+            f"gradient_accumulation_steps {args.gradient_accumulation_steps}): "
+            f"set save_steps to a multiple of {every}, so that a run can resume between rollouts"
+        )
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's RepeatSampler, in the same order, but able to start at any epoch (for resuming)."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch):
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
+
+
+class SharedPrefix:
+    """Mixin for TRL's GRPOTrainer and RLOOTrainer; put it before the trainer among the base classes.
+
+    Takes the trainer's arguments. Raises UserError on another TRL than 1.16.x and where `save_steps` is not a
+    multiple of `updates_per_rollout(args)`. `per_device_train_batch_size` should be a multiple of
+    `num_generations`: otherwise groups are cut between micro-batches and share less.
+
+    Sampling runs in eval mode (no dropout). Where dropout is active in training, a prompt has one dropout
+    mask per group instead of one per completion.
+    """
+
+    def __init__(self, *args, **kwargs):
+        check_trl_version()
+        super().__init__(*args, **kwargs)
+        check_save_steps(self.args)
+        self._said: set[str] = set()
+        self._draw = (None, 0)  # (the step and mode of the last rollout, how many rollouts it has had)
+        self._obstacles: dict[int, str | None] = {}
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                inner = self.accelerator.unwrap_model(model)
+                if obstacle(inner) is None:
+                    accept_shared_prefix(inner)
+
+    # ------------------------------------------------------------------------------------------- fallback
+
+    def _stock(self, step: str, reason: str | None) -> bool:
+        """Return whether `step` must run as in TRL, and log why, once per step and reason."""
+        if reason and (step, reason) not in self._said:
+            self._said.add((step, reason))
+            logger.warning("%s without shared prefixes: %s", step, reason)
+        return reason is not None
+
+    def _model_obstacle(self, model: nn.Module) -> str | None:
+        """Return why this model cannot share prefixes, or None."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # Ranks would gather the shards a different number of times and wait for each other for ever.
+            return "parameters are sharded over processes"
+        if id(model) not in self._obstacles:
+            self._obstacles[id(model)] = obstacle(self.accelerator.unwrap_model(model))
+        return self._obstacles[id(model)]
+
+    def _scoring_obstacle(self, model: nn.Module, aux_loss: bool, inputs: dict) -> str | None:
+        if aux_loss:
+            return "the router's auxiliary loss counts every full sequence"
+        given = sorted(name for name, value in inputs.items() if value is not None)
+        if given:
+            return f"multimodal inputs ({', '.join(given)})"
+        if torch.is_grad_enabled() and drops_cache(self.accelerator.unwrap_model(model)):
+            return "gradient checkpointing drops the cache"
+        return self._model_obstacle(model)
+
+    def _sampling_obstacle(self, images, multimodal_fields: dict) -> str | None:
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            return "vLLM or continuous batching samples"
+        if images is not None or multimodal_fields:
+            return "multimodal inputs"
+        args = self.args
+        if (
+            args.min_p
+            or args.repetition_penalty != 1.0
+            or args.generation_kwargs
+            or args.cache_implementation
+        ):
+            return (
+                "min_p, repetition_penalty, generation_kwargs and cache_implementation belong to generate()"
+            )
+        return self._model_obstacle(self.model)
+
+    # -------------------------------------------------------------------------------------------- scoring
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **multimodal,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the completions' log-probabilities and entropies, float32 [B, C], and no auxiliary loss."""
+        if self._stock("scoring", self._scoring_obstacle(model, compute_aux_loss, multimodal)):
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size=batch_size,
+                compute_entropy=compute_entropy,
+                compute_aux_loss=compute_aux_loss,
+                **multimodal,
+            )
+        log_probs, entropies = [], []
+        rows = batch_size or len(input_ids)
+        for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
+            prompt = (slice(None), slice(None, -logits_to_keep))
+            completion = (slice(None), slice(-logits_to_keep, None))
+            # TRL leaves the position ids to the model, which counts the padding too.
+            batch = CompletionBatch(ids[prompt], mask[prompt], ids[completion], mask[completion], "column")
+            with self.accelerator.autocast():
+                scores = model(shared_prefix=batch, temperature=self.temperature, entropy=compute_entropy)
+            log_probs.append(batch.scatter(scores.log_prob))
+            if compute_entropy:
+                entropies.append(batch.scatter(scores.entropy))
+        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+
+    # ------------------------------------------------------------------------------------------- sampling
+
+    def _rollout_generator(self, purpose: str) -> torch.Generator:
+        """Return a CPU generator seeded by run, purpose, optimizer step, draw within it, and process."""
+        name = (*self._draw[0], self._draw[1], self.accelerator.process_index)
+        return torch.Generator().manual_seed(derive_seed(self.args.seed, purpose, *name))
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
+        """Sample one completion per prompt (list of token lists), as the stock method returns them."""
+        now = (self.state.global_step, "train" if self.model.training else "eval")
+        self._draw = (now, self._draw[1] + 1 if self._draw[0] == now else 0)
+        if self._stock("sampling", self._sampling_obstacle(images, multimodal_fields)):
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        rows = [torch.tensor(ids) for ids in prompt_ids]
+        inputs = {
+            "ids": pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left"),
+            "mask": pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left"),
+        }
+        inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self.accelerator.autocast(),
+        ):
+            training = model.training
+            model.eval()
+            completions = sample_completions(
+                model,
+                inputs["ids"],
+                inputs["mask"],
+                max_new_tokens=self.max_completion_length,
+                eos_token_ids=self.eos_token_ids,
+                pad_token_id=self._tokenizer.pad_token_id,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k or 0,
+                generator=self._rollout_generator("sampling"),
+            )
+            model.train(training)
+        token_lists = completions.token_lists()
+        return (token_lists, None) if isinstance(self, GRPOTrainer) else token_lists
+
+    # -------------------------------------------------------------------------------------- micro-batches
+
+    def _prepare_inputs(self, generation_batch):
+        """Return the next micro-batch, sampling and shuffling a new rollout when the last one is used up.
+
+        As the stock method, except that whole groups are shuffled instead of rows.
+        """
+        if not self.model.training or "image" in generation_batch[0] or "images" in generation_batch[0]:
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            rollout = self._generate_and_score_completions(generation_batch)
+            order = self._shuffled_groups(rollout["prompt_ids"], rollout["prompt_mask"])
+            rollout = {name: value[order] if value.ndim else value for name, value in rollout.items()}
+            self._buffered_inputs = split_tensor_dict(rollout, steps)
+        return self._buffered_inputs[self._step % steps]
+
+    def _shuffled_groups(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
+        """Return the rows, int64 [B], with the groups in random order and each group's rows together."""
+        group = torch.tensor(group_prompts(prompt_ids, prompt_mask).group)
+        place = torch.randperm(int(group.max()) + 1, generator=self._rollout_generator("shuffle"))
+        return torch.argsort(place[group], stable=True).to(prompt_ids.device)
+
+    def _get_train_sampler(self, dataset=None):
+        """Return TRL's sampler in a form that resumes in any epoch."""
+        stock = super()._get_train_sampler(dataset)
+        if type(stock) is not RepeatSampler:
+            return stock
+        return EpochSampler(
+            data_source=stock.data_source,
+            mini_repeat_count=stock.mini_repeat_count,
+            batch_size=stock.batch_size,
+            repeat_count=stock.repeat_count,
+            shuffle=stock.shuffle,
+            seed=stock.seed,
+        )
