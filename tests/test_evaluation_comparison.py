@@ -1,0 +1,176 @@
+"""Comparison of policies: numbers against hand counts, and no claim that the test does not support."""
+
+import csv
+import json
+import struct
+import zlib
+
+import pytest
+from scipy import stats
+
+from utils.common import UserError
+from utils.evaluation.comparison import (
+    PolicyResult,
+    compare_all,
+    compare_pair,
+    load_result,
+    summary_rows,
+)
+from utils.evaluation.plots import plot_comparison
+from utils.evaluation.policies import policy_order
+from utils.evaluation.report import conclusions, render_report
+from utils.evaluation.statistics import holm, rate
+
+
+def result(name, correct, levels=None, **changes):
+    ids = [f"test-{i}" for i in range(len(correct))]
+    correct = [bool(c) for c in correct]
+    metrics = {
+        "dataset": "sample",
+        "split": "test",
+        "accuracy": rate(sum(correct), len(correct)),
+        "missing": {"count": 0, "ids": []},
+        "failure_reasons": {"wrong_operand": correct.count(False)},
+    }
+    return PolicyResult(name, ids, correct, levels or [None] * len(ids), ["3"] * len(ids), metrics | changes)
+
+
+# 60 items: 30 right for both, 4 broken, 16 fixed, 10 wrong for both.
+OLD = result("sft", [1] * 30 + [1] * 4 + [0] * 16 + [0] * 10, levels=[1, 2] * 30)
+NEW = result("grpo", [1] * 30 + [0] * 4 + [1] * 16 + [0] * 10, levels=[1, 2] * 30)
+SAME = result("rloo", [1] * 30 + [1] * 5 + [0] * 15 + [0] * 10, levels=[1, 2] * 30)
+
+
+def test_pair_counts_items():
+    pair = compare_pair(OLD, NEW, seed=0)
+    assert (pair.n, pair.accuracy_a, pair.accuracy_b) == (60, 34 / 60, 46 / 60)
+    assert pair.difference == pytest.approx(0.2)
+    assert pair.fixed == [f"test-{i}" for i in range(34, 50)]
+    assert pair.broken == [f"test-{i}" for i in range(30, 34)]
+    assert pair.p_value == pytest.approx(2 * stats.binom.cdf(4, 20, 0.5))
+    assert pair.ci95[0] < 0.2 < pair.ci95[1]
+
+
+def test_order_of_items_does_not_matter_and_only_shared_items_count():
+    back = PolicyResult("grpo", NEW.ids[::-1], NEW.correct[::-1], NEW.levels, NEW.golds, NEW.metrics)
+    assert compare_pair(OLD, back, seed=0) == compare_pair(OLD, NEW, seed=0)
+    half = PolicyResult("grpo", NEW.ids[:40], NEW.correct[:40], NEW.levels[:40], NEW.golds[:40], NEW.metrics)
+    assert (compare_pair(OLD, half, seed=0).n, len(compare_pair(OLD, half, seed=0).fixed)) == (40, 6)
+
+
+def test_all_pairs_are_corrected_together():
+    pairs = compare_all([OLD, NEW, SAME], seed=0)
+    assert [(p.a, p.b) for p in pairs] == [("sft", "grpo"), ("sft", "rloo"), ("grpo", "rloo")]
+    assert [p.p_holm for p in pairs] == pytest.approx(holm([p.p_value for p in pairs]))
+    # The level at which a difference must be detectable is Holm's strictest step, so more is needed.
+    assert pairs[0].detectable > compare_pair(OLD, NEW, seed=0).detectable
+
+
+@pytest.mark.parametrize(
+    "other,message",
+    [
+        (result("b", [1] * 60, dataset="finqa"), "dataset is 'sample' for one and 'finqa'"),
+        (result("b", [1] * 60, split="val"), "split is 'test' for one and 'val'"),
+        (PolicyResult("b", ["x-1", "x-2"], [True] * 2, [1] * 2, ["3"] * 2, NEW.metrics), "0 items in common"),
+        (
+            PolicyResult("b", NEW.ids, NEW.correct, NEW.levels, ["4"] * 60, NEW.metrics),
+            "'test-0' has gold '3'",
+        ),
+    ],
+)
+def test_different_data_are_not_compared(other, message):
+    with pytest.raises(UserError, match=message):
+        compare_pair(OLD, other, seed=0)
+
+
+def test_conclusion_only_where_the_test_supports_it():
+    found = conclusions([OLD, NEW, SAME], compare_all([OLD, NEW, SAME], seed=0))
+    assert "**grpo** answers more items correctly than **sft**: 76.7 % against 56.7 %" in found
+    assert "than **rloo**" in found and found.count("answers more") == 2
+    assert "For the other 1 of 3 pairs the test supports no difference" in found
+    none = conclusions([OLD, SAME], compare_all([OLD, SAME], seed=0))
+    assert "supports no difference" in none and "more items" not in none
+    # Seen from the worse policy the same sentence names the same winner with the same signs.
+    back = conclusions([NEW, OLD], compare_all([NEW, OLD], seed=0))
+    assert "**grpo** answers more items correctly than **sft**" in back and "20.0 points" in back
+    assert "interval -" not in back
+
+
+def test_uncorrected_significance_is_no_conclusion():
+    # 6 fixed against none: p = 0.031 alone, but not after correction for three pairs.
+    a, b, c = (result(n, [1] * 50 + [0] * k) for n, k in (("sft", 6), ("ppo", 6), ("grpo", 6)))
+    b = result("ppo", [1] * 56)
+    pairs = compare_all([a, b, c], seed=0)
+    assert pairs[0].p_value < 0.05 <= pairs[0].p_holm
+    assert "more items" not in conclusions([a, b, c], pairs)
+
+
+def test_report_names_numbers_and_items():
+    results = [OLD, NEW]
+    text = render_report(results, compare_all(results, seed=0), "comparison.png")
+    assert "| sft → grpo | 60 | +20.0 |" in text and "| 16 | 4 | 0.012 | 0.012 * |" in text
+    assert "- fixed, 16: `test-34`, `test-35`" in text and "and 6 more" in text
+    assert "- broken, 4: `test-30`, `test-31`, `test-32`, `test-33`\n" in text
+    assert "level 1 (n = 30)" in text and "![Accuracy" in text and "(comparison.png)" in text
+    assert text == render_report(results, compare_all(results, seed=0), "comparison.png")
+
+
+def test_report_on_one_policy_claims_nothing():
+    text = render_report([OLD], compare_all([OLD], seed=0), "comparison.png")
+    assert "Only one policy, sft" in text and "Paired tests" not in text
+
+
+def test_policies_come_in_the_order_of_the_pipeline():
+    names = ["zeta", "run_002/grpo", "grpo", "distill_sec", "base", "ppo_intrinsic", "ppo", "teacher"]
+    expected = ["base", "teacher", "distill_sec", "ppo", "ppo_intrinsic", "grpo", "run_002/grpo", "zeta"]
+    assert sorted(names, key=policy_order) == expected
+
+
+def test_summary_has_one_row_per_policy_and_blank_where_a_rate_is_absent():
+    official = result("finqa", [1, 0], program_accuracy=rate(1, 2))
+    rows, columns = summary_rows([OLD, official])
+    assert columns[:5] == ["policy", "dataset", "split", "n", "correct"]
+    assert [row["policy"] for row in rows] == ["sft", "finqa"]
+    assert [row["program_accuracy"] for row in rows] == ["", 0.5]
+    assert rows[1]["program_accuracy_low"] == rate(1, 2)["ci95"][0]
+    assert all(set(row) <= set(columns) for row in rows)
+
+
+def write_evaluation(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(OLD.metrics))
+    with open(folder / "breakdown.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows(rows)
+    return folder / "metrics.json", folder / "breakdown.csv"
+
+
+def test_results_are_read_from_the_files_of_an_evaluation(tmp_path):
+    rows = [["id", "correct", "level", "gold"], ["test-0", 1, "", "3"], ["a,\nb", 0, 2, 'say "3"']]
+    read = load_result("sft", *write_evaluation(tmp_path, rows))
+    assert (read.ids, read.correct) == (["test-0", "a,\nb"], [True, False])
+    assert (read.levels, read.golds) == ([None, 2], ["3", 'say "3"'])
+
+
+@pytest.mark.parametrize("bad", [["test-0", "yes", "", "3"], ["test-0", 1, "high", "3"], ["test-0"]])
+def test_damaged_breakdown_names_the_line(tmp_path, bad):
+    rows = [["id", "correct", "level", "gold"], ["test-9", 1, "", "3"], bad]
+    with pytest.raises(UserError, match=r"breakdown.csv:3: not a row"):
+        load_result("sft", *write_evaluation(tmp_path, rows))
+
+
+def test_plot_is_the_same_bytes_and_holds_no_date_or_version(tmp_path):
+    for name in ("a.png", "b.png"):
+        plot_comparison([OLD, NEW, result("base", [0] * 60)], tmp_path / name)
+    data = (tmp_path / "a.png").read_bytes()
+    assert data == (tmp_path / "b.png").read_bytes()
+    chunks, position = {}, 8
+    while position < len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        body = data[position + 8 : position + 8 + length]
+        assert zlib.crc32(kind + body) == struct.unpack(">I", data[position + 8 + length :][:4])[0]
+        chunks[kind] = body
+        position += 12 + length
+    assert not {b"tEXt", b"iTXt", b"zTXt", b"tIME"} & set(chunks)
+    width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
+    assert width > 1000 and height > 400

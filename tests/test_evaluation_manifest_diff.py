@@ -1,0 +1,140 @@
+"""Differences between two runs' manifests: none missed, none invented, the consequential ones first."""
+
+import copy
+import json
+
+import pytest
+
+from utils.common import UserError
+from utils.evaluation.manifest_diff import Difference, diff_as_json, diff_runs, load_manifests, render_diff
+
+
+def file(tag, rows=5):
+    return {"sha256": tag * 8, "bytes": 10, "rows": rows}
+
+
+RUN = {
+    "01_preprocessing": {
+        "schema_version": 1,
+        "stage": "01_preprocessing",
+        "variant": "",
+        "run_id": "run_001",
+        "seed": 0,
+        "config": {"dataset": {"dataset": "sample", "max_test": None}, "quick_test": False},
+        "inputs": {"datasets/sample/test.json": file("aa")},
+        "outputs": {"01_preprocessing/test.jsonl": file("bb")},
+        "metrics": {"test": 5},
+        "environment": {"python": "3.11.7", "packages": {"torch": "2.13.0"}, "git_commit": "c0"},
+    },
+    "03_sft": {
+        "schema_version": 1,
+        "stage": "03_sft",
+        "variant": "",
+        "run_id": "run_001",
+        "seed": 0,
+        "config": {"algo": {"learning_rate": 1e-4, "betas": [0.9, 0.99]}},
+        "inputs": {"01_preprocessing/test.jsonl": file("bb"), "assets/student": file("cc")},
+        "outputs": {"03_sft/ckpt_sft/best/model.safetensors": file("dd")},
+        "metrics": {},
+        "environment": {"python": "3.11.7", "packages": {"torch": "2.13.0"}, "git_commit": "c0"},
+    },
+}
+
+
+def other():
+    run = copy.deepcopy(RUN)
+    for manifest in run.values():
+        manifest["run_id"] = "run_002"
+    return run
+
+
+def test_run_ids_are_no_difference():
+    assert diff_runs(RUN, other()) == []
+    assert render_diff([], "run_001", "run_002") == "run_001 and run_002: no difference (run ids aside)"
+
+
+def test_every_kind_of_difference_in_order_of_consequence():
+    run = other()
+    run["03_sft"]["metrics"]["loss"] = 0.5
+    run["03_sft"]["outputs"]["03_sft/ckpt_sft/best/model.safetensors"] = file("d2")
+    run["03_sft"]["environment"]["packages"]["torch"] = "2.14.0"
+    run["03_sft"]["config"]["algo"]["learning_rate"] = 2e-4
+    run["03_sft"]["config"]["algo"]["betas"] = [0.9, 0.95]
+    run["03_sft"]["seed"] = 7
+    run["03_sft"]["inputs"]["01_preprocessing/test.jsonl"] = file("b2")
+    run["03_sft"]["inputs"]["assets/student"] = file("c2")
+    run["01_preprocessing"]["inputs"]["datasets/sample/test.json"] = file("a2", rows=6)
+    run["01_preprocessing"]["schema_version"] = 1
+    found = diff_runs(RUN, run)
+    assert [(d.category, d.stage, d.key) for d in found] == [
+        ("data", "01_preprocessing", "input datasets/sample/test.json"),
+        ("data", "03_sft", "input assets/student"),
+        ("data", "03_sft", "input 01_preprocessing/test.jsonl"),  # a consequence of the first
+        ("config", "03_sft", "algo.betas"),
+        ("config", "03_sft", "algo.learning_rate"),
+        ("config", "03_sft", "seed"),
+        ("code", "03_sft", "packages.torch"),
+        ("outputs", "03_sft", "03_sft/ckpt_sft/best/model.safetensors"),
+        ("outputs", "03_sft", "metric loss"),
+    ]
+    text = render_diff(found, "run_001", "run_002")
+    assert text.splitlines()[0] == "run_001 -> run_002: 9 differences"
+    assert "sha256 aaaaaaaaaaaa, rows 5 -> sha256 a2a2a2a2a2a2, rows 6" in text
+    assert "algo.learning_rate: 0.0001 -> 0.0002" in text
+    assert "metric loss: (absent) -> 0.5" in text
+
+
+def test_empty_and_null_values_are_told_from_absent_ones():
+    run = other()
+    run["01_preprocessing"]["config"]["dataset"]["max_test"] = 0
+    del run["01_preprocessing"]["metrics"]["test"]
+    run["03_sft"]["config"]["reward"] = {}
+    found = {d.key: (d.a, d.b) for d in diff_runs(RUN, run)}
+    assert found == {
+        "dataset.max_test": (None, 0),
+        "metric test": (5, "(absent)"),
+        "reward": ("(absent)", {}),
+    }
+
+
+def test_a_stage_that_only_one_run_finished_comes_first():
+    run = other()
+    del run["03_sft"]
+    run["01_preprocessing"]["seed"] = 1
+    found = diff_runs(RUN, run)
+    assert found[0] == Difference("stages", "03_sft", "", "finished", "(absent)")
+    assert [d.category for d in found] == ["stages", "config"]
+
+
+def test_difference_is_antisymmetric():
+    run = other()
+    run["03_sft"]["config"]["algo"]["learning_rate"] = 2e-4
+    there, back = diff_runs(RUN, run), diff_runs(run, RUN)
+    assert [(d.key, d.a, d.b) for d in there] == [(d.key, d.b, d.a) for d in back]
+
+
+def test_machine_readable_form_is_json():
+    run = other()
+    run["03_sft"]["seed"] = 3
+    document = json.loads(json.dumps(diff_as_json(diff_runs(RUN, run), "run_001", "run_002")))
+    assert document == {
+        "schema_version": 1,
+        "a": "run_001",
+        "b": "run_002",
+        "differences": [{"category": "config", "stage": "03_sft", "key": "seed", "a": 0, "b": 3}],
+    }
+
+
+def test_manifests_are_found_at_both_depths(tmp_path):
+    for stage in ("01_preprocessing", "10_evaluation/sft"):
+        (tmp_path / stage).mkdir(parents=True)
+        (tmp_path / stage / "manifest.json").write_text(json.dumps({"stage": stage}))
+    (tmp_path / "run_manifest.json").write_text("{}")
+    assert sorted(load_manifests(tmp_path)) == ["01_preprocessing", "10_evaluation/sft"]
+
+
+def test_no_run_and_no_finished_stage(tmp_path):
+    with pytest.raises(UserError, match="no run at"):
+        load_manifests(tmp_path / "run_009")
+    with pytest.raises(UserError, match="no finished stage"):
+        load_manifests(tmp_path)

@@ -1,0 +1,115 @@
+"""Names of policies, where their weights lie and where their evaluations are (no heavy import here)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.common import UserError, resolve_path, shown
+from utils.config import ModelConfig
+
+POLICIES = ("base", "sft", "teacher", "distill", "ppo", "grpo", "rloo", "dpo")
+OUTSIDE = "predictions"  # the policy's name where outside predictions are given none
+
+# The stage folder that trains each policy; its best checkpoint is ckpt_<method>/best.
+TRAINED_IN = {
+    "sft": "03_sft",
+    "distill": "03_distill",
+    "ppo": "05_ppo",
+    "grpo": "06_grpo",
+    "rloo": "07_rloo",
+    "dpo": "09_dpo",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def policy_name(policy: str, outside: bool) -> str:
+    """The policy's name, which is also its folder's: the one given, else "sft" or (outside) "predictions".
+
+    Raises UserError for a name that no folder should have.
+    """
+    name = policy or (OUTSIDE if outside else "sft")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"policy '{name}' must be letters, digits, '_', '.' and '-'")
+    return name
+
+
+def policy_order(name: str) -> tuple[int, str]:
+    """Sort key: the methods in the order of the pipeline, each before its variants, then other names."""
+    base = name.rsplit("/", 1)[-1]
+    for position, policy in enumerate(POLICIES):
+        if base == policy or base.startswith(policy + "_"):
+            return position, name
+    return len(POLICIES), name
+
+
+def checkpoint_of(policy: str, policy_ckpt: str, model: ModelConfig, run_dir: Path) -> Path | str:
+    """Where the policy's weights are: a folder, or a hub name as text.
+
+    ``policy_ckpt`` wins. Else base and teacher are the configured models, and every other policy is the best
+    checkpoint of the stage of this run that trained it: "grpo" of 06_grpo, "ppo_intrinsic" of
+    05_ppo_intrinsic. Raises UserError for a policy that no stage trains.
+    """
+    configured = {"base": model.model.name_or_path, "teacher": model.model.teacher_name_or_path}
+    given = policy_ckpt or configured.get(policy)
+    if given:
+        folder = resolve_path(given)
+        local = folder.is_dir() or given.startswith((".", "/", "~", "assets/", "outputs/"))
+        return folder if local else given
+    method, _, variant = policy.partition("_")
+    if method not in TRAINED_IN:
+        raise UserError(
+            f"policy '{policy}' is none of {', '.join(POLICIES)} (with an optional _<variant>); "
+            "for any other checkpoint give its folder as --policy_ckpt"
+        )
+    stage = TRAINED_IN[method] + (f"_{variant}" if variant else "")
+    return run_dir / stage / f"ckpt_{method}" / "best"
+
+
+def model_inputs(checkpoint: Path | str) -> dict[str, Path]:
+    """The local folders that the policy's weights come from: the checkpoint, and an adapter's base model."""
+    if isinstance(checkpoint, str):
+        return {}
+    inputs = {"checkpoint": checkpoint}
+    adapter = checkpoint / "adapter_config.json"
+    if adapter.is_file():
+        base = resolve_path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        if base.is_dir():
+            inputs["base_model"] = base
+    return inputs
+
+
+def find_evaluations(run_dir: Path, runs: Sequence[str], policies: Sequence[str]) -> dict[str, Path]:
+    """Finished evaluations, in the order of the pipeline: name -> folder 10_evaluation/<policy>.
+
+    Args:
+        run_dir: the run that compares; its folder's siblings are what run ids in ``runs`` stand for.
+        runs: run ids or run folders; empty for ``run_dir`` alone. With several, names are "<run>/<policy>".
+        policies: which policies; empty for all.
+
+    Raises:
+        UserError: where a run, or a policy that was asked for, has no finished evaluation.
+    """
+    found: dict[str, Path] = {}
+    for run in runs or [run_dir.name]:
+        folder = run_dir.parent / run if (run_dir.parent / run).is_dir() or not runs else resolve_path(run)
+        done = {path.parent.name: path.parent for path in folder.glob("10_evaluation/*/manifest.json")}
+        wanted = list(policies) or sorted(done)
+        missing = [policy for policy in wanted if policy not in done]
+        if missing or not wanted:
+            policy = f" --policy {missing[0]}" if missing else ""
+            what = f"of '{missing[0]}' " if missing else ""
+            raise UserError(
+                f"no finished evaluation {what}in {shown(folder)}: "
+                f"run `python 10_evaluate.py --run_id {folder.name}{policy}` first"
+            )
+        prefix = f"{folder.name}/" if len(runs) > 1 else ""
+        found |= {prefix + policy: done[policy] for policy in wanted}
+    return {name: found[name] for name in sorted(found, key=policy_order)}
+
+
+def evaluation_files(folder: Path) -> tuple[Path, Path]:
+    """The two files of an evaluation that a comparison reads."""
+    return folder / "metrics.json", folder / "breakdown.csv"

@@ -1,0 +1,196 @@
+"""report.md: what the comparison found, in words that the tests support."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from utils.evaluation.comparison import ALPHA, POWER, Pair, PolicyResult
+from utils.evaluation.statistics import rate
+
+SHOWN_IDS = 10
+
+
+def render_report(results: Sequence[PolicyResult], pairs: Sequence[Pair], figure: str) -> str:
+    """The Markdown report of one comparison; ``figure`` is the plot's file name beside the report."""
+    first = results[0].metrics
+    parts = [
+        f"# Comparison on {first['dataset']}, {first['split']} split",
+        conclusions(results, pairs),
+        "## Accuracy",
+        _accuracy_table(results),
+        _level_table(results),
+        f"![Accuracy of every policy with 95 % intervals]({figure})",
+        _failure_table(results),
+    ]
+    if pairs:
+        parts += ["## Paired tests", _pair_table(pairs), _method_note(pairs), "## Items that changed"]
+        parts += [_changed(pair) for pair in pairs]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def conclusions(results: Sequence[PolicyResult], pairs: Sequence[Pair]) -> str:
+    """One sentence per difference that the corrected test supports, or one that says there is none."""
+    if not pairs:
+        return f"Only one policy, {results[0].name}, was evaluated: there is nothing to compare it with."
+    supported = [pair for pair in pairs if pair.significant]
+    lines = [f"- {_finding(pair)}" for pair in supported]
+    rest = len(pairs) - len(supported)
+    at_level = f"at the {ALPHA:g} level after Holm's correction"
+    if not supported:
+        lines.append(f"- The test supports no difference between the policies {at_level}.")
+    elif rest:
+        lines.append(
+            f"- For the other {rest} of {len(pairs)} pairs the test supports no difference {at_level}."
+        )
+    return "\n".join(lines)
+
+
+def _finding(pair: Pair) -> str:
+    better, worse = (pair.b, pair.a) if pair.difference > 0 else (pair.a, pair.b)
+    high, low = sorted((pair.accuracy_a, pair.accuracy_b), reverse=True)
+    ends = pair.ci95 if pair.difference > 0 else (-pair.ci95[1], -pair.ci95[0])
+    return (
+        f"**{better}** answers more items correctly than **{worse}**: {_percent(high)} against "
+        f"{_percent(low)}, a difference of {100 * abs(pair.difference):.1f} points "
+        f"(95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}; exact McNemar, Holm-corrected "
+        f"p {_p(pair.p_holm)}; n = {pair.n})."
+    )
+
+
+def _accuracy_table(results: Sequence[PolicyResult]) -> str:
+    scores = [
+        (key, title) for key, title in _SCORES.items() if any(key in result.metrics for result in results)
+    ]
+    rows = []
+    for result in results:
+        share = rate(sum(result.correct), len(result.correct))
+        tokens = (result.metrics.get("response_tokens") or {}).get("mean")
+        rows.append(
+            [
+                result.name,
+                str(share["n"]),
+                _percent(share["value"]),
+                _interval(share["ci95"]),
+                *(
+                    _percent(result.metrics[key]["value"]) if key in result.metrics else ""
+                    for key, _ in scores
+                ),
+                "" if tokens is None else f"{tokens:.1f}",
+            ]
+        )
+    return _table(["policy", "n", "accuracy", "95 % interval", *(t for _, t in scores), "mean tokens"], rows)
+
+
+_SCORES = {
+    "program_accuracy": "program",
+    "tolerant_accuracy": "tolerant",
+    "flexible_accuracy": "flexible",
+    "format_validity": "valid format",
+    "truncation_rate": "cut off",
+}
+
+
+def _level_table(results: Sequence[PolicyResult]) -> str:
+    levels = sorted({level for result in results for level in result.levels if level is not None})
+    if not levels:
+        return ""
+    rows = []
+    for result in results:
+        cells = []
+        for level in levels:
+            right = [c for c, at in zip(result.correct, result.levels, strict=True) if at == level]
+            if not right:
+                cells.append("")
+                continue
+            share = rate(sum(right), len(right))
+            cells.append(f"{_percent(share['value'])} ({_interval(share['ci95'])})")
+        rows.append([result.name, *cells])
+    counts = [sum(at == level for at in results[0].levels) for level in levels]
+    heads = [f"level {level} (n = {count})" for level, count in zip(levels, counts, strict=True)]
+    return _table(["policy", *heads], rows)
+
+
+def _failure_table(results: Sequence[PolicyResult]) -> str:
+    reasons = sorted({reason for result in results for reason in result.metrics["failure_reasons"]})
+    if not reasons:
+        return ""
+    total = {r: sum(result.metrics["failure_reasons"].get(r, 0) for result in results) for r in reasons}
+    reasons.sort(key=lambda reason: (-total[reason], reason))
+    rows = [
+        [reason.replace("_", " "), *(str(r.metrics["failure_reasons"].get(reason, 0)) for r in results)]
+        for reason in reasons
+    ]
+    return "## Why items fail\n\n" + _table(["failure reason", *(r.name for r in results)], rows)
+
+
+def _pair_table(pairs: Sequence[Pair]) -> str:
+    heads = [
+        "pair",
+        "n",
+        "difference",
+        "95 % interval",
+        "fixed",
+        "broken",
+        "McNemar p",
+        "Holm p",
+        "detectable",
+    ]
+    rows = [
+        [
+            f"{pair.a} → {pair.b}",
+            str(pair.n),
+            f"{100 * pair.difference:+.1f}",
+            f"{100 * pair.ci95[0]:+.1f} to {100 * pair.ci95[1]:+.1f}",
+            str(len(pair.fixed)),
+            str(len(pair.broken)),
+            _p(pair.p_value).removeprefix("= "),
+            _p(pair.p_holm).removeprefix("= ") + (" *" if pair.significant else ""),
+            "none" if pair.detectable is None else f"{100 * pair.detectable:.1f}",
+        ]
+        for pair in pairs
+    ]
+    return _table(heads, rows)
+
+
+def _method_note(pairs: Sequence[Pair]) -> str:
+    return (
+        "Differences are in percentage points, second policy minus first, on the items that both were given. "
+        "Intervals of a single accuracy are Wilson 95 % intervals, those of a difference paired percentile "
+        "bootstrap intervals. p-values are exact two-sided McNemar tests; Holm p corrects for the "
+        f"{len(pairs)} {'test' if len(pairs) == 1 else 'tests'} of this table, and * marks those below "
+        f"{ALPHA:g}. *Detectable* is the smallest true difference that this test would find with "
+        f"{100 * POWER:.0f} % power at level {ALPHA:g} / {len(pairs)}, given how often the two disagreed."
+    )
+
+
+def _changed(pair: Pair) -> str:
+    return (
+        f"**{pair.a} → {pair.b}**\n\n"
+        f"- fixed, {len(pair.fixed)}: {_ids(pair.fixed)}\n"
+        f"- broken, {len(pair.broken)}: {_ids(pair.broken)}"
+    )
+
+
+def _ids(ids: Sequence[str]) -> str:
+    if not ids:
+        return "none"
+    shown = ", ".join(f"`{item}`" for item in ids[:SHOWN_IDS])
+    return shown + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(ci95: Sequence[float]) -> str:
+    return f"{100 * ci95[0]:.1f}–{100 * ci95[1]:.1f}"
+
+
+def _p(value: float) -> str:
+    """A p-value for print: ``= 0.031``, or ``< 0.0001``."""
+    return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
