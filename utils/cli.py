@@ -4,7 +4,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from utils.common import REPO_ROOT, UserError, shown
 from utils.config import PathsSection, StageConfig, absolute_if_local, load_tier, read_yaml
@@ -132,12 +132,18 @@ def _locate(name: str, keys: dict[str, tuple[str, str, Any]], frame_keys: set[st
         return keys[found[0]][:2]
     if found:
         raise UserError(f"option --{name} is ambiguous: write --{' or --'.join(sorted(found))}")
-    for key, (owner, within, hint) in keys.items():
-        # An entry of a mapping-valued key, e.g. --reward.weights.exact.
-        if name.startswith(key + ".") and type_name(hint).startswith("mapping"):
-            return owner, within + name[len(key) :]
+    # An entry of a mapping-valued key, e.g. --reward.weights.exact.
+    mapping, _, entry = name.rpartition(".")
+    found = [key for key in keys if mapping and _matches(mapping, key) and _holds_mapping(keys[key][2])]
+    if len(found) == 1:
+        owner, within, _ = keys[found[0]]
+        return owner, f"{within}.{entry}"
     valid = [f"--{key}" for key in (*keys, *frame_keys)]
     raise UserError(f"unknown option --{name}{suggestion('--' + name, valid) or ' (see --help)'}")
+
+
+def _holds_mapping(hint: Any) -> bool:
+    return hint is dict or get_origin(hint) is dict
 
 
 def tier_file(stage: Any, tier: str, frame: FrameOptions) -> Path:

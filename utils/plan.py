@@ -137,12 +137,11 @@ def check_inputs(plan: Plan) -> None:
 
 
 def _verify_input(path: Path, plan: Plan) -> None:
-    runs = plan.run_dir.parent
-    if not path.is_relative_to(runs) or len(path.relative_to(runs).parts) < 2:
+    run_dir = _run_of(path, plan.run_dir)
+    if run_dir is None:
         if not path.exists():
             raise UserError(f"missing input {shown(path)}{_how_to_get(path)}")
         return
-    run_dir = runs / path.relative_to(runs).parts[0]
     relative = path.relative_to(run_dir)
     depth = 2 if relative.parts[0] in NESTED and len(relative.parts) > 2 else 1
     folder = Path(*relative.parts[:depth])
@@ -165,6 +164,23 @@ def _verify_input(path: Path, plan: Plan) -> None:
         )
 
 
+def _run_of(path: Path, run_dir: Path) -> Path | None:
+    """Return the run a path belongs to: this one, or one beside it where the path is in a stage's folder."""
+    if path.is_relative_to(run_dir):
+        return run_dir
+    if path.is_relative_to(run_dir.parent):
+        run, *rest = path.relative_to(run_dir.parent).parts
+        if rest and _script_of(rest[0]):
+            return run_dir.parent / run
+    return None
+
+
+def _script_of(folder: str) -> str | None:
+    """Return the script that writes a stage folder (a variant's included), None if no stage does."""
+    known = [name for name in SCRIPTS if folder == name or folder.startswith(name + "_")]
+    return SCRIPTS[max(known, key=len)] if known else None
+
+
 def _how_to_get(path: Path) -> str:
     name = manifests.relative_name(path)
     if name.startswith("datasets/"):
@@ -174,10 +190,7 @@ def _how_to_get(path: Path) -> str:
 
 def command_for(folder: Path, run_id: str, output_dir: str | None) -> str:
     """Return the command that makes a stage folder of a run."""
-    base = folder.parts[0]
-    known = [name for name in SCRIPTS if base == name or base.startswith(name + "_")]
-    script = SCRIPTS[max(known, key=len)] if known else f"{base[:2]}_*.py"
-    words = ["python", script, "--run_id", run_id]
+    words = ["python", _script_of(folder.parts[0]) or f"{folder.parts[0][:2]}_….py", "--run_id", run_id]
     if output_dir is not None:
         words += ["--output_dir", output_dir]
     return shlex.join(words)

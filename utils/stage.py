@@ -140,12 +140,16 @@ def execute(stage: Stage, run: Run, argv: list[str]) -> int:
 
 _FREE = "free space or choose another --output_dir"
 _ALLOW = "mend its permissions or choose another --output_dir"
+_OTHER = "choose another --output_dir or --run_id"
 _REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
     errno.EACCES: _ALLOW,
     errno.EPERM: _ALLOW,
     errno.EROFS: _ALLOW,
+    errno.ENOTDIR: _OTHER,
+    errno.EEXIST: _OTHER,
+    errno.ENAMETOOLONG: _OTHER,
 }
 
 
