@@ -176,6 +176,12 @@ def read_json_items(path: Path, file: str, marker: str) -> tuple[list[RawItem], 
             problems.append(Problem(file, place, "", "error", "bad_json", message))
             position, row = resync(position + 1), row + 1
             continue
+        if isinstance(value, list) and any(isinstance(entry, dict) and marker in entry for entry in value):
+            # A stray bracket has swallowed the items after it: they are read one by one all the same.
+            message = f"a list stands where an object belongs, at {_line_column(text, position)}"
+            problems.append(Problem(file, place, "", "error", "not_an_object", message))
+            position, row = resync(position + 1), row + 1
+            continue
         _admit(items, problems, RawItem(file, row, place, value), text[position:end])
         row += 1
         position = _skip_space(text, end)

@@ -72,6 +72,8 @@ def read_split(config: DatasetConfig, split: str, path: Path) -> RawSplit:
     """Read one split's raw file. Problems and sources name the file without its folders."""
     required = tuple(config.required_fields)
     if config.dataset in ("finqa", "sample"):
+        if "evidence" in config.response_fields:
+            required += ("qa.evidence",)  # an empty evidence field would be taught in silence
         max_level = sample.MAX_LEVEL if config.dataset == "sample" else None
         return RawSplit(*read_finqa(path, path.name, required, max_level))
     reader = read_gsm8k if config.dataset == "gsm8k" else read_math
