@@ -13,6 +13,7 @@ stamp=$venv/.setup-complete     # holds what was installed; written last
 started=$venv/.setup-started    # there while an installation is under way
 log=$venv/setup.log
 needed_gb=4
+restart=
 
 fail() {
   echo "error: $*" >&2
@@ -32,18 +33,19 @@ PY
 up_to_date() { [ -f "$stamp" ] && [ ! -e "$started" ] && [ "$(cat "$stamp")" = "$(wanted)" ]; }
 
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  local first=${PYTHON:-python3} candidate
+  for candidate in "$first" ${PYTHON:+""} python3.13 python3.12 python3.11; do
+    [ -n "$candidate" ] || break # PYTHON names the only candidate
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  if command -v "${PYTHON:-python3}" >/dev/null 2>&1; then
-    fail "${PYTHON:-python3} is $("${PYTHON:-python3}" -V 2>&1 | head -n 1), but Python 3.11 or newer is needed:" \
+  if command -v "$first" >/dev/null 2>&1; then
+    fail "$first is $("$first" -V 2>&1 | head -n 1), but Python 3.11 or newer is needed:" \
       "install it (e.g. apt-get install python3.11 python3.11-venv), or name it: PYTHON=/path/to/python3 ./setup.sh"
   fi
-  fail "python3 is missing: install Python 3.11 or newer (e.g. apt-get install python3 python3-venv)," \
+  fail "$first is missing: install Python 3.11 or newer (e.g. apt-get install python3 python3-venv)," \
     "or name it: PYTHON=/path/to/python3 ./setup.sh"
 }
 
@@ -69,17 +71,20 @@ explain_pip() {
   fail "pip could not install the requirements: $(grep -m 1 '^ERROR' "$log" || echo "see $log"); details in $log"
 }
 
+# Whether what is in .venv can be built on: an installation that was not cut short, with a working pip.
+usable() { [ -d "$venv" ] && [ ! -e "$started" ] && "$venv/bin/python" -m pip --version >/dev/null 2>&1; }
+
 install() {
   local python
-  if [ -e "$started" ] || { [ -d "$venv" ] && ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; }; then
-    echo "setup: the last installation did not finish; starting afresh"
-    rm -rf "$venv"
-  fi
-  if [ ! -d "$venv" ]; then
+  if [ -n "$restart" ] || ! usable; then
     python=$(find_python) || exit
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
       fail "$python has no venv module: install it (e.g. apt-get install python3-venv) and run ./setup.sh again"
     check_disk
+    if [ -d "$venv" ]; then
+      [ -n "$restart" ] || echo "setup: the last installation did not finish; starting afresh"
+      rm -rf "$venv"
+    fi
     echo "setup: creating .venv with $("$python" -V)"
     mkdir "$venv"
     touch "$started"
@@ -106,12 +111,12 @@ case "${1:-}" in
     ;;
   --restart)
     shift
-    rm -rf "$venv"
+    restart=yes
     ;;
   -*) fail "unknown option $1: usage is ./setup.sh [--restart] [COMMAND ...]" ;;
 esac
 
-up_to_date || install
+{ [ -z "$restart" ] && up_to_date; } || install
 
 [ $# -gt 0 ] || exit 0
 export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH

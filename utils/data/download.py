@@ -74,7 +74,9 @@ def check_file(path: Path, data_set: DataSet, name: str) -> int:
         rows = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
     except UserError as error:
         raise UserError(name + str(error).removeprefix(shown(path))) from None
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list):
+        raise UserError(f"{name}: must hold a list of rows, found {type(rows).__name__}")
+    if not rows:
         raise UserError(f"{name}: holds no rows")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
