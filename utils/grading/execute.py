@@ -59,7 +59,7 @@ def execute(tokens: list[str], table: list[list[str]]) -> Execution:
         steps = parse_steps(tokens)
         if not steps:
             raise ProgramFailure(ProgramError.EMPTY)
-        results: list[Value] = []
+        results: list[Value | complex] = []
         for step in steps:
             results.append(_run_step(step, results, table))
         return Execution(_final(results[-1]), None)
@@ -70,7 +70,7 @@ def execute(tokens: list[str], table: list[list[str]]) -> Execution:
 def _final(value: Value) -> Value:
     if isinstance(value, str):
         return value
-    if math.isnan(value):
+    if isinstance(value, complex) or math.isnan(value):
         raise ProgramFailure(ProgramError.NOT_REAL)
     if math.isinf(value):
         raise ProgramFailure(ProgramError.OVERFLOW)
@@ -99,16 +99,15 @@ def _calculate(op: str, a: Value, b: Value) -> Value:
     if isinstance(a, str) != isinstance(b, str) or (isinstance(a, str) and op != "greater"):
         raise ProgramFailure(ProgramError.TYPE)
     if op == "greater":  # of two yes/no it compares the words, as the official evaluator does
+        if isinstance(a, complex) or isinstance(b, complex):
+            raise ProgramFailure(ProgramError.NOT_REAL)
         return "yes" if a > b else "no"
     try:
-        value = _ARITHMETIC[op](a, b)
+        return _ARITHMETIC[op](a, b)
     except ZeroDivisionError:
         raise ProgramFailure(ProgramError.DIVISION_BY_ZERO) from None
     except OverflowError:
         raise ProgramFailure(ProgramError.OVERFLOW) from None
-    if isinstance(value, complex):
-        raise ProgramFailure(ProgramError.NOT_REAL)
-    return value
 
 
 _ARITHMETIC = {
@@ -116,7 +115,7 @@ _ARITHMETIC = {
     "subtract": operator.sub,
     "multiply": operator.mul,
     "divide": operator.truediv,
-    "exp": operator.pow,  # of two floats: constant time, bounded size
+    "exp": operator.pow,  # of two floats: constant time, bounded size, complex for (-8) ** 0.5
 }
 
 

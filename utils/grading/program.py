@@ -35,7 +35,7 @@ class ProgramError(Enum):
     TYPE = "type"  # arithmetic on yes/no
     DIVISION_BY_ZERO = "division_by_zero"
     OVERFLOW = "overflow"  # beyond float64, on the way or in the final value
-    NOT_REAL = "not_real"  # a complex power, or NaN as the final value
+    NOT_REAL = "not_real"  # a complex power or NaN in the final value, or a complex power compared
 
 
 class ProgramFailure(Exception):
