@@ -45,9 +45,11 @@ def test_jsonl_by_id_and_by_index(tmp_path):
 
 
 def test_index_counts_rows_of_the_file_not_items(tmp_path):
-    records = [r for r in gold() if r.id != "test-1"]  # row 1 of the file is damaged and left out
-    path = write(tmp_path, '{"index": 2, "response": "x"}')
-    assert list(read_predictions(path, records)) == ["test-2"]
+    named = {0: "page_3-2", 2: "page_1-0"}  # row 1 of the file is damaged and left out
+    records = [Record(n, "finqa", "q", "i", "t", "3", source=f"test.json#{row}") for row, n in named.items()]
+    assert list(read_predictions(write(tmp_path, '{"index": 2, "response": "x"}'), records)) == ["page_1-0"]
+    with pytest.raises(UserError, match="unknown index 1"):
+        read_predictions(write(tmp_path, '{"index": 1, "response": "x"}'), records)
 
 
 def test_number_as_id(tmp_path):
