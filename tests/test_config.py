@@ -211,11 +211,13 @@ def test_help_lists_every_key_with_its_effective_default():
         for key in leaf_keys(cls):
             assert f"--{tier}.{key} " in text
     lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  --")}
-    assert lines["--algo.learning_rate"].endswith("[0.0001]")
-    assert lines["--model.lora.r"].endswith("[4]")
-    assert lines["--algo.kind"].endswith("(sigmoid | linear) [linear]")
-    assert lines["--run_id"].endswith("[run_001]")
-    assert "--reward_config" not in lines and lines["--algo_config"].endswith("[tests/toy_algo.yaml]")
+    assert lines["--algo.learning_rate"].endswith("step size [float] (default: 0.0001)")
+    assert lines["--model.lora.r"].endswith("(default: 4)")
+    assert lines["--algo.kind"].endswith("[sigmoid | linear] (default: linear)")
+    assert lines["--run_id"].endswith("(default: run_001)")
+    assert "--reward_config" not in lines and lines["--algo_config"].endswith(
+        "(default: tests/toy_algo.yaml)"
+    )
 
 
 # ---------------------------------------------------------------------------------- portable values

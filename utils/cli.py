@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin
@@ -23,7 +24,9 @@ class FrameOptions:
     """Options every stage has."""
 
     run_id: str = setting("run_001", "name of the run; its folder below the outputs folder")
-    config: str | None = setting(None, "model tier (YAML)")
+    config: str | None = setting(
+        None, "model tier (YAML); a stage without models reads its paths section alone"
+    )
     algo_config: str | None = setting(None, "algorithm tier (YAML)")
     dataset_config: str | None = setting(None, "dataset tier (YAML)")
     reward_config: str | None = setting(None, "reward tier (YAML)")
@@ -200,7 +203,7 @@ def help_text(stage: Any, script: str) -> str:
     frame = FrameOptions()
     for tier, (_, default) in stage.tiers.items():
         setattr(frame, TIER_FLAGS[tier], default)
-    blocks.append(_block("options of every stage", "", frame, skip=unused))
+    blocks.append(_block("options of every stage", "", frame, unused))
     if leaf_keys(stage.options):
         blocks.append(_block("options of this stage", "", stage.options()))
     for tier, (cls, default) in stage.tiers.items():
@@ -214,18 +217,23 @@ def help_text(stage: Any, script: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _block(title: str, prefix: str, values: Any, skip: set[str] = frozenset()) -> str:
-    lines = [f"{title}:"]
+def _block(title: str, prefix: str, values: Any, skip: Iterable[str] = ()) -> str:
+    rows = [
+        (f"--{prefix}{key}", f"{note} (default: {plain(value)})")
+        for key, note, value in describe_keys(values)
+        if key not in skip
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([f"{title}:", *(f"  {name:<{width}}  {note}" for name, note in rows)])
+
+
+def describe_keys(values: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield (dotted key, what it is with its type, value) for every value of a dataclass tree."""
     for key, (hint, spec) in leaf_keys(type(values)).items():
-        if key in skip:
-            continue
-        value: Any = values
+        value = values
         for part in key.split("."):
             value = getattr(value, part)
-        note = spec.metadata.get("help", "")
-        choices = f" ({type_name(hint)})" if "Literal" in str(hint) else ""
-        lines.append(f"  {f'--{prefix}{key}':<38} {note}{choices} [{plain(value)}]")
-    return "\n".join(lines)
+        yield key, f"{spec.metadata.get('help', '')} [{type_name(hint)}]", value
 
 
 def plain(value: Any) -> str:

@@ -1,16 +1,18 @@
 """What a stage is and what running it would do: skip, resume or start, with its inputs checked first."""
 
 import contextlib
+import importlib.util
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from utils import manifest as manifests
 from utils.cli import Arguments, output_root, parse, resolve
-from utils.common import UserError, read_json, shown
+from utils.common import REPO_ROOT, UserError, read_json, shown
 from utils.config import StageConfig
 
 IN_PROGRESS = ".in_progress.json"
@@ -98,6 +100,22 @@ class Plan:
     def name(self) -> str:
         """The stage folder's path in the run, e.g. "03_sft" or "10_evaluation/grpo"."""
         return self.out.relative_to(self.run_dir).as_posix()
+
+
+def load_script(name: str) -> ModuleType:
+    """Import a numbered script, e.g. "03_sft_train.py" (a name that no import statement takes)."""
+    module_name = f"stage_{Path(name).stem}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, REPO_ROOT / name)
+        module = importlib.util.module_from_spec(spec)
+        # Dataclasses look their module up by name while it is being executed.
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    return sys.modules[module_name]
 
 
 def make_plan(stage: Stage, argv: list[str]) -> Plan:

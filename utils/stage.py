@@ -35,6 +35,7 @@ from utils.plan import (
     Prepared,
     Stage,
     check_inputs,
+    load_script,
     make_plan,
     prepare,
     started,
@@ -50,6 +51,7 @@ __all__ = [
     "StageConfig",
     "StageContext",
     "execute",
+    "load_script",
     "main",
     "prepare",
 ]

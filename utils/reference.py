@@ -1,0 +1,70 @@
+"""The tables of docs/configuration.md, made from the dataclasses; `python -m utils.reference` rewrites them."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils.cli import FrameOptions, describe_keys, plain
+from utils.common import REPO_ROOT, write_text
+from utils.config import DatasetConfig, ModelConfig
+from utils.plan import SCRIPTS, NoOptions, Stage, load_script
+
+DOCUMENT = REPO_ROOT / "docs" / "configuration.md"
+BEGIN = "<!-- tables: made by python -m utils.reference -->\n"
+END = "<!-- end of tables -->\n"
+
+
+def stages() -> list[Stage]:
+    """Return the stages of all numbered scripts there are, in order."""
+    return [load_script(script).STAGE for script in SCRIPTS.values() if (REPO_ROOT / script).exists()]
+
+
+def tables(found: list[Stage]) -> str:
+    """Return a Markdown table of every key of every tier and of every stage's options."""
+    blocks = [_table("Options of every stage", "", FrameOptions())]
+    tiers: dict[str, dict[type, list[str]]] = {"model": {ModelConfig: []}, "dataset": {DatasetConfig: []}}
+    for stage in found:
+        for tier, (cls, default) in stage.tiers.items():
+            files = tiers.setdefault(tier, {}).setdefault(cls, [])
+            if default not in files:
+                files.append(default)
+    for tier in ("model", "dataset", "reward", "algo"):
+        for cls, files in tiers.get(tier, {}).items():
+            named = " and ".join(f"`{file}`" for file in files)
+            title = f"{tier.capitalize()} tier: `{cls.__name__}`" + (f" ({named})" if named else "")
+            blocks.append(_table(title, f"{tier}.", cls()))
+    for stage in found:
+        if stage.options is not NoOptions:
+            blocks.append(_table(f"Options of `{_script(stage)}`", "", stage.options()))
+    return "\n".join(blocks)
+
+
+def _script(stage: Stage) -> str:
+    return SCRIPTS[stage.folder]
+
+
+def _table(title: str, prefix: str, values: Any) -> str:
+    lines = [f"### {title}", "", "| key | default | what it is |", "|---|---|---|"]
+    for key, note, value in describe_keys(values):
+        cells = (f"`{prefix}{key}`", f"`{plain(value)}`", note)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(document: str, found: list[Stage]) -> str:
+    """Return the document with the text between its two marks replaced by fresh tables."""
+    head, mark, rest = document.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"the document must hold the marks {BEGIN.strip()} and {END.strip()}")
+    return f"{head}{BEGIN}\n{tables(found)}\n{END}{tail}"
+
+
+def main(document: Path = DOCUMENT) -> int:
+    """Rewrite the tables in place."""
+    write_text(document, with_tables(document.read_text(encoding="utf-8"), stages()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
