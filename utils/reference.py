@@ -1,4 +1,4 @@
-"""The tables of docs/configuration.md, made from the dataclasses; `python -m utils.reference` rewrites them."""
+"""The tables of docs/configuration.md, from the dataclasses; `python -m utils.reference` rewrites them."""
 
 import sys
 from pathlib import Path
