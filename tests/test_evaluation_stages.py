@@ -1,7 +1,6 @@
 """10_evaluate.py and 11_compare_runs.py from the command line, against counts made by hand and real data."""
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,20 +11,13 @@ from utils.common import REPO_ROOT, dump_json, write_json, write_jsonl
 from utils.data.records import Record
 from utils.grading.program import tokenize_program
 from utils.manifest import describe_outputs
+from utils.plan import load_script
 from utils.stage import execute
 
 ITEMS = 30
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, REPO_ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-EVALUATE, COMPARE = script("10_evaluate"), script("11_compare_runs")
+EVALUATE, COMPARE = load_script("10_evaluate.py"), load_script("11_compare_runs.py")
 
 
 @pytest.fixture()

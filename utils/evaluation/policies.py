@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.common import UserError, resolve_path, shown
+from utils.common import UserError, read_json, resolve_path, shown
 from utils.config import ModelConfig
 
 POLICIES = ("base", "sft", "teacher", "distill", "ppo", "grpo", "rloo", "dpo")
@@ -75,9 +74,9 @@ def model_inputs(checkpoint: Path | str) -> dict[str, Path]:
     inputs = {"checkpoint": checkpoint}
     adapter = checkpoint / "adapter_config.json"
     if adapter.is_file():
-        base = resolve_path(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        if base.is_dir():
-            inputs["base_model"] = base
+        base = read_json(adapter).get("base_model_name_or_path")
+        if base and resolve_path(base).is_dir():
+            inputs["base_model"] = resolve_path(base)
     return inputs
 
 

@@ -1,0 +1,66 @@
+"""Which weights a policy's name stands for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from utils.common import REPO_ROOT, UserError
+from utils.config import ModelConfig, ModelSection
+from utils.evaluation.policies import checkpoint_of, model_inputs, policy_name
+
+RUN = Path("/outputs/run_001")
+MODEL = ModelConfig(model=ModelSection(name_or_path="assets/student", teacher_name_or_path="owner/teacher"))
+
+
+@pytest.mark.parametrize(
+    "policy,expected",
+    [
+        ("base", REPO_ROOT / "assets" / "student"),
+        ("teacher", "owner/teacher"),
+        ("sft", RUN / "03_sft" / "ckpt_sft" / "best"),
+        ("sft_teacher", RUN / "03_sft_teacher" / "ckpt_sft" / "best"),
+        ("distill_sec", RUN / "03_distill_sec" / "ckpt_distill" / "best"),
+        ("ppo_intrinsic", RUN / "05_ppo_intrinsic" / "ckpt_ppo" / "best"),
+        ("grpo", RUN / "06_grpo" / "ckpt_grpo" / "best"),
+        ("rloo", RUN / "07_rloo" / "ckpt_rloo" / "best"),
+        ("dpo", RUN / "09_dpo" / "ckpt_dpo" / "best"),
+    ],
+)
+def test_policies_of_a_run(policy, expected):
+    assert checkpoint_of(policy, "", MODEL, RUN) == expected
+
+
+def test_a_given_checkpoint_wins_whatever_the_name(tmp_path):
+    assert checkpoint_of("mine", str(tmp_path), MODEL, RUN) == tmp_path
+    assert checkpoint_of("base", "owner/model", MODEL, RUN) == "owner/model"
+    # What looks like a local path stays one, so that its absence is reported and no hub is asked.
+    assert (
+        checkpoint_of("mine", "outputs/run_001/none", MODEL, RUN)
+        == REPO_ROOT / "outputs" / "run_001" / "none"
+    )
+
+
+@pytest.mark.parametrize("policy", ["best", "grpo2", "student"])
+def test_a_policy_that_no_stage_trains(policy):
+    with pytest.raises(UserError, match="is none of base, sft, teacher"):
+        checkpoint_of(policy, "", MODEL, RUN)
+
+
+def test_names_are_folder_names():
+    assert (policy_name("", outside=False), policy_name("", outside=True)) == ("sft", "predictions")
+    for name in ("../up", "a/b", ".hidden", "a b", "-x"):
+        with pytest.raises(UserError, match="must be letters"):
+            policy_name(name, outside=False)
+
+
+def test_an_adapter_is_read_with_its_base(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    assert model_inputs(adapter) == {"checkpoint": adapter}
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    assert model_inputs(adapter) == {"checkpoint": adapter, "base_model": base}
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/model"}))
+    assert model_inputs(adapter) == {"checkpoint": adapter}
+    assert model_inputs("owner/model") == {}
