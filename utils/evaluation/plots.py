@@ -81,7 +81,7 @@ def _draw_overall(axis, results: Sequence[PolicyResult]) -> None:
         )
     axis.set_yticks(range(len(results)), [result.name for result in results])
     axis.set_ylim(len(results) - 0.4, -0.75)
-    axis.set_xlim(-3, 103)
+    axis.set_xlim(-6, 106)  # room for the labels of 0 and 100 %
     axis.set_xlabel("accuracy (%), 95 % Wilson interval")
     axis.set_title("All items")
     axis.grid(axis="x")
