@@ -225,6 +225,11 @@ def test_over_long_and_over_deep_items(tmp_path):
     assert found(problems) == [("error", "too_long", "row 1"), ("error", "bad_json", "row 2")]
 
 
+def test_the_search_for_whole_items_is_bounded(tmp_path):
+    rows, problems = read(tmp_path, "[" + json.dumps(finqa_item()) + ", x" + "{" * 30_000)
+    assert len(rows) == 1 and ("error", "gave_up", FILE) in found(problems)
+
+
 def test_50_mb_line(tmp_path):
     lines = ['{"question": "a ?", "answer": "b\\n#### 1"}'] * 2
     lines.insert(1, '{"question": "' + "x" * 50_000_000 + '", "answer": "b\\n#### 1"}')

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 MAX_ROW_CHARS = 2_000_000  # the longest row of the three data sets has some 30,000 characters
-MAX_RESYNC_ATTEMPTS = 20_000  # bounds the search for the next whole item in a damaged array
+# Bounds the search for whole items in a damaged array: characters parsed in vain and a surcharge per try.
+RESYNC_BUDGET = 200_000_000
+RESYNC_SURCHARGE = 10_000
 FILE = "file"  # place of a problem that concerns the file as a whole
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -135,20 +137,21 @@ def read_json_items(path: Path, file: str, marker: str) -> tuple[list[RawItem], 
         return [], [*problems, _file_error(file, "empty_file", "the file is empty")]
     items: list[RawItem] = []
     decoder = json.JSONDecoder()
-    attempts = MAX_RESYNC_ATTEMPTS
+    budget = RESYNC_BUDGET
     position, row, closed = _skip_space(text, 0), 0, False
 
     def resync(start: int) -> int:
-        nonlocal attempts
-        while attempts and (start := text.find("{", start)) >= 0:
-            attempts -= 1
+        nonlocal budget
+        while budget > 0 and (start := text.find("{", start)) >= 0:
             try:
-                value, _ = decoder.raw_decode(text, start)
+                value, end = decoder.raw_decode(text, start)
+                if isinstance(value, dict) and marker in value:
+                    return start
+            except json.JSONDecodeError as error:
+                end = error.pos
             except (ValueError, RecursionError):
-                start += 1
-                continue
-            if isinstance(value, dict) and marker in value:
-                return start
+                end = start
+            budget -= RESYNC_SURCHARGE + end - start
             start += 1
         return len(text)
 
@@ -191,6 +194,9 @@ def read_json_items(path: Path, file: str, marker: str) -> tuple[list[RawItem], 
             message = f"expected ',' or ']' after row {row - 1} at {_line_column(text, position)}"
             problems.append(_file_error(file, "bad_json", message))
             position = resync(position)
+    if budget <= 0:
+        message = "damaged in so many places that the search for whole rows was given up"
+        problems.append(_file_error(file, "gave_up", message))
     if not closed:
         message = f"the array is not closed after row {row - 1}: the file is truncated"
         problems.append(_file_error(file, "truncated_file", message))
