@@ -1,8 +1,9 @@
 """Prepare the data: raw rows to the records that every later stage reads."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from utils.common import UserError, resolve_path, write_jsonl
+from utils.common import UserError, resolve_path, shown, write_jsonl
 from utils.config import DatasetConfig, StageConfig
 from utils.data import checks
 from utils.data.plots import plot_lengths
@@ -30,14 +31,18 @@ STAGE = Stage(
 )
 
 
-def token_counter(config: DatasetConfig):
+def token_counter(config: DatasetConfig) -> Callable[[str], int]:
     """What measures input length: the configured tokenizer, or the tokenizer-free estimate."""
     if not config.tokenizer:
         return approximate_tokens
     from transformers import AutoTokenizer
 
     local = resolve_path(config.tokenizer)
-    tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else config.tokenizer)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else config.tokenizer)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"dataset.tokenizer: cannot load {shown(config.tokenizer)}: {reason}") from None
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import make_tiny_tokenizer
 
 from utils.common import REPO_ROOT, read_json, read_jsonl
 from utils.config import DatasetConfig, load_tier
@@ -137,6 +138,19 @@ def test_same_work_gives_the_same_bytes(finqa_root, tmp_path):
         ]
         contents.append({str(file.relative_to(run_dir)): file.read_bytes() for file in files})
     assert contents[0] == contents[1] and "01_preprocessing/length.png" in contents[0]
+
+
+def test_a_given_tokenizer_counts_the_limit(finqa_root, tmp_path, capsys):
+    make_tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    kept = " | 2010 | 2009\ncash | 5 | 3\nquestion: question 1 ?"  # 50 characters, each a token of its own
+    options = ["--error_threshold", "0.1", "--instruction", "", "--max_input_tokens", str(len(kept))]
+    counting = [*options, "--tokenizer", str(tmp_path / "tokenizer")]
+    assert run(PREPARE, "finqa", finqa_root, tmp_path / "out", *counting) == 0
+    records = load_records(tmp_path / "out" / "run_001" / "01_preprocessing" / "test.jsonl")
+    assert [record.input_text for record in records] == [kept, kept]
+    missing = [*options, "--tokenizer", str(tmp_path / "raw"), "--run_id", "other"]
+    assert run(PREPARE, "finqa", finqa_root, tmp_path / "out", *missing) == 2
+    assert capsys.readouterr().err.strip().startswith("error: dataset.tokenizer: cannot load")
 
 
 def gsm8k_row(number: int, report: str = "", question: str = "") -> RawRow:

@@ -156,7 +156,7 @@ def _render_report(
     order = _least_related_first(pieces, row.question)
     for position, index in enumerate(order):
         dropped.add(index)
-        length -= count(pieces[index].text)
+        length -= count(pieces[index].text + "\n")
         if length <= limit or position == len(order) - 1:
             # Tokens of the parts need not add up to those of the whole, so the whole decides.
             text = "\n".join(piece.text for i, piece in enumerate(pieces) if i not in dropped)
