@@ -54,7 +54,7 @@ def run(ctx: StageContext) -> None:
     raw = read_splits(config, ctx.inputs, gold_program_fault)
     if failed := checks.verdict(raw, config.error_threshold):
         raise UserError(f"the data cannot be used: {failed}; 00_check_data.py reports every problem")
-    prepared = prepare(raw, config, token_counter(config))
+    prepared = prepare(raw, config, token_counter(config), ctx.progress)
     for split, records in prepared.records.items():
         if not records:
             raise UserError(f"no records left for {split}: raise dataset.val_fraction or add data")

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from utils.common import derive_seed
@@ -27,6 +27,7 @@ def prepare(
     raw: dict[str, RawSplit],
     config: DatasetConfig,
     count_tokens: Callable[[str], int] = approximate_tokens,
+    progress: Callable[[list[RawRow]], Iterable[RawRow]] = iter,
 ) -> Prepared:
     """Records of every split, with a seeded part of train as val where the set has no val of its own.
 
@@ -60,7 +61,7 @@ def prepare(
                 count_tokens=count_tokens,
                 calculator_marks=config.calculator_marks,
             )
-            for row in chosen
+            for row in progress(chosen)
         ]
         prepared.records[split] = [record for record, _ in rendered]
         prepared.cuts[split] = [cut for _, cut in rendered if cut is not None]

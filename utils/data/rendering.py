@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from utils.data.gsm8k import strip_marks
 from utils.data.reading import RawRow
@@ -51,6 +52,7 @@ class _Piece:
     distance: int  # sentences between it and the table
 
 
+@lru_cache(maxsize=1 << 16)
 def approximate_tokens(text: str) -> int:
     """A tokenizer-free token count: digits and symbols one each, words one per six letters begun.
 
@@ -204,7 +206,8 @@ def _least_related_first(pieces: list[_Piece], question: str) -> list[int]:
     return sorted(optional, key=lambda i: (relatedness(i), -pieces[i].distance, -i))
 
 
-def _words(text: str) -> set[str]:
+@lru_cache(maxsize=1 << 16)  # a page's sentences come back with each of its questions
+def _words(text: str) -> frozenset[str]:
     """Lower-case words without plural s, and numbers."""
     found = (word.lower() for word in _WORD.findall(text))
-    return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in found}
+    return frozenset(word[:-1] if len(word) > 3 and word.endswith("s") else word for word in found)
