@@ -1,9 +1,9 @@
 """Sample completions with each distinct prompt encoded, and its keys and values held, once.
 
-All completions of a prompt decode side by side in one cache row: at every step the row takes one token per
-unfinished completion, and a mask lets each see the prompt and its own tokens only. The cache then holds D
-prompts instead of B, a decoding step reads every prompt once instead of once per completion, and completions
-that finish leave the row without the cache being moved.
+The completions of a prompt decode side by side in one cache row: at every step the row takes one token per
+unfinished completion, and a mask lets each see the prompt and its own tokens only. The cache then holds each
+prompt once instead of once per completion, a decoding step reads it once, and completions that finish leave
+the row without the cache being moved.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from utils.models.shared_prefix import (
-    PromptGroups,
     attention_mask,
     content_positions,
     drops_cache,
@@ -22,10 +21,12 @@ from utils.models.shared_prefix import (
     group_prompts,
     obstacle,
     output_head,
+    pack,
     unwrapped,
 )
 
 NOBODY = -1  # owner of a cache column that no completion may see
+ROW_PROMPTS = 8  # a cache row takes completions for up to this many times the prompt's length
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ def sample_completions(
     groups = group_prompts(prompt_ids, prompt_mask)
     cache = DynamicCache(config=model.config)
     states = encode_prompts(model, groups, content_positions(groups), cache)
+    # In one row, completions spend attention on each other's masked keys: very long ones get their own row.
+    capacity = max(max_new_tokens, ROW_PROMPTS * groups.ids.shape[1])
+    row_of, _, row_prompt = pack([max_new_tokens] * batch, groups.group, capacity)
+    if len(row_prompt) > len(groups.ids):
+        cache.batch_select_indices(torch.tensor(row_prompt, device=device))
     cache.layers = [GrowingLayer(layer) for layer in cache.layers]
 
     ids = torch.full((batch, max_new_tokens), pad_token_id, dtype=torch.long, device=device)
@@ -122,7 +128,7 @@ def sample_completions(
     if temperature > 0:
         noise = torch.rand((batch, max_new_tokens), generator=generator, dtype=torch.float64).to(device)
 
-    rows = DecodingRows(model, groups, cache)
+    rows = DecodingRows(model, cache, torch.tensor(row_of, device=device), groups.mask[row_prompt])
     logits = head(states)[torch.tensor(groups.group, device=device)]
     for step in range(max_new_tokens):
         active = rows.active
@@ -152,14 +158,13 @@ def sample_completions(
 class DecodingRows:
     """Which completion decodes where: the layout of a step, and the mask over the cache's columns."""
 
-    def __init__(self, model: nn.Module, groups: PromptGroups, cache: DynamicCache):
+    def __init__(self, model: nn.Module, cache: DynamicCache, row_of: Tensor, prompt: Tensor):
         self.model, self.cache = model, cache
-        device = groups.ids.device
-        self.row_of = torch.tensor(groups.group, device=device)  # [B], changes when rows are dropped
-        self.active = torch.arange(len(self.row_of), device=device)  # unfinished completions, ascending
-        self.prompt = groups.mask  # bool [R, P]: prompt columns to be seen
-        self.owner = self.prompt.new_zeros((len(self.prompt), 0), dtype=torch.long)  # [R, columns after P]
-        self.position = groups.mask.sum(1)  # [R], of the next token
+        self.row_of = row_of  # [B], changes when rows are dropped
+        self.active = torch.arange(len(row_of), device=row_of.device)  # unfinished completions, ascending
+        self.prompt = prompt  # bool [R, P]: prompt columns to be seen
+        self.owner = self.active.new_zeros((len(prompt), 0))  # [R, columns after P]
+        self.position = prompt.sum(1)  # [R], of the next token
         self._arrange()
 
     def _arrange(self) -> None:

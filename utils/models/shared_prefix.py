@@ -62,7 +62,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def drops_cache(model: nn.Module) -> bool:
     """Return whether the model recomputes activations when it trains, which leaves its cache empty."""
-    return model.training and getattr(model, "is_gradient_checkpointing", False)
+    return model.training and getattr(model, "is_activation_checkpointing", False)
 
 
 def obstacle(model: nn.Module) -> str | None:

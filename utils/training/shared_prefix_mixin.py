@@ -97,7 +97,7 @@ class SharedPrefix:
         super().__init__(*args, **kwargs)
         check_save_steps(self.args)
         self._said: set[str] = set()
-        self._draw = (None, 0)  # (the step and mode of the last rollout, how many rollouts it has had)
+        self._draws: dict[str, tuple] = {}  # purpose -> (optimizer step and mode, draws made in it so far)
         self._obstacles: dict[int, str | None] = {}
         for model in (self.model, self.ref_model):
             if model is not None:
@@ -193,13 +193,15 @@ class SharedPrefix:
 
     def _rollout_generator(self, purpose: str) -> torch.Generator:
         """Return a CPU generator seeded by run, purpose, optimizer step, draw within it, and process."""
-        name = (*self._draw[0], self._draw[1], self.accelerator.process_index)
-        return torch.Generator().manual_seed(derive_seed(self.args.seed, purpose, *name))
+        now = (self.state.global_step, "train" if self.model.training else "eval")
+        last, draws = self._draws.get(purpose, (now, 0))
+        draw = draws if last == now else 0
+        self._draws[purpose] = (now, draw + 1)
+        seed = derive_seed(self.args.seed, purpose, *now, draw, self.accelerator.process_index)
+        return torch.Generator().manual_seed(seed)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         """Sample one completion per prompt (list of token lists), as the stock method returns them."""
-        now = (self.state.global_step, "train" if self.model.training else "eval")
-        self._draw = (now, self._draw[1] + 1 if self._draw[0] == now else 0)
         if self._stock("sampling", self._sampling_obstacle(images, multimodal_fields)):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
         rows = [torch.tensor(ids) for ids in prompt_ids]
@@ -216,6 +218,7 @@ class SharedPrefix:
             ) as model,
             self.accelerator.autocast(),
         ):
+            generator = self._rollout_generator("sampling")
             training = model.training
             model.eval()
             completions = sample_completions(
@@ -228,7 +231,7 @@ class SharedPrefix:
                 temperature=self.temperature,
                 top_p=self.top_p,
                 top_k=self.top_k or 0,
-                generator=self._rollout_generator("sampling"),
+                generator=generator,
             )
             model.train(training)
         token_lists = completions.token_lists()
