@@ -13,8 +13,9 @@ from typing import Literal
 
 from utils.common import UserError, resolve_path
 from utils.config import DatasetConfig, ModelConfig, StageConfig, setting
-from utils.evaluation.policies import checkpoint_of, model_inputs, policy_name
+from utils.evaluation.policies import checkpoint_of, policy_name
 from utils.stage import Stage, StageContext, main
+from utils.training.policy_inputs import model_inputs
 
 
 @dataclass

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.common import UserError, read_json, resolve_path, shown
+from utils.common import UserError, resolve_path, shown
 from utils.config import ModelConfig
 
 POLICIES = ("base", "sft", "teacher", "distill", "ppo", "grpo", "rloo", "dpo")
@@ -65,19 +65,6 @@ def checkpoint_of(policy: str, policy_ckpt: str, model: ModelConfig, run_dir: Pa
         )
     stage = TRAINED_IN[method] + (f"_{variant}" if variant else "")
     return run_dir / stage / f"ckpt_{method}" / "best"
-
-
-def model_inputs(checkpoint: Path | str) -> dict[str, Path]:
-    """The local folders that the policy's weights come from: the checkpoint, and an adapter's base model."""
-    if isinstance(checkpoint, str):
-        return {}
-    inputs = {"checkpoint": checkpoint}
-    adapter = checkpoint / "adapter_config.json"
-    if adapter.is_file():
-        base = read_json(adapter).get("base_model_name_or_path")
-        if base and resolve_path(base).is_dir():
-            inputs["base_model"] = resolve_path(base)
-    return inputs
 
 
 def find_evaluations(run_dir: Path, runs: Sequence[str], policies: Sequence[str]) -> dict[str, Path]:

@@ -1,0 +1,78 @@
+"""04: sample K candidate answers per prompt from the SFT policy and score them.
+
+    python 04_generate_candidates.py [--num_candidates 8] [--split train] [--max_items 400]
+
+The candidates show how much a method that learns from samples has to work with, and feed preference pairs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from utils.config import ModelConfig, StageConfig, setting
+from utils.stage import Stage, StageContext, main
+from utils.training.policy_inputs import sft_policy
+
+
+@dataclass
+class Options:
+    """Options of 04_generate_candidates.py."""
+
+    num_candidates: int = setting(8, "completions per prompt (K)")
+    split: Literal["train", "val"] = setting("train", "whose prompts")
+    max_items: int | None = setting(400, "only the first prompts of the split; null for all")
+
+    def validate(self) -> None:
+        if self.num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, found {self.num_candidates}")
+        if self.max_items is not None and self.max_items < 1:
+            raise ValueError(f"max_items must be at least 1, found {self.max_items}")
+
+
+def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    return {
+        "records": run_dir / "01_preprocessing" / f"{config.options.split}.jsonl",
+        "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
+        **sft_policy(run_dir),
+    }
+
+
+def run(ctx: StageContext) -> None:
+    from utils.common import write_json, write_jsonl
+    from utils.data.records import load_records
+    from utils.evaluation.candidates import sample_candidates, summarize_candidates
+    from utils.rewards.spec import load_reward_spec
+
+    options = ctx.config.options
+    records = load_records(ctx.inputs["records"])[: options.max_items]
+    rows = sample_candidates(
+        ctx, records, load_reward_spec(ctx.inputs["reward_spec"]), options.num_candidates
+    )
+    summary = summarize_candidates(rows, options.num_candidates)
+    write_jsonl(ctx.out / "candidates.jsonl", rows)
+    write_json(ctx.out / "summary.json", summary)
+    ctx.metrics |= {
+        key: summary[key] for key in ("prompts", "candidates", "mean_reward", "parse_rate", "accuracy")
+    }
+    ctx.metrics |= {f"pass@{k}": rate["value"] for k, rate in summary["pass_at_k"].items()}
+    ctx.log(
+        f"{summary['candidates']} candidates of {summary['prompts']} prompts: "
+        + ", ".join(f"pass@{k} {100 * rate['value']:.1f} %" for k, rate in summary["pass_at_k"].items())
+        + f", {summary['distinct_per_prompt']:.1f} distinct each, parsed {100 * summary['parse_rate']:.1f} %"
+    )
+
+
+STAGE = Stage(
+    number="04",
+    folder="04_candidates",
+    summary="Sample candidate answers from the SFT policy and score them.",
+    reads="01_preprocessing/<split>.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best",
+    writes="04_candidates/: candidates.jsonl (a line per prompt, all reward components), summary.json",
+    tiers={"model": (ModelConfig, "configs/models/sample.yaml")},
+    options=Options,
+    inputs=inputs,
+    quick={"max_items": 16, "num_candidates": 4},
+)
+
+if __name__ == "__main__":
+    main(STAGE, run)

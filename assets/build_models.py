@@ -1,0 +1,100 @@
+"""Build the embedded models from nothing: tokenizer, base student, teacher.
+
+    python assets/build_models.py tokenizer student teacher
+
+Each part is trained from a fixed seed and written below assets/ with a manifest; docs/embedded_models.md has
+the figures. On two cores the student takes about an hour, the teacher about half of one.
+"""
+
+import argparse
+import random
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from utils.common import sha256_of, write_json, write_jsonl  # noqa: E402
+from utils.data import sample  # noqa: E402
+from utils.models.embedded import student_model, train_tokenizer, widen  # noqa: E402
+from utils.training.pretrain import (  # noqa: E402
+    PretrainConfig,
+    base_document,
+    embedded_tables,
+    gold_document,
+    pretrain,
+)
+
+ASSETS = ROOT / "assets"
+STUDENT = PretrainConfig(steps=1400, batch_size=32, learning_rate=2e-3)
+TEACHER = PretrainConfig(steps=400, batch_size=48, learning_rate=6e-4, seed=1)
+LOG_EVERY = 25
+
+
+def build_tokenizer() -> None:
+    """Train the tokenizer on both kinds of documents and write it into both model folders."""
+    rng, excluded = random.Random(0), embedded_tables()
+    texts = [
+        "".join(text for text, _ in document(rng, excluded))
+        for document in (base_document, gold_document)
+        for _ in range(3000)
+    ]
+    tokenizer = train_tokenizer(texts)
+    for name in ("student", "teacher"):
+        tokenizer.save_pretrained(ASSETS / name)
+    print(f"tokenizer: {len(tokenizer)} tokens")
+
+
+def train(name: str, model, document, config: PretrainConfig, checkpoint_every: int) -> None:
+    """Pre-train ``model`` and write weights, curve and manifest to assets/<name>."""
+    folder = ASSETS / name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows, window, start = [], [], time.perf_counter()
+    for row in pretrain(model, tokenizer, document, config):
+        window.append(row["loss"])
+        if row["step"] % LOG_EVERY == 0:
+            rows.append({**row, "loss": sum(window) / len(window)})
+            window = []
+            print(f"{name} step {row['step']} loss {rows[-1]['loss']:.4f} {time.perf_counter() - start:.0f} s", flush=True)
+        if row["step"] % checkpoint_every == 0 or row["step"] == config.steps:
+            model.save_pretrained(folder)
+    write_jsonl(folder / "pretraining_curve.jsonl", rows)
+    write_json(
+        folder / "manifest.json",
+        {
+            "config": asdict(config),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "weights_sha256": sha256_of(folder / "model.safetensors"),
+            "tokenizer_sha256": sha256_of(folder / "tokenizer.json"),
+            "generator_sha256": sha256_of(ROOT / "utils/data/sample.py"),
+            "excluded_tables": len(embedded_tables()),
+            "final_loss": rows[-1]["loss"],
+            "torch": torch.__version__,
+        },
+    )
+
+
+def main() -> None:
+    """Build the named parts, in order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=["tokenizer", "student", "teacher"])
+    parser.add_argument("--checkpoint_every", type=int, default=250, help="steps between saved weights")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        if part == "tokenizer":
+            build_tokenizer()
+        elif part == "student":
+            model = student_model(AutoTokenizer.from_pretrained(ASSETS / "student"))
+            train("student", model, base_document, STUDENT, arguments.checkpoint_every)
+        else:
+            base = AutoModelForCausalLM.from_pretrained(ASSETS / "student", dtype=torch.float32)
+            train("teacher", widen(base, noise=0.02), gold_document, TEACHER, arguments.checkpoint_every)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The driver: the stages of a method in order, each skipped, resumed or run as its folder asks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.common import REPO_ROOT, UserError
+from utils.stage import Prepared, load_script, prepare
+from utils.typed import suggestion
+
+TIERS = ("model", "dataset", "reward")
+FLAG_OF_TIER = {"model": "--config", "dataset": "--dataset_config", "reward": "--reward_config"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One execution of a numbered script. ``derived`` results are redone when their inputs change."""
+
+    name: str
+    script: str
+    arguments: tuple[str, ...] = ()
+    derived: bool = False
+
+
+def evaluation(policy: str) -> Step:
+    """Stage 10 for one policy; its options are addressed as ``--evaluate.KEY``."""
+    return Step("evaluate", "10_evaluate.py", ("--policy", policy))
+
+
+METHODS: dict[str, tuple[Step, ...]] = {
+    "sft": (Step("sft", "03_sft_train.py"),),
+    "grpo": (
+        Step("sft", "03_sft_train.py"),
+        Step("candidates", "04_generate_candidates.py"),
+        Step("grpo", "06_train_grpo.py"),
+    ),
+}
+DATA = (
+    Step("check", "00_check_data.py"),
+    Step("prepare", "01_prepare.py"),
+    Step("rewards", "02_build_rewards.py"),
+)
+
+
+def steps_of(method: str) -> list[Step]:
+    """Everything ``method`` takes, from raw data to the comparison of base, SFT and trained policy."""
+    policies = list(dict.fromkeys(["base", "sft", method]))
+    compare = Step("compare", "11_compare_runs.py", ("--policies", f"[{', '.join(policies)}]"), derived=True)
+    return [*DATA, *METHODS[method], *map(evaluation, policies), compare]
+
+
+@dataclass
+class Overrides:
+    """Options of the stages, as the driver was given them.
+
+    ``shared`` go to every stage (run_id, seed …); ``tiers`` ("model", "dataset", "reward") to the stages
+    that have the tier; ``steps`` to the step they name.
+    """
+
+    shared: list[str] = field(default_factory=list)
+    tiers: dict[str, list[str]] = field(default_factory=dict)
+    steps: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, key: str, values: list[str], method: str) -> None:
+        """File ``--owner.key values``. Raises UserError where the owner is neither a tier nor a step."""
+        owner, _, rest = key.partition(".")
+        owners = [*TIERS, *dict.fromkeys(step.name for step in steps_of(method))]
+        if not rest or owner not in owners:
+            raise UserError(
+                f"unknown option --{key}{suggestion(owner, owners)}: the driver passes on --OWNER.KEY VALUE, "
+                f"with OWNER one of {', '.join(owners)}"
+            )
+        if owner in TIERS:
+            self.tiers.setdefault(owner, []).extend([f"--{key}", *values])
+        else:
+            self.steps.setdefault(owner, []).extend([f"--{rest}", *values])
+
+    def argv(self, step: Step) -> list[str]:
+        """The step's command line."""
+        tiers = load_script(step.script).STAGE.tiers
+        owned = [word for tier, words in self.tiers.items() if tier in tiers for word in words]
+        return [*step.arguments, *self.shared, *owned, *self.steps.get(step.name, [])]
+
+
+def run_method(method: str, overrides: Overrides, overwrite: bool = False) -> Path:
+    """Run what is missing, skip what is up to date, resume what broke; returns the run's folder.
+
+    Raises UserError where a stage cannot be planned, and SystemExit with a failed stage's exit code.
+    """
+    steps = steps_of(method)
+    prepared: Prepared | None = None
+    for number, step in enumerate(steps, start=1):
+        argv = overrides.argv(step)
+        prepared = prepare(load_script(step.script).STAGE, argv)
+        name = prepared.out.relative_to(prepared.run_dir)
+        status = prepared.status
+        if status == "up_to_date" and not overwrite:
+            print(f"[{number}/{len(steps)}] {name}: up to date", flush=True)
+            continue
+        print(f"[{number}/{len(steps)}] {name}: {step.script} ({status.split(':')[0]})", flush=True)
+        if overwrite or (step.derived and status.startswith("stale")):
+            argv = [*argv, "--overwrite"]
+        code = subprocess.run([sys.executable, str(REPO_ROOT / step.script), *argv], check=False).returncode
+        if code:
+            print(
+                f"error: {step.script} failed (exit code {code}); what is finished is kept, run the same "
+                "command again to continue",
+                file=sys.stderr,
+            )
+            raise SystemExit(code if code > 0 else 1)
+    return prepared.run_dir
+
+
+def show_comparison(run_dir: Path, method: str, seed: int) -> None:
+    """Print the accuracies with their intervals, and the test of ``method`` against SFT."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from utils.evaluation.comparison import compare_pair, load_result
+    from utils.evaluation.policies import evaluation_files, find_evaluations
+
+    names = list(dict.fromkeys(["base", "sft", method]))
+    results = {
+        name: load_result(name, *evaluation_files(folder))
+        for name, folder in find_evaluations(run_dir, [], names).items()
+    }
+    table = Table(title=f"{run_dir.name}: accuracy on the test set")
+    for column in ("policy", "accuracy", "95 % interval", "n"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for name, result in results.items():
+        rate = result.metrics["accuracy"]
+        low, high = rate["ci95"]
+        table.add_row(
+            name, f"{100 * rate['value']:.1f} %", f"{100 * low:.1f} to {100 * high:.1f} %", str(rate["n"])
+        )
+    console = Console(width=80)
+    console.print(table)
+    if method != "sft":
+        pair = compare_pair(results["sft"], results[method], seed)
+        low, high = pair.ci95
+        console.print(
+            f"{method} - sft: {100 * pair.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), "
+            f"exact McNemar p = {pair.p_value:.2g}; report: {run_dir / '11_comparison' / 'report.md'}",
+            soft_wrap=True,
+        )

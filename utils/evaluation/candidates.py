@@ -1,0 +1,119 @@
+"""Candidates: K sampled answers per prompt with their rewards, and what they say about the policy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.common import derive_seed
+from utils.data.prompts import render_prompt
+from utils.data.records import Record
+from utils.grading.grade import grade
+from utils.models.loading import load_policy
+from utils.models.sampling import generate
+from utils.rewards.spec import RewardSpec
+from utils.rewards.task import reward_of
+from utils.stage import StageContext
+
+
+def sample_candidates(
+    ctx: StageContext, records: Sequence[Record], spec: RewardSpec, num_candidates: int
+) -> list[dict[str, Any]]:
+    """A row per record: ``id, level, prompt, candidates``; a candidate has ``text, tokens, truncated,
+    correct, parsed, reward`` (all components and the total). Sampled at ``generation.temperature``.
+    """
+    config = ctx.config.model
+    model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
+    prompts = [render_prompt(tokenizer, record.input_text) for record in records]
+    completions = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=config.generation.max_new_tokens,
+        temperature=config.generation.temperature,
+        top_p=config.generation.top_p,
+        top_k=config.generation.top_k,
+        num_samples=num_candidates,
+        batch_size=config.generation.batch_size,
+        generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),
+        progress=lambda batches: ctx.progress(batches, description="sampling"),
+    )
+    rows = []
+    for number, (record, prompt) in enumerate(zip(records, prompts, strict=True)):
+        candidates = []
+        for completion in completions[number * num_candidates : (number + 1) * num_candidates]:
+            graded = grade(record, completion.text, spec.required_fields, program_accuracy=False)
+            candidates.append(
+                {
+                    "text": completion.text,
+                    "tokens": len(completion.token_ids),
+                    "truncated": completion.truncated,
+                    "correct": graded.correct,
+                    "parsed": graded.format_valid,
+                    "reward": reward_of(record, graded, spec),
+                }
+            )
+        rows.append({"id": record.id, "level": record.level, "prompt": prompt, "candidates": candidates})
+    return rows
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Probability that k of n samples, drawn without replacement, hold a right one: 1 - C(n-c, k) / C(n, k).
+
+    The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, equation 1).
+    """
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int) -> dict[str, Any]:
+    """Counts, mean reward components, parse rate, pass@k for k = 1, 2, 4 … K overall and by level, diversity.
+
+    Diversity is the mean number of distinct texts per prompt and the share of prompts whose rewards differ
+    between candidates: the others give group-relative methods no signal.
+    """
+    candidates = [candidate for row in rows for candidate in row["candidates"]]
+    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < num_candidates} | {num_candidates})
+    by_level = defaultdict(list)
+    for row in rows:
+        by_level[row["level"]].append(row)
+    return {
+        "prompts": len(rows),
+        "candidates": len(candidates),
+        "accuracy": _mean([candidate["correct"] for candidate in candidates]),
+        "parse_rate": _mean([candidate["parsed"] for candidate in candidates]),
+        "truncated": _mean([candidate["truncated"] for candidate in candidates]),
+        "mean_tokens": _mean([candidate["tokens"] for candidate in candidates]),
+        "mean_reward": _mean([candidate["reward"]["total"] for candidate in candidates]),
+        "mean_components": {
+            name: _mean([candidate["reward"][name] for candidate in candidates])
+            for name in candidates[0]["reward"]
+        },
+        "pass_at_k": {str(k): _pass_rate(rows, k) for k in ks},
+        "pass_at_k_by_level": {
+            str(level): {str(k): _pass_rate(members, k) for k in ks}
+            for level, members in sorted(by_level.items(), key=lambda pair: str(pair[0]))
+        },
+        "distinct_per_prompt": _mean([len({c["text"] for c in row["candidates"]}) for row in rows]),
+        "prompts_with_signal": _mean(
+            [len({c["reward"]["total"] for c in row["candidates"]}) > 1 for row in rows]
+        ),
+    }
+
+
+def _pass_rate(rows: Sequence[dict[str, Any]], k: int) -> dict[str, Any]:
+    """Mean pass@k over prompts with a normal 95 % interval of that mean (prompts are the sampling unit)."""
+    values = np.array(
+        [pass_at_k(len(row["candidates"]), sum(c["correct"] for c in row["candidates"]), k) for row in rows]
+    )
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    low, high = max(0.0, values.mean() - half), min(1.0, values.mean() + half)
+    return {"value": _mean(values), "ci95": [round(float(low), 6), round(float(high), 6)], "n": len(values)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 6)

@@ -1,0 +1,140 @@
+"""Answers of a policy to a list of prompts, in batches of similar length.
+
+Each distinct prompt is encoded once (``utils.models.prefix_sampling``); a model that cannot share prefixes
+answers through Transformers' ``generate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from utils.common import UserError
+from utils.models.prefix_sampling import Completions, sample_completions
+from utils.models.shared_prefix import obstacle
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer: decoded text without special tokens, token ids with the end-of-sequence token, and whether
+    it was cut off before one."""
+
+    text: str
+    token_ids: list[int]
+    truncated: bool
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    num_samples: int = 1,
+    batch_size: int = 64,
+    generator: torch.Generator | None = None,
+    progress: Callable[[list], object] = iter,
+) -> list[Completion]:
+    """``num_samples`` completions per rendered prompt, those of one prompt next to each other, in the
+    prompts' order. Temperature 0 is greedy; ``batch_size`` counts completions.
+
+    Raises UserError where prompt and completion together exceed the model's positions.
+    """
+    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    _check_length(model, ids, max_new_tokens)
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    per_batch = max(1, batch_size // num_samples)
+    batches = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
+    sampler = sample_completions if obstacle(model) is None else _generate_with_transformers
+    eos = sorted(eos_token_ids(model, tokenizer))
+    answers: dict[int, list[Completion]] = {}
+    training = model.training
+    model.eval()
+    for batch in progress(batches):
+        rows = [ids[index] for index in batch for _ in range(num_samples)]
+        longest = max(map(len, rows))
+        device = next(model.parameters()).device
+        prompt_ids = torch.tensor(
+            [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows], device=device
+        )
+        prompt_mask = torch.tensor(
+            [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device
+        )
+        completions = sampler(
+            model,
+            prompt_ids,
+            prompt_mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=eos,
+            pad_token_id=tokenizer.pad_token_id,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            generator=generator,
+        )
+        decoded = [_completion(tokenizer, tokens, eos) for tokens in completions.token_lists()]
+        for number, index in enumerate(batch):
+            answers[index] = decoded[number * num_samples : (number + 1) * num_samples]
+    model.train(training)
+    return [completion for index in range(len(ids)) for completion in answers[index]]
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends a completion: the tokenizer's, and those of the model's generation config."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*configured, tokenizer.eos_token_id] if token is not None}
+
+
+def _completion(tokenizer: PreTrainedTokenizerBase, tokens: list[int], eos: list[int]) -> Completion:
+    ended = bool(tokens) and tokens[-1] in eos
+    return Completion(tokenizer.decode(tokens, skip_special_tokens=True), tokens, truncated=not ended)
+
+
+def _check_length(model: PreTrainedModel, ids: list[list[int]], max_new_tokens: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, ids), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise UserError(
+            f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} "
+            "positions; lower dataset.max_input_tokens or generation.max_new_tokens"
+        )
+
+
+def _generate_with_transformers(
+    model,
+    prompt_ids,
+    prompt_mask,
+    *,
+    max_new_tokens,
+    eos_token_ids,
+    pad_token_id,
+    temperature,
+    top_p,
+    top_k,
+    generator,
+) -> Completions:
+    """The same contract through ``generate``, which draws from a global state seeded by ``generator``."""
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
+    with torch.random.fork_rng():
+        if generator is not None:
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        output = model.generate(
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            eos_token_id=eos_token_ids,
+            pad_token_id=pad_token_id,
+            **sampling,
+        )
+    ids = output[:, prompt_ids.shape[1] :]
+    ended = torch.isin(ids, torch.tensor(eos_token_ids, device=ids.device)).long()
+    mask = (ended.cumsum(1) - ended == 0).long()
+    return Completions(ids, mask, None)

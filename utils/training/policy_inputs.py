@@ -1,0 +1,38 @@
+"""What the training stages read, as paths. Light to import: the driver asks every stage for its inputs."""
+
+from pathlib import Path
+
+from utils.common import read_json, resolve_path
+
+
+def training_inputs(run_dir: Path) -> dict[str, Path]:
+    """The prepared splits and the reward specification of a run."""
+    return {
+        "train": run_dir / "01_preprocessing" / "train.jsonl",
+        "val": run_dir / "01_preprocessing" / "val.jsonl",
+        "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
+    }
+
+
+def model_inputs(checkpoint: Path | str) -> dict[str, Path]:
+    """The local folders that the policy's weights come from: the checkpoint, and an adapter's base model."""
+    if isinstance(checkpoint, str):
+        return {}
+    inputs = {"checkpoint": checkpoint}
+    adapter = checkpoint / "adapter_config.json"
+    if adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path")
+        if base and resolve_path(base).is_dir():
+            inputs["base_model"] = resolve_path(base)
+    return inputs
+
+
+def configured_model(name_or_path: str) -> dict[str, Path]:
+    """The model's folder as an input, where it is local; a hub name is no file and stands in the config."""
+    folder = resolve_path(name_or_path)
+    return model_inputs(folder) if folder.is_dir() else {}
+
+
+def sft_policy(run_dir: Path) -> dict[str, Path]:
+    """The best SFT checkpoint of a run, and the base model below it where that is local."""
+    return model_inputs(run_dir / "03_sft" / "ckpt_sft" / "best")

@@ -1,0 +1,118 @@
+"""Validation by generation and reward during training, and the checkpoints it chooses between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from utils.common import atomic_path, write_json
+from utils.config import ModelConfig
+from utils.data.prompts import render_prompt
+from utils.data.records import Record
+from utils.grading.grade import grade
+from utils.models.loading import save_policy
+from utils.models.sampling import generate
+from utils.rewards.spec import RewardSpec
+from utils.rewards.task import reward_of
+
+
+class GenerationValidation(TrainerCallback):
+    """Every ``validation.eval_steps`` and at both ends: greedy answers to validation items, their reward.
+
+    Logs ``val_reward``, ``val_accuracy``, ``val_format_valid``, ``val_length`` (tokens) and
+    ``val_truncated``; writes ``valid_samples/step_N.json`` and the checkpoints ``step_N`` and ``best``
+    (highest ``val_reward``, the earliest of equals). What is best so far is read from the trainer's own log,
+    which every resume point holds, so a resumed run chooses as an uninterrupted one.
+
+    Set ``trainer`` before training starts.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        spec: RewardSpec,
+        config: ModelConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        out: Path,
+        method: str,
+    ):
+        self.records, self.spec, self.config, self.tokenizer = records, spec, config, tokenizer
+        self.out, self.checkpoints = out, out / f"ckpt_{method}"
+        self.trainer: Trainer | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.validate()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.config.validation.eval_steps == 0 or state.global_step == state.max_steps:
+            self.validate()
+
+    def validate(self) -> dict[str, float]:
+        """Validate the policy as it is now; returns what was logged."""
+        trainer = self.trainer
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        completions = generate(
+            model,
+            self.tokenizer,
+            [render_prompt(self.tokenizer, record.input_text) for record in self.records],
+            max_new_tokens=self.config.generation.max_new_tokens,
+            batch_size=self.config.generation.batch_size,
+        )
+        rows = []
+        for record, completion in zip(self.records, completions, strict=True):
+            graded = grade(record, completion.text, self.spec.required_fields, program_accuracy=False)
+            rows.append(
+                {
+                    "id": record.id,
+                    "question": record.question,
+                    "gold": record.target_program or record.target_answer,
+                    "response": completion.text,
+                    "correct": graded.correct,
+                    "format_valid": graded.format_valid,
+                    "reward": reward_of(record, graded, self.spec),
+                    "tokens": len(completion.token_ids),
+                    "truncated": completion.truncated,
+                }
+            )
+        step = trainer.state.global_step
+        metrics = {
+            "val_reward": _mean([row["reward"]["total"] for row in rows]),
+            "val_accuracy": _mean([row["correct"] for row in rows]),
+            "val_format_valid": _mean([row["format_valid"] for row in rows]),
+            "val_length": _mean([row["tokens"] for row in rows]),
+            "val_truncated": _mean([row["truncated"] for row in rows]),
+        }
+        earlier = [row["val_reward"] for row in trainer.state.log_history if "val_reward" in row]
+        # Not TRL's log, which would mix the training metrics of this step into this row.
+        Trainer.log(trainer, dict(metrics))
+        if trainer.is_world_process_zero():
+            saved = rows[: self.config.validation.num_saved_samples]
+            write_json(self.out / "valid_samples" / f"step_{step}.json", saved)
+            if step > 0:
+                self._save(f"step_{step}")
+            if not earlier or metrics["val_reward"] > max(earlier):
+                self._save("best")
+        return metrics
+
+    def save_final(self) -> None:
+        """Write ``final``: the policy as training left it."""
+        self._save("final")
+
+    def _save(self, name: str) -> None:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        with atomic_path(self.checkpoints / name) as folder:
+            save_policy(model, self.tokenizer, folder)
+
+
+def best_step(history: Sequence[dict[str, Any]]) -> int:
+    """The step whose validation reward is highest, the earliest of equals."""
+    validated = [row for row in history if "val_reward" in row]
+    return max(validated, key=lambda row: (row["val_reward"], -row["step"]))["step"]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 6)
