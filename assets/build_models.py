@@ -3,10 +3,13 @@
     python assets/build_models.py tokenizer student teacher
 
 Each part is trained from a fixed seed and written below assets/ with a manifest; docs/embedded_models.md has
-the figures. On two cores the student takes about an hour, the teacher about half of one.
+the figures. On one core each takes about a quarter to half of an hour.
 """
 
 import argparse
+import copy
+import hashlib
+import json
 import random
 import sys
 import time
@@ -20,7 +23,6 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from utils.common import sha256_of, write_json, write_jsonl  # noqa: E402
-from utils.data import sample  # noqa: E402
 from utils.models.embedded import student_model, train_tokenizer, widen  # noqa: E402
 from utils.training.pretrain import (  # noqa: E402
     PretrainConfig,
@@ -50,8 +52,10 @@ def build_tokenizer() -> None:
     print(f"tokenizer: {len(tokenizer)} tokens")
 
 
-def train(name: str, model, document, config: PretrainConfig, checkpoint_every: int) -> None:
-    """Pre-train ``model`` and write weights, curve and manifest to assets/<name>."""
+def train(
+    name: str, model, document, config: PretrainConfig, dtype: torch.dtype, checkpoint_every: int
+) -> None:
+    """Pre-train ``model``; write its weights as ``dtype``, its curve and its manifest to assets/<name>."""
     folder = ASSETS / name
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows, window, start = [], [], time.perf_counter()
@@ -60,9 +64,12 @@ def train(name: str, model, document, config: PretrainConfig, checkpoint_every: 
         if row["step"] % LOG_EVERY == 0:
             rows.append({**row, "loss": sum(window) / len(window)})
             window = []
-            print(f"{name} step {row['step']} loss {rows[-1]['loss']:.4f} {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"{name} step {row['step']} loss {rows[-1]['loss']:.4f} {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
         if row["step"] % checkpoint_every == 0 or row["step"] == config.steps:
-            model.save_pretrained(folder)
+            copy.deepcopy(model).to(dtype).save_pretrained(folder)
     write_jsonl(folder / "pretraining_curve.jsonl", rows)
     write_json(
         folder / "manifest.json",
@@ -71,7 +78,7 @@ def train(name: str, model, document, config: PretrainConfig, checkpoint_every: 
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "weights_sha256": sha256_of(folder / "model.safetensors"),
             "tokenizer_sha256": sha256_of(folder / "tokenizer.json"),
-            "generator_sha256": sha256_of(ROOT / "utils/data/sample.py"),
+            "stream_sha256": stream_hash(document, config.seed),
             "excluded_tables": len(embedded_tables()),
             "final_loss": rows[-1]["loss"],
             "torch": torch.__version__,
@@ -79,9 +86,19 @@ def train(name: str, model, document, config: PretrainConfig, checkpoint_every: 
     )
 
 
+def stream_hash(document, seed: int) -> str:
+    """What the model was trained on: the hash of the first 1,000 documents of its stream."""
+    rng, excluded, digest = random.Random(seed), embedded_tables(), hashlib.sha256()
+    for _ in range(1000):
+        digest.update(json.dumps(document(rng, excluded)).encode())
+    return digest.hexdigest()
+
+
 def main() -> None:
     """Build the named parts, in order."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="+", choices=["tokenizer", "student", "teacher"])
     parser.add_argument("--checkpoint_every", type=int, default=250, help="steps between saved weights")
     arguments = parser.parse_args()
@@ -90,10 +107,12 @@ def main() -> None:
             build_tokenizer()
         elif part == "student":
             model = student_model(AutoTokenizer.from_pretrained(ASSETS / "student"))
-            train("student", model, base_document, STUDENT, arguments.checkpoint_every)
+            train("student", model, base_document, STUDENT, torch.float32, arguments.checkpoint_every)
         else:
             base = AutoModelForCausalLM.from_pretrained(ASSETS / "student", dtype=torch.float32)
-            train("teacher", widen(base, noise=0.02), gold_document, TEACHER, arguments.checkpoint_every)
+            teacher = widen(base, noise=0.02)
+            # Half precision keeps the assets small; it is trained and run in float32.
+            train("teacher", teacher, gold_document, TEACHER, torch.float16, arguments.checkpoint_every)
 
 
 if __name__ == "__main__":

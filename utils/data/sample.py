@@ -279,16 +279,16 @@ LEVEL_WEIGHTS = {1: 0.4, 2: 0.3, 3: 0.18, 4: 0.12}
 
 # Probability that an annotator slips, by question family; families not named are annotated without slips.
 ANNOTATOR_SLIPS = {
-    "ratio": 0.6,
-    "greater": 0.25,
-    "percent_change": 0.62,
+    "ratio": 0.65,
+    "greater": 0.6,
+    "percent_change": 0.68,
     "mean_of_two": 0.25,
-    "share": 0.3,
-    "change_of_total": 0.62,
-    "mean_of_three": 0.62,
+    "share": 0.68,
+    "mean_of_three": 0.68,
     "gap_of_changes": 0.25,
-    "percent_change_of_total": 0.65,
-    "gap_of_percent_changes": 0.62,
+    "change_of_total": 0.68,
+    "percent_change_of_total": 0.7,
+    "gap_of_percent_changes": 0.68,
 }
 
 

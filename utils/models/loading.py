@@ -9,6 +9,7 @@ safetensors only.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from transformers.utils import logging as transformers_logging
 from utils.common import REPO_ROOT, UserError
 from utils.config import LoraSection, ModelSection
 
+# TRL 1.16 still uses names that Transformers 5.23 is about to retire; nothing a user could do about it.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 transformers_logging.disable_progress_bar()  # the stages have their own bars
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,6 @@ from utils.common import UserError, write_jsonl
 from utils.config import ModelConfig
 from utils.stage import StageContext
 from utils.training.validation import GenerationValidation, best_step
-
-# TRL 1.16 still uses names that Transformers 5.23 is about to retire; nothing a user could do about it.
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 # Logged by Transformers and TRL, but different on every execution: kept out of the log that manifests hash.
 VOLATILE = ("runtime", "per_second", "step_time", "_time", "total_flos", "memory")
