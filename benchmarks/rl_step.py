@@ -23,12 +23,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from datasets import Dataset
 from utils.training.shared_prefix_mixin import SharedPrefix
 
 VOCABULARY = 1024

@@ -188,6 +188,10 @@ def test_prompts_go_through_the_chat_template_where_there_is_one():
     class Tokenizer:
         chat_template = None
         eos_token = "</s>"
+        bos_token, bos_token_id, opens = "<s>", 1, False
+
+        def __call__(self, text):
+            return {"input_ids": [1] if self.opens else []}
 
         def apply_chat_template(self, messages, tokenize, add_generation_prompt):
             assert not tokenize and add_generation_prompt
@@ -195,6 +199,8 @@ def test_prompts_go_through_the_chat_template_where_there_is_one():
 
     tokenizer = Tokenizer()
     assert render_prompt(tokenizer, "hello") == "hello"
+    tokenizer.opens = True
+    assert render_prompt(tokenizer, "hello") == "<s>hello"
     tokenizer.chat_template = "a template"
     assert render_prompt(tokenizer, "hello") == "<user>hello<assistant>"
     assert render_completion(tokenizer, "bye") == "bye</s>"

@@ -6,13 +6,13 @@ import random
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from datasets import Dataset
 from utils.common import UserError
 from utils.training.shared_prefix_mixin import (
     EpochSampler,

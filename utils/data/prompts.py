@@ -10,10 +10,13 @@ from typing import Any
 def render_prompt(tokenizer: Any, input_text: str) -> str:
     """The text a model is prompted with: one user turn of the chat template, or the bare text without one.
 
+    A tokenizer that opens sequences with a beginning-of-sequence token, as Llama's does, gets it here too.
     The result contains every special token that is wanted; tokenise it with ``add_special_tokens=False``.
     """
     if not getattr(tokenizer, "chat_template", None):
-        return input_text
+        opening = tokenizer("")["input_ids"][:1]
+        opens = bool(opening) and opening[0] == tokenizer.bos_token_id
+        return (tokenizer.bos_token if opens else "") + input_text
     messages = [{"role": "user", "content": input_text}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 

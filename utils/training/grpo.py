@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from datasets import Dataset
 from utils.common import UserError
 from utils.config import ModelConfig
 from utils.data.prompts import render_prompt

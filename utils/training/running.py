@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -16,6 +17,8 @@ from utils.common import UserError, write_jsonl
 from utils.config import ModelConfig
 from utils.stage import StageContext
 from utils.training.validation import GenerationValidation, best_step
+
+datasets.disable_progress_bars()
 
 # Logged by Transformers and TRL, but different on every execution: kept out of the log that manifests hash.
 VOLATILE = ("runtime", "per_second", "step_time", "_time", "total_flos", "memory")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from datasets import Dataset
 from utils.common import UserError
 from utils.config import ModelConfig
 from utils.data.prompts import render_completion, render_prompt

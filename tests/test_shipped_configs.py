@@ -1,0 +1,18 @@
+"""Every configuration that is shipped loads into its tier."""
+
+import pytest
+
+from utils.common import REPO_ROOT
+from utils.config import DatasetConfig, ModelConfig, load_tier
+from utils.rewards.spec import RewardSpec
+from utils.training.settings import GrpoAlgo, SftAlgo
+
+ALGORITHMS = {"sft": SftAlgo, "grpo": GrpoAlgo}
+TIERS = {"models": ModelConfig, "datasets": DatasetConfig, "rewards": RewardSpec}
+FILES = sorted((REPO_ROOT / "configs").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_it_loads(path):
+    cls = ALGORITHMS[path.stem.split("_")[0]] if path.parent.name == "algorithms" else TIERS[path.parent.name]
+    load_tier(cls, path)
