@@ -347,3 +347,12 @@ def test_truncation_keeps_the_likeliest_token():
 def test_settings_out_of_range_are_errors(setting):
     with pytest.raises(ValueError, match="need temperature"):
         sample(build("llama"), *padded_prompts(), **setting)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_non_finite_logits_stop_sampling(temperature):
+    model = build("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"token 0 of completions \[0, 1, 2\]"):
+        sample(model, *padded_prompts(), temperature=temperature)

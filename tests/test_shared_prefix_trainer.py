@@ -17,9 +17,9 @@ from utils.common import UserError
 from utils.training.shared_prefix_mixin import (
     EpochSampler,
     SharedPrefix,
-    check_trl_version,
     updates_per_rollout,
 )
+from utils.training.trl_version import check_trl_version
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?", "one more"]
@@ -274,7 +274,7 @@ def test_another_trl_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     ("per_generation", "iterations", "accumulation", "updates"),
-    [(1, 1, 1, 1), (1, 2, 1, 2), (2, 2, 1, 4), (2, 2, 2, 2), (1, 1, 4, 1), (3, 1, 2, 3), (4, 1, 2, 2)],
+    [(1, 1, 1, 1), (1, 2, 1, 2), (2, 2, 1, 4), (2, 2, 2, 2), (1, 1, 4, 1), (4, 1, 2, 2)],
 )
 def test_updates_per_rollout(per_generation, iterations, accumulation, updates):
     class Args:
@@ -283,6 +283,13 @@ def test_updates_per_rollout(per_generation, iterations, accumulation, updates):
         gradient_accumulation_steps = accumulation
 
     assert updates_per_rollout(Args) == updates
+
+
+def test_rollouts_that_begin_inside_an_update_are_refused(make):
+    with pytest.raises(
+        UserError, match="gradient_accumulation_steps is 4, and a rollout serves 6 micro-batches"
+    ):
+        make(SharedGRPO, steps_per_generation=3, gradient_accumulation_steps=4)
 
 
 def test_checkpoints_inside_a_rollout_are_refused(make):

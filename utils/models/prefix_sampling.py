@@ -100,7 +100,7 @@ def sample_completions(
     model is in.
 
     Raises ValueError where the prompts are not left-padded, a setting is out of range, or the model cannot
-    share prefixes (`utils.models.shared_prefix.obstacle`).
+    share prefixes (`utils.models.shared_prefix.obstacle`); FloatingPointError where logits are not finite.
     """
     if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1:
         raise ValueError("need temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1")
@@ -133,6 +133,11 @@ def sample_completions(
     for step in range(max_new_tokens):
         active = rows.active
         logits = logits.float()
+        finite = logits.amax(-1).isfinite()
+        if not bool(finite.all()):
+            raise FloatingPointError(
+                f"non-finite logits for token {step} of completions {active[~finite].tolist()}"
+            )
         if temperature > 0:
             logits = logits / temperature
             tokens = draw(truncate(logits, top_p, top_k), noise[active, step])

@@ -11,45 +11,46 @@ All randomness of a rollout comes from `args.seed` and the optimizer step, not f
 checkpoints must fall between rollouts, so a run that was killed at any step resumes to identical weights.
 """
 
-import importlib.metadata
 import logging
-import math
 
 import torch
 from torch import Tensor, nn
-from trl import GRPOTrainer
-from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import RepeatSampler, pad, split_tensor_dict
 
 from utils.common import UserError, derive_seed
 from utils.models.prefix_sampling import sample_completions
 from utils.models.prefix_scoring import accept_shared_prefix
 from utils.models.shared_prefix import CompletionBatch, drops_cache, group_prompts, obstacle
+from utils.training.trl_version import check_trl_version
+
+try:
+    from trl import GRPOTrainer
+    from trl.models import unwrap_model_for_generation
+    from trl.trainer.utils import RepeatSampler, pad, split_tensor_dict
+except ImportError:
+    check_trl_version()  # names move between releases: say which one is needed
+    raise
 
 logger = logging.getLogger(__name__)
 
-TRL_SERIES = "1.16"
-
-
-def check_trl_version() -> None:
-    """Raise UserError unless the installed TRL is of the series whose internals the mixin overrides."""
-    version = importlib.metadata.version("trl")
-    if version.split(".")[:2] != TRL_SERIES.split("."):
-        raise UserError(
-            f"TRL {version} is installed but SharedPrefix is written for TRL {TRL_SERIES}.x: "
-            f'pip install "trl=={TRL_SERIES}.*"'
-        )
-
 
 def updates_per_rollout(args) -> int:
-    """Return after how many optimizer steps a rollout is used up and a gradient accumulation ends with it.
+    """Return how many optimizer steps a rollout lasts; 1 where a step takes several rollouts.
 
     `args` is a GRPOConfig or RLOOConfig: a rollout serves `steps_per_generation * num_iterations`
     micro-batches, `gradient_accumulation_steps` of them to an optimizer step.
+
+    Raises UserError where neither number divides the other: rollouts would then begin inside steps.
     """
     micro_batches = args.steps_per_generation * args.num_iterations
     accumulation = args.gradient_accumulation_steps
-    return math.lcm(micro_batches, accumulation) // accumulation
+    if micro_batches % accumulation and accumulation % micro_batches:
+        raise UserError(
+            f"gradient_accumulation_steps is {accumulation}, and a rollout serves "
+            f"{micro_batches} micro-batches (steps_per_generation {args.steps_per_generation} "
+            f"x num_iterations {args.num_iterations}): "
+            "one must divide the other, so that rollouts begin with an optimizer step"
+        )
+    return max(1, micro_batches // accumulation)
 
 
 def check_save_steps(args) -> None:
@@ -84,7 +85,7 @@ class EpochSampler(RepeatSampler):
 class SharedPrefix:
     """Mixin for TRL's GRPOTrainer and RLOOTrainer; put it before the trainer among the base classes.
 
-    Takes the trainer's arguments. Raises UserError on another TRL than 1.16.x and where `save_steps` is not a
+    Takes the trainer's arguments. Raises UserError on another TRL than 1.16.x, and where `save_steps` is no
     multiple of `updates_per_rollout(args)`. `per_device_train_batch_size` should be a multiple of
     `num_generations`: otherwise groups are cut between micro-batches and share less.
 
@@ -139,15 +140,15 @@ class SharedPrefix:
         if images is not None or multimodal_fields:
             return "multimodal inputs"
         args = self.args
-        if (
-            args.min_p
-            or args.repetition_penalty != 1.0
-            or args.generation_kwargs
-            or args.cache_implementation
-        ):
-            return (
-                "min_p, repetition_penalty, generation_kwargs and cache_implementation belong to generate()"
-            )
+        plain = {
+            "min_p": None,
+            "repetition_penalty": 1.0,
+            "generation_kwargs": None,
+            "cache_implementation": None,
+        }
+        changed = [name for name, value in plain.items() if (getattr(args, name) or value) != value]
+        if changed:
+            return f"only generate() knows {', '.join(changed)}"
         return self._model_obstacle(self.model)
 
     # -------------------------------------------------------------------------------------------- scoring
