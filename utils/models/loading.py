@@ -116,7 +116,8 @@ def load_policy(
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """A policy and its tokenizer from a full model, an adapter folder or a hub name.
 
-    ``trainable`` leaves an adapter's weights open to training; otherwise the model is in evaluation mode.
+    ``trainable`` leaves an adapter's weights open to training. Otherwise the model is in evaluation mode, and
+    an adapter is merged into its base (not into 4-bit weights, which would round it): twice as fast to sample.
     """
     path = located(path)
     base = adapter_base(path)
@@ -124,6 +125,8 @@ def load_policy(
     model = load_base(base or path, section)
     if base:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
+        if not trainable and not section.load_in_4bit:
+            model = model.merge_and_unload()
     return (model if trainable else model.eval()), tokenizer
 
 
