@@ -117,7 +117,8 @@ def load_policy(
     """A policy and its tokenizer from a full model, an adapter folder or a hub name.
 
     ``trainable`` leaves an adapter's weights open to training. Otherwise the model is in evaluation mode, and
-    an adapter is merged into its base (not into 4-bit weights, which would round it): twice as fast to sample.
+    an adapter is merged into its base, which doubles the speed of sampling (not into 4-bit weights, which
+    would round it).
     """
     path = located(path)
     base = adapter_base(path)
