@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from utils.common import REPO_ROOT, UserError
+from utils.common import REPO_ROOT, UserError, read_json, write_json
 from utils.config import LoraSection, ModelSection
 
 # TRL 1.16 still uses names that Transformers 5.23 is about to retire; nothing a user could do about it.
@@ -51,11 +51,12 @@ def located(name_or_path: str | Path) -> str:
 
 
 def portable(path: str) -> str:
-    """``path`` relative to the repository where it lies inside it: what an adapter's config is to hold."""
-    try:
-        return str(Path(path).resolve().relative_to(REPO_ROOT))
-    except ValueError:
-        return path
+    """``path`` relative to the repository where it lies inside it: what an adapter's config is to hold.
+
+    Relative ones are hub names, or relative to the repository already.
+    """
+    inside = Path(path).is_absolute() and Path(path).resolve().is_relative_to(REPO_ROOT)
+    return Path(path).resolve().relative_to(REPO_ROOT).as_posix() if inside else path
 
 
 def adapter_base(folder: str | Path) -> str | None:
@@ -146,11 +147,26 @@ def add_lora(model: PreTrainedModel, section: LoraSection) -> PeftModel:
 
 
 def save_policy(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the policy (its adapter alone, where it has one) and the tokenizer: safetensors and JSON only."""
+    """Write the policy (its adapter alone, where it has one) and the tokenizer: safetensors and JSON only.
+
+    The same policy gives the same bytes in any process and in any clone of the repository.
+    """
     extra = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
     model.save_pretrained(folder, **extra)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    if adapter_base(folder):
+        _write_adapter_config(folder / "adapter_config.json")
     tokenizer.save_pretrained(folder)
+
+
+def _write_adapter_config(path: Path) -> None:
+    """PEFT writes the base's absolute path, and sets of names in an order that changes between processes."""
+    config = read_json(path)
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[key] = sorted(value)
+    config["base_model_name_or_path"] = portable(config["base_model_name_or_path"])
+    write_json(path, config)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import datasets
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from utils.common import UserError, write_jsonl
+from utils.common import TEMPORARY_PREFIX, UserError, write_jsonl
 from utils.config import ModelConfig
 from utils.stage import StageContext
 from utils.training.validation import GenerationValidation, best_step
@@ -21,7 +22,8 @@ from utils.training.validation import GenerationValidation, best_step
 datasets.disable_progress_bars()
 
 # Logged by Transformers and TRL, but different on every execution: kept out of the log that manifests hash.
-VOLATILE = ("runtime", "per_second", "step_time", "_time", "total_flos", "memory")
+# (train_loss is the mean over the steps since the last resumption.)
+VOLATILE = ("runtime", "per_second", "step_time", "_time", "total_flos", "memory", "train_loss")
 
 
 class RefuseNonFinite(TrainerCallback):
@@ -29,11 +31,35 @@ class RefuseNonFinite(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key, value in (logs or {}).items():
-            if key in ("loss", "grad_norm", "reward", "kl") and not math.isfinite(float(value)):
+            if key in ("loss", "grad_norm", "reward", "kl") and not _is_finite(value):
                 raise UserError(
                     f"{key} is {value} at step {state.global_step}: lower algo.learning_rate, or use "
                     "model.torch_dtype float32; the last resume point is kept"
                 )
+
+
+def _is_finite(value: float | None) -> bool:
+    """TRL logs the mean of nothing but NaN as None."""
+    return value is not None and math.isfinite(float(value))
+
+
+class KeepCounts(TrainerCallback):
+    """What TRL and Transformers sum up outside their checkpoints, carried over a resumption.
+
+    Everything pending is logged before it is saved, and SFTTrainer's count of tokens, which starts at 0 in
+    every process, goes on from the last one logged.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        counts = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
+        if counts:
+            self.trainer._total_train_tokens = int(counts[-1])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save
 
 
 class Progress(TrainerCallback):
@@ -62,6 +88,7 @@ def trainer_arguments(ctx: StageContext) -> dict[str, Any]:
         "save_steps": model.training.save_steps,
         "save_total_limit": 1,
         "logging_steps": model.training.logging_steps,
+        "logging_nan_inf_filter": False,  # a broken loss is to be seen, not averaged away
         "max_grad_norm": model.training.max_grad_norm,
         "optim": model.training.optim,
         "gradient_checkpointing": model.training.gradient_checkpointing,
@@ -98,7 +125,7 @@ def run_training(
     """
     validation.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # prints every log row as a dict; the log file holds them
-    for callback in (validation, RefuseNonFinite(), Progress(ctx)):
+    for callback in (validation, KeepCounts(trainer), RefuseNonFinite(), Progress(ctx)):
         trainer.add_callback(callback)
     point = resume_point(ctx.out / "resume") if ctx.resuming else None
     if point:
@@ -120,7 +147,10 @@ def run_training(
         "final_val_reward": last["val_reward"],
         "final_val_accuracy": last["val_accuracy"],
     }
-    shutil.rmtree(ctx.out / "resume")
+    # Out of sight first: a resume point that is half deleted must not be taken for a complete one.
+    spent = ctx.out / f"{TEMPORARY_PREFIX}resume"
+    os.replace(ctx.out / "resume", spent)
+    shutil.rmtree(spent)
     return history
 
 

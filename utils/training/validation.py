@@ -49,7 +49,9 @@ class GenerationValidation(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.config.validation.eval_steps == 0 or state.global_step == state.max_steps:
+            should_log = control.should_log
             self.validate()
+            control.should_log = should_log  # the log of the validation is not the log of the training step
 
     def validate(self) -> dict[str, float]:
         """Validate the policy as it is now; returns what was logged."""
