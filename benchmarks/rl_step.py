@@ -184,7 +184,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each trainer (default 3)")
     parser.add_argument("--shapes", nargs="+", default=["512/32/4x8", "128/128/4x8", "1024/64/2x16"])
     parser.add_argument("--micro_batch", type=int, default=32, help="completions a forward pass (default 32)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: what torch chooses)")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
