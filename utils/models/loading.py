@@ -132,18 +132,20 @@ def load_policy(
     return (model if trainable else model.eval()), tokenizer
 
 
-def add_lora(model: PreTrainedModel, section: LoraSection) -> PeftModel:
-    """A fresh adapter on ``model``: B is zero, so the policy is unchanged until it is trained."""
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=section.r,
-            lora_alpha=section.lora_alpha,
-            lora_dropout=section.lora_dropout,
-            target_modules=section.target_modules,
-            task_type="CAUSAL_LM",
-        ),
+def add_lora(model: PreTrainedModel, section: LoraSection, seed: int) -> PeftModel:
+    """A fresh adapter on ``model``: A is random from ``seed``, B is zero, so the policy is unchanged until it
+    is trained.
+    """
+    config = LoraConfig(
+        r=section.r,
+        lora_alpha=section.lora_alpha,
+        lora_dropout=section.lora_dropout,
+        target_modules=section.target_modules,
+        task_type="CAUSAL_LM",
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # nothing else has seeded the global generator before a trainer is built
+        return get_peft_model(model, config)
 
 
 def save_policy(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

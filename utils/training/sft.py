@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from utils.common import UserError
+from utils.common import UserError, derive_seed
 from utils.config import ModelConfig
 from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
@@ -61,7 +61,7 @@ def build_sft_trainer(
     algo: SftAlgo = ctx.config.algo
     model, tokenizer = load_policy(model_config.model.name_or_path, model_config.model, trainable=True)
     if model_config.lora.enabled:
-        model = add_lora(model, model_config.lora)
+        model = add_lora(model, model_config.lora, derive_seed(ctx.seed, "lora"))
     rows, left_out = tokenize_demonstrations(records, tokenizer, model_config)
     if left_out:
         ctx.log(
