@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.hendrycks_math import last_boxed as reader_last_boxed
+from utils.data.boxed import last_boxed
 from utils.grading import gsm8k, worker
-from utils.grading.math import MAX_ANSWER_CHARS, last_boxed, math_equal, normalize_answer
+from utils.grading.math import MAX_ANSWER_CHARS, math_equal, normalize_answer
 
 HANGS = "9^{9^{9^{9}}}"
 
@@ -274,7 +274,6 @@ def test_every_real_math_gold_is_the_last_box_of_its_solution(shared_data):
     assert len(rows) == 12_500
     boxes = [last_boxed(row["solution"]) for row in rows]
     assert sum(box == row["answer"].strip() for box, row in zip(boxes, rows, strict=True)) == 12_500
-    assert boxes == [reader_last_boxed(row["solution"]) for row in rows]
     assert boxes.count("") == 2  # published so; they equal nothing
     assert sum(math_equal(row["answer"], box) for box, row in zip(boxes, rows, strict=True)) == 12_498
 

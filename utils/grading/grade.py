@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from utils.common import UserError
+from utils.data.boxed import last_boxed
 from utils.data.records import Record
 from utils.grading import gsm8k
 from utils.grading.equivalence import program_match
@@ -15,7 +16,7 @@ from utils.grading.execute import (
     parse_gold_value,
     tolerant_match,
 )
-from utils.grading.math import last_boxed, math_equal
+from utils.grading.math import math_equal
 from utils.grading.program import tokenize_program
 from utils.grading.worker import WorkerFailure, WorkerTimeout
 
