@@ -28,23 +28,10 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.data.records import load_records
-    from utils.rewards.spec import load_reward_spec
-    from utils.training.running import plot_curves, run_training
+    from utils.training.running import train_stage
     from utils.training.sft import build_sft_trainer
-    from utils.training.validation import GenerationValidation
 
-    trainer, tokenizer = build_sft_trainer(ctx, load_records(ctx.inputs["train"]))
-    validation = GenerationValidation(
-        load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items],
-        load_reward_spec(ctx.inputs["reward_spec"]),
-        ctx.config.model,
-        tokenizer,
-        ctx.out,
-        "sft",
-    )
-    history = run_training(ctx, trainer, validation)
-    plot_curves(history, PANELS, ctx.out / "logs" / "curves.png")
+    train_stage(ctx, "sft", lambda records, spec: build_sft_trainer(ctx, records), PANELS)
 
 
 STAGE = Stage(

@@ -36,24 +36,10 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.data.records import load_records
-    from utils.rewards.spec import load_reward_spec
     from utils.training.grpo import build_grpo_trainer
-    from utils.training.running import plot_curves, run_training
-    from utils.training.validation import GenerationValidation
+    from utils.training.running import train_stage
 
-    spec = load_reward_spec(ctx.inputs["reward_spec"])
-    trainer, tokenizer = build_grpo_trainer(ctx, load_records(ctx.inputs["train"]), spec)
-    validation = GenerationValidation(
-        load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items],
-        spec,
-        ctx.config.model,
-        tokenizer,
-        ctx.out,
-        "grpo",
-    )
-    history = run_training(ctx, trainer, validation)
-    plot_curves(history, PANELS, ctx.out / "logs" / "curves.png")
+    train_stage(ctx, "grpo", lambda records, spec: build_grpo_trainer(ctx, records, spec), PANELS)
 
 
 STAGE = Stage(

@@ -6,16 +6,18 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
 from utils.common import TEMPORARY_PREFIX, UserError, write_jsonl
 from utils.config import ModelConfig
+from utils.data.records import Record, load_records
+from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.stage import StageContext
 from utils.training.validation import GenerationValidation, best_step
 
@@ -114,6 +116,23 @@ def resume_point(folder: Path) -> Path | None:
         except (OSError, ValueError):
             shutil.rmtree(point)
     return None
+
+
+def train_stage(
+    ctx: StageContext,
+    method: str,
+    build: Callable[[list[Record], RewardSpec], tuple[Trainer, PreTrainedTokenizerBase]],
+    panels: dict[str, Sequence[str]],
+) -> None:
+    """A training stage from its inputs to its curves: ``build`` makes trainer and tokenizer from the training
+    records and the reward specification; validation uses the first ``validation.num_items`` of val.
+    """
+    spec = load_reward_spec(ctx.inputs["reward_spec"])
+    trainer, tokenizer = build(load_records(ctx.inputs["train"]), spec)
+    records = load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items]
+    validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method)
+    history = run_training(ctx, trainer, validation)
+    plot_curves(history, panels, ctx.out / "logs" / "curves.png")
 
 
 def run_training(
