@@ -174,8 +174,9 @@ def run_training(
 
 
 def stable(row: dict[str, Any]) -> dict[str, Any]:
-    """A log row without the numbers that differ between executions."""
-    return {key: value for key, value in row.items() if not any(word in key for word in VOLATILE)}
+    """A log row without the numbers that differ between executions, its keys in order (a resumed trainer gets
+    them back sorted)."""
+    return {key: row[key] for key in sorted(row) if not any(word in key for word in VOLATILE)}
 
 
 def plot_curves(history: Sequence[dict[str, Any]], panels: dict[str, Sequence[str]], path: Path) -> None:

@@ -1,0 +1,195 @@
+"""The whole pipeline on the embedded models: the same work twice, once killed at many moments on the way."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utils.common import REPO_ROOT, read_json, read_jsonl
+
+pytestmark = pytest.mark.pipeline
+
+# Small, yet nothing is degenerate: SFT learns the form of an answer, so that rewards differ within groups;
+# a rollout serves two optimizer steps; validations (every 5) fall between resume points (every 4) and inside
+# rollouts; the log is not in step with either.
+SETTINGS = {
+    "model.training.save_steps": "4",
+    "model.training.logging_steps": "3",
+    "model.validation.eval_steps": "5",
+    "sft.max_steps": "16",
+    "sft.learning_rate": "5e-3",
+    "sft.lr_scheduler_type": "constant_with_warmup",
+    "sft.warmup_steps": "2",
+    "sft.per_device_train_batch_size": "16",
+    "grpo.max_steps": "10",
+    "grpo.num_iterations": "2",
+    "grpo.warmup_steps": "0",
+}
+
+STAGES = [
+    "00_data_validation",
+    "01_preprocessing",
+    "02_rewards",
+    "03_sft",
+    "04_candidates",
+    "06_grpo",
+    "10_evaluation/base",
+    "10_evaluation/sft",
+    "10_evaluation/grpo",
+    "11_comparison",
+]
+
+# Where the process group is killed, one after the other: as soon as the file is new.
+KILLS = [
+    "03_sft/valid_samples/step_0.json",  # before the first resume point
+    "03_sft/valid_samples/step_10.json",  # between two
+    "06_grpo/resume/checkpoint-4/trainer_state.json",  # right after the first
+    "06_grpo/valid_samples/step_5.json",  # in the middle of a rollout
+    "06_grpo/resume/checkpoint-8",  # while one is being written
+]
+PATIENCE = 300  # seconds
+
+
+def driver(outputs: Path, run_id: str) -> list[str]:
+    settings = [word for key, value in SETTINGS.items() for word in (f"--{key}", value)]
+    script = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--method", "grpo", "--quick_test", *settings]
+    return [*script, "--output_dir", str(outputs), "--run_id", run_id]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(outputs: Path, run_id: str) -> str:
+    """The driver's standard output."""
+    done = subprocess.run(
+        driver(outputs, run_id), env=environment(), capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def kill_when_new(outputs: Path, run_id: str, name: str) -> None:
+    """Start the driver and kill its process group as soon as file ``name`` of the run is new."""
+    path, begin = outputs / run_id / name, time.time()
+    process = subprocess.Popen(
+        driver(outputs, run_id),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while not (path.exists() and path.stat().st_mtime > begin):
+            assert process.poll() is None, f"the driver ended before {name} was there"
+            assert time.time() < begin + PATIENCE, f"no {name} after {PATIENCE} s"
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    """A folder with two runs of the same work: ``whole``, and ``broken``, which was killed five times."""
+    folder = tmp_path_factory.mktemp("outputs")
+    run(folder, "whole")
+    for name in KILLS:
+        kill_when_new(folder, "broken", name)
+        assert not (folder / "broken" / name.split("/")[0] / "manifest.json").exists()
+    run(folder, "broken")
+    return folder
+
+
+def manifest(outputs: Path, run_id: str, name: str) -> dict:
+    """A manifest without its run id and without the commit, which may change under a developer's tests."""
+    whole = read_json(outputs / run_id / name)
+    assert whole.pop("run_id") == run_id
+    for key in ("git_commit", "git_dirty"):
+        whole["environment"].pop(key)
+    return whole
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_manifests_of_the_same_work_differ_in_their_run_id_alone(outputs, stage):
+    name = f"{stage}/manifest.json"
+    assert manifest(outputs, "whole", name) == manifest(outputs, "broken", name)
+
+
+def test_every_stage_ran(outputs):
+    for run_id in ("whole", "broken"):
+        found = {path.parent.relative_to(outputs / run_id).as_posix() for path in manifests(outputs, run_id)}
+        assert found == set(STAGES)
+
+
+def manifests(outputs: Path, run_id: str) -> list[Path]:
+    return list((outputs / run_id).rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "final"])
+@pytest.mark.parametrize("stage", ["03_sft/ckpt_sft", "06_grpo/ckpt_grpo"])
+def test_killed_trainings_end_in_identical_weights(outputs, stage, checkpoint):
+    whole, broken = (
+        (outputs / run_id / stage / checkpoint / "adapter_model.safetensors").read_bytes()
+        for run_id in ("whole", "broken")
+    )
+    assert whole == broken
+
+
+def test_the_killed_run_did_resume(outputs):
+    """Otherwise the tests above would compare two uninterrupted runs."""
+    points = {
+        stage: re.findall(r"resuming from step (\d+)", (outputs / "broken" / stage / "stage.log").read_text())
+        for stage in ("03_sft", "06_grpo")
+    }
+    assert len(points["03_sft"]) == 1  # the first kill came before the first resume point
+    assert len(points["06_grpo"]) == 3
+    assert points["06_grpo"][0] == "4"
+    for stage in ("03_sft", "06_grpo"):
+        assert (
+            len(read_json(outputs / "broken" / stage / "runtime.json")["sessions"])
+            == len([name for name in KILLS if name.startswith(stage)]) + 1
+        )
+        assert "resuming" not in (outputs / "whole" / stage / "stage.log").read_text()
+
+
+def test_the_policies_did_change(outputs):
+    """Otherwise identical weights would say little: rewards differ within groups, the policy moves."""
+    start, end = (
+        (outputs / "whole" / name / "adapter_model.safetensors").read_bytes()
+        for name in ("03_sft/ckpt_sft/best", "06_grpo/ckpt_grpo/final")
+    )
+    assert start != end
+    rows = read_jsonl(outputs / "whole" / "06_grpo" / "logs" / "metrics.jsonl")
+    assert max(row["reward_std"] for row in rows if "reward_std" in row) > 0.05
+
+
+def test_every_step_is_in_the_log(outputs):
+    """A row of training metrics every 3 steps and at every resume point, and one of validation every 5."""
+    rows = read_jsonl(outputs / "broken" / "03_sft" / "logs" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [3, 4, 6, 8, 9, 12, 15, 16]
+    assert [row["step"] for row in rows if "val_reward" in row] == [0, 5, 10, 15, 16]
+
+
+def test_outputs_are_plain_and_portable(outputs):
+    """No pickles, no file without a known ending, and no machine's paths in any text."""
+    endings = {".json", ".jsonl", ".csv", ".md", ".png", ".yaml", ".safetensors", ".log"}
+    for path in (outputs / "broken").rglob("*"):
+        if not path.is_file() or path.name in (".lock", "runtime.json", "stage.log"):
+            continue
+        assert path.suffix in endings, path
+        if path.suffix not in (".png", ".safetensors"):
+            text = path.read_text(encoding="utf-8")
+            assert str(outputs) not in text and str(REPO_ROOT) not in text, path
+
+
+def test_a_finished_run_is_up_to_date(outputs):
+    before = {path: path.stat().st_mtime_ns for path in manifests(outputs, "broken")}
+    lines = re.findall(r"^\[\d+/\d+\] (\S+): (.*)$", run(outputs, "broken"), flags=re.MULTILINE)
+    assert lines == [(stage, "up to date") for stage in STAGES]
+    assert before == {path: path.stat().st_mtime_ns for path in manifests(outputs, "broken")}
