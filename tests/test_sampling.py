@@ -1,7 +1,6 @@
 """Answers to prompts against Transformers' own generate, and loading and saving of policies."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -50,7 +49,7 @@ def reference(model, tokenizer, prompt: str) -> list[int]:
 
 
 def ending(model, tokenizer, monkeypatch) -> None:
-    """Make a token that some answer first holds in its middle an end-of-sequence token: lengths then differ."""
+    """Let a token that some answer first holds in its middle end sequences: lengths then differ."""
     answers = [reference(model, tokenizer, prompt) for prompt in PROMPTS]
     token = next(ids[at] for ids in answers for at in range(2, TOKENS - 1) if ids[at] not in ids[:at])
     monkeypatch.setattr(model.generation_config, "eos_token_id", [tokenizer.eos_token_id, token])
@@ -175,15 +174,6 @@ def test_too_long_a_prompt_is_refused_in_one_line(policies):
 # --------------------------------------------------------------------------------------------- loading
 
 
-@pytest.fixture
-def inside(tiny_models):
-    """A base model inside the repository, as the embedded ones are; removed after the test."""
-    folder = REPO_ROOT / "outputs" / ".test_sampling_base"
-    shutil.copytree(tiny_models("llama"), folder, dirs_exist_ok=True)
-    yield folder
-    shutil.rmtree(folder)
-
-
 def adapted(base, tmp_path, seed=0):
     """An adapter folder on ``base`` whose adapter changes the policy, and that policy's weights."""
     model, tokenizer = load_policy(base, ModelSection(), trainable=True)
@@ -228,9 +218,9 @@ def test_a_full_model_comes_back(tiny_models, tmp_path):
     torch.testing.assert_close(logits(loaded, ids), logits(model.eval(), ids))
 
 
-def test_what_is_saved_is_plain_and_portable(inside, tmp_path):
+def test_what_is_saved_is_plain_and_portable(tmp_path):
     """Safetensors and JSON, no model card; the base is named relative to the repository, modules in order."""
-    _, tokenizer = adapted(inside, tmp_path)
+    _, tokenizer = adapted("assets/student", tmp_path)
     files = sorted(path.name for path in (tmp_path / "adapter").iterdir())
     assert files == [
         "adapter_config.json",
@@ -239,12 +229,12 @@ def test_what_is_saved_is_plain_and_portable(inside, tmp_path):
         "tokenizer_config.json",
     ]
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "outputs/.test_sampling_base"
+    assert config["base_model_name_or_path"] == "assets/student"
     assert config["target_modules"] == sorted(config["target_modules"])
-    assert adapter_base(tmp_path / "adapter") == "outputs/.test_sampling_base"
+    assert adapter_base(tmp_path / "adapter") == "assets/student"
     model, _ = load_policy(tmp_path / "adapter", ModelSection())
     assert generate(model, tokenizer, ["x"], max_new_tokens=1)
-    full = load_base(inside, ModelSection())
+    full = load_base("assets/student", ModelSection())
     save_policy(full, tokenizer, tmp_path / "full")
     assert {path.suffix for path in (tmp_path / "full").iterdir()} == {".json", ".safetensors"}
     for path in tmp_path.glob("*/*.json"):

@@ -45,11 +45,12 @@ def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(float(value))
 
 
-class KeepCounts(TrainerCallback):
-    """What TRL and Transformers sum up outside their checkpoints, carried over a resumption.
+class ResumeExactly(TrainerCallback):
+    """What Transformers and TRL leave out for a resumed run to end as an uninterrupted one.
 
-    Everything pending is logged before it is saved, and SFTTrainer's count of tokens, which starts at 0 in
-    every process, goes on from the last one logged.
+    Everything pending is logged before a resume point is written: sums since the last log are not in it.
+    SFTTrainer's count of tokens, which starts at 0 in every process, goes on from the last one logged. And no
+    resume point is made of the last step: training would go on from there, past its end.
     """
 
     def __init__(self, trainer: Trainer):
@@ -62,6 +63,7 @@ class KeepCounts(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= control.should_save
+        control.should_save &= state.global_step < state.max_steps
 
 
 class Progress(TrainerCallback):
@@ -144,7 +146,7 @@ def run_training(
     """
     validation.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # prints every log row as a dict; the log file holds them
-    for callback in (validation, KeepCounts(trainer), RefuseNonFinite(), Progress(ctx)):
+    for callback in (validation, ResumeExactly(trainer), RefuseNonFinite(), Progress(ctx)):
         trainer.add_callback(callback)
     point = resume_point(ctx.out / "resume") if ctx.resuming else None
     if point:

@@ -1,0 +1,481 @@
+"""SFT and GRPO on tiny models: what is taught, what is logged, what is refused, and resuming after a kill."""
+
+import json
+import math
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoTokenizer, TrainerCallback, TrainerControl
+
+from utils.common import UserError, read_json, read_jsonl, write_jsonl
+from utils.config import (
+    GenerationSection,
+    LoraSection,
+    ModelConfig,
+    ModelSection,
+    StageConfig,
+    TrainingSection,
+    ValidationSection,
+)
+from utils.data.prompts import render_completion, render_prompt
+from utils.data.records import Record
+from utils.models.loading import add_lora, load_policy, save_policy
+from utils.rewards.spec import RewardSpec, write_reward_spec
+from utils.rewards.task import COMPONENTS, task_reward
+from utils.stage import StageContext, _clear
+from utils.training import running
+from utils.training.grpo import build_grpo_trainer, reward_functions
+from utils.training.running import RefuseNonFinite, plot_curves, resume_point, stable, train_stage
+from utils.training.settings import GrpoAlgo, SftAlgo
+from utils.training.sft import build_sft_trainer, tokenize_demonstrations
+from utils.training.validation import GenerationValidation, best_step
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+def record(number: int, question: str = "the change ?") -> Record:
+    a, b = 10 + number, 30 + 2 * number
+    program = f"subtract({b}, {a})"
+    return Record(
+        id=f"train-{number}",
+        dataset="sample",
+        question=question,
+        input_text=f"cash 2001 {a} 2002 {b}\n{question}",
+        target_text=json.dumps({"program": program}),
+        target_answer=str(b - a),
+        target_program=program,
+        level=1,
+        table=[["", "2001", "2002"], ["cash", str(a), str(b)]],
+    )
+
+
+RECORDS = [record(number, "the change ?" * (1 + number % 3)) for number in range(8)]
+SPEC = RewardSpec(required_fields=["program"])
+
+
+def model_config(folder, **sections) -> ModelConfig:
+    """Settings for the tiny models (one token per byte) that let validations, saves and logs fall apart."""
+    defaults = {
+        "lora": LoraSection(r=4),
+        "training": TrainingSection(save_steps=2, logging_steps=3),
+        "validation": ValidationSection(eval_steps=3, num_items=3),
+        "generation": GenerationSection(max_new_tokens=40, batch_size=8),
+    }
+    return ModelConfig(
+        model=ModelSection(name_or_path=str(folder), max_prompt_length=200), **{**defaults, **sections}
+    )
+
+
+SFT = SftAlgo(max_steps=7, learning_rate=2e-2, warmup_steps=1, per_device_train_batch_size=3)
+# A rollout of 8 completions serves two optimizer steps; rewards come from the texts' lengths (see below).
+GRPO = GrpoAlgo(
+    max_steps=7,
+    learning_rate=2e-2,
+    warmup_steps=0,
+    per_device_train_batch_size=8,
+    num_generations=4,
+    num_iterations=2,
+    beta=0.05,
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, tiny_models):
+    """Inputs of a training stage by name; the checkpoint is a random adapter on the tiny Llama."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_jsonl(folder / "train.jsonl", [row.to_json() for row in RECORDS])
+    write_jsonl(folder / "val.jsonl", [row.to_json() for row in RECORDS])
+    write_reward_spec(folder / "reward_spec.yaml", SPEC)
+    model, tokenizer = load_policy(tiny_models("llama"), ModelSection(), trainable=True)
+    save_policy(add_lora(model, LoraSection(r=4), 0), tokenizer, folder / "checkpoint")
+    return {
+        "train": folder / "train.jsonl",
+        "val": folder / "val.jsonl",
+        "reward_spec": folder / "reward_spec.yaml",
+        "checkpoint": folder / "checkpoint",
+    }
+
+
+@pytest.fixture
+def context(tiny_models, files, tmp_path):
+    """A factory of stage contexts that write below tmp_path/<name>."""
+
+    def make(name="out", algo=SFT, resuming=False, seed=3, **sections) -> StageContext:
+        if algo is GRPO:
+            sections["generation"] = GenerationSection(max_new_tokens=10)
+        config = StageConfig(model=model_config(tiny_models("llama"), **sections), algo=algo, seed=seed)
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        return StageContext(config, "run", tmp_path, out, resuming, files)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_models):
+    return AutoTokenizer.from_pretrained(tiny_models("llama"))
+
+
+# ------------------------------------------------------------------------------------- demonstrations
+
+
+def test_demonstrations_are_prompt_then_completion_taught_to_its_end(tokenizer):
+    rows, left_out = tokenize_demonstrations(RECORDS, tokenizer, model_config("-"))
+    assert left_out == [] and len(rows) == len(RECORDS)
+    for row, demonstration in zip(rows, RECORDS, strict=True):
+        taught = [token for token, on in zip(row["input_ids"], row["completion_mask"], strict=True) if on]
+        prompt = row["input_ids"][: -len(taught)]
+        assert row["completion_mask"] == [0] * len(prompt) + [1] * len(taught)
+        assert tokenizer.decode(prompt) == demonstration.input_text
+        assert tokenizer.decode(taught) == demonstration.target_text + tokenizer.eos_token
+
+
+def test_too_long_demonstrations_are_left_out(tokenizer):
+    """A token per byte; the limits include the end-of-sequence token, and are reached exactly."""
+    longest = max(len(row.input_text) for row in RECORDS)
+    completion = max(len(row.target_text) for row in RECORDS) + 1
+
+    def left_out(prompt_limit, completion_limit):
+        config = model_config("-", generation=GenerationSection(max_new_tokens=completion_limit))
+        config.model.max_prompt_length = prompt_limit
+        return tokenize_demonstrations(RECORDS, tokenizer, config)[1]
+
+    assert left_out(longest, completion) == []
+    assert left_out(longest - 1, completion) == ["train-2", "train-5"]
+    with pytest.raises(UserError, match=f"8 of 8 demonstrations exceed .* \\({longest}\\)") as caught:
+        left_out(longest, completion - 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_loss_is_the_cross_entropy_of_completion_tokens(context, files, tiny_models, tokenizer):
+    """The first logged loss, against log-probabilities of each demonstration on its own, without padding."""
+    algo = SftAlgo(max_steps=1, per_device_train_batch_size=len(RECORDS))
+    ctx = context(algo=algo, training=TrainingSection(logging_steps=1))
+    train_stage(ctx, "sft", lambda records, spec: build_sft_trainer(ctx, records), {"loss": ["loss"]})
+    logged = next(row["loss"] for row in read_jsonl(ctx.out / "logs" / "metrics.jsonl") if "loss" in row)
+
+    base, _ = load_policy(tiny_models("llama"), ModelSection())
+    total, count = 0.0, 0
+    for demonstration in RECORDS:
+        prompt, completion = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (
+                render_prompt(tokenizer, demonstration.input_text),
+                render_completion(tokenizer, demonstration.target_text),
+            )
+        )
+        with torch.no_grad():
+            log_probs = base(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+        for place, token in enumerate(completion, start=len(prompt)):
+            total, count = total - log_probs[place - 1, token].item(), count + 1
+    assert logged == pytest.approx(total / count, rel=1e-4)
+
+
+# -------------------------------------------------------------------------------------------- rewards
+
+
+def test_reward_functions_sum_to_the_task_reward():
+    completions = [
+        RECORDS[0].target_text,
+        '{"program": "subtract(30, 11)"}',
+        '{"program": "add(30, 10)"}',
+        "no json at all",
+        json.dumps({"program": RECORDS[1].target_program}),
+    ]
+    numbers = [0, 0, 0, 0, 1]
+    logged = {}
+    functions = reward_functions(RECORDS, SPEC)
+    assert [function.__name__ for function in functions] == list(COMPONENTS)
+    paid = [
+        function(completions=completions, record=numbers, log_metric=logged.__setitem__, prompts=[])
+        for function in functions
+    ]
+    wanted = [task_reward(RECORDS[n], text, SPEC) for n, text in zip(numbers, completions, strict=True)]
+    assert [sum(parts) for parts in zip(*paid, strict=True)] == [row["total"] for row in wanted]
+    for name, values in zip(COMPONENTS, paid, strict=True):
+        assert values == [row[name] for row in wanted], name
+    assert len({row["total"] for row in wanted}) >= 4  # right, near, partly right, broken
+    assert logged == {"train_accuracy": 2 / 5}
+
+
+def test_grpo_refuses_a_prompt_that_is_too_long(context):
+    ctx = context(algo=GRPO)
+    ctx.config.model.model.max_prompt_length = 40
+    longest = max(RECORDS, key=lambda row: len(row.input_text))
+    message = rf"the prompt of {longest.id} has {len(longest.input_text)} tokens, .* is 40"
+    with pytest.raises(UserError, match=message) as caught:
+        build_grpo_trainer(ctx, RECORDS, SPEC)
+    assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------- logs and checkpoints
+
+
+def test_the_latest_complete_resume_point_counts(tmp_path):
+    """By number and not by name; unfinished ones are removed on the way, older ones are left."""
+    assert resume_point(tmp_path) is None
+    for step in (2, 9, 10, 20, 30):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(b"x")
+        if step < 20:
+            (folder / "trainer_state.json").write_text('{"global_step": 1}')
+    (tmp_path / "checkpoint-30" / "trainer_state.json").write_text('{"global_st')
+    assert resume_point(tmp_path) == tmp_path / "checkpoint-10"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-2",
+        "checkpoint-9",
+    ]
+
+
+def test_the_best_step_is_the_earliest_of_equals():
+    rewards = {0: 0.1, 20: 0.5, 40: 0.4, 60: 0.5, 80: -0.2}
+    history = [{"step": step, "val_reward": reward} for step, reward in rewards.items()]
+    assert best_step([{"step": 10, "loss": 1.0}, *history, {"step": 90, "reward": 2.0}]) == 20
+    assert best_step(history[:1]) == 0
+
+
+def test_what_varies_between_executions_is_not_kept():
+    row = {"step": 4, "loss": 0.5, "kl": 0.1, "completions/mean_length": 3.0}
+    varying = {
+        "train_runtime": 1.0,
+        "train_samples_per_second": 1.0,
+        "train_steps_per_second": 1.0,
+        "step_time": 1.0,
+        "profiling/Time taken: reward_time": 1.0,
+        "total_flos": 1.0,
+        "train_loss": 0.4,
+    }
+    assert stable({**varying, **row}) == row
+    assert list(stable(row)) == list(stable(dict(reversed(row.items())))) == sorted(row)
+
+
+@pytest.mark.parametrize("key", ["loss", "grad_norm", "reward", "kl"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_non_finite_numbers_stop_the_run_in_one_line(key, value):
+    state = SimpleNamespace(global_step=12)
+    RefuseNonFinite().on_log(None, state, None, logs={key: 0.5, "completions/max": math.nan})
+    with pytest.raises(UserError, match=f"{key} is {value} at step 12") as caught:
+        RefuseNonFinite().on_log(None, state, None, logs={"step": 1, key: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_policy_stops_sft_before_a_resume_point_is_written(context):
+    """NaN in the weights from step 2 on, logs every 10 steps: the resume point of step 4 must not be made."""
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    next(p for p in model.parameters() if p.requires_grad).fill_(math.nan)
+
+    def build(records, spec):
+        trainer, tokenizer = build_sft_trainer(ctx, records)
+        trainer.add_callback(Break())
+        return trainer, tokenizer
+
+    ctx = context(
+        training=TrainingSection(save_steps=4, logging_steps=10), validation=ValidationSection(eval_steps=50)
+    )
+    with pytest.raises(UserError, match="is nan at step 4"):
+        train_stage(ctx, "sft", build, {})
+    assert resume_point(ctx.out / "resume") is None
+
+
+def test_validation_keeps_the_best_and_every_step(context, tokenizer, tiny_models, monkeypatch):
+    """Rewards made up by step: best is the earliest of the highest, and the samples are written."""
+    from utils.training import validation as module
+
+    config = context().config.model
+    config.validation.num_saved_samples = 2
+    model, _ = load_policy(tiny_models("llama"), ModelSection())
+    rewards = {0: 0.1, 3: 0.4, 6: 0.4, 9: 0.2}
+    state = SimpleNamespace(global_step=0, max_steps=9, log_history=[])
+    trainer = SimpleNamespace(
+        state=state,
+        model=model,
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        is_world_process_zero=lambda: True,
+    )
+    monkeypatch.setattr(
+        module,
+        "reward_of",
+        lambda *_: {**dict.fromkeys(COMPONENTS, 0.0), "total": rewards[state.global_step]},
+    )
+    monkeypatch.setattr(
+        module.Trainer,
+        "log",
+        lambda self, logs: self.state.log_history.append({**logs, "step": self.state.global_step}),
+    )
+    out = context().out
+    callback = GenerationValidation(RECORDS[:3], SPEC, config, tokenizer, out, "sft")
+    callback.trainer = trainer
+    callback.on_train_begin(None, state, None)
+    saved = {}
+    for step in range(1, 10):
+        state.global_step = step
+        with torch.no_grad():
+            model.model.norm.weight.fill_(1 + step)
+        control = TrainerControl(should_log=step % 2 == 0)
+        callback.on_step_end(None, state, control)
+        assert control.should_log == (step % 2 == 0)
+        weights = out / "ckpt_sft" / f"step_{step}" / "model.safetensors"
+        if weights.exists():
+            saved[step] = weights.read_bytes()
+    assert sorted(saved) == [3, 6, 9]
+    assert (out / "ckpt_sft" / "best" / "model.safetensors").read_bytes() == saved[3]
+    assert best_step(state.log_history) == 3
+    samples = read_json(out / "valid_samples" / "step_6.json")
+    assert [row["id"] for row in samples] == ["train-0", "train-1"]
+    assert {path.name for path in (out / "valid_samples").iterdir()} == {
+        f"step_{step}.json" for step in rewards
+    }
+
+
+def test_curves_are_the_numbers_alone(tmp_path):
+    history = [{"step": step, "loss": 1 / (1 + step), "kl": 0.1} for step in range(20)]
+    panels = {"loss": ["loss"], "both": ["loss", "kl"], "never logged": ["entropy"]}
+    for name in ("a", "b"):
+        plot_curves(history, panels, tmp_path / f"{name}.png")
+    first, second = ((tmp_path / f"{name}.png").read_bytes() for name in ("a", "b"))
+    assert first == second and first.startswith(b"\x89PNG")
+
+
+# ------------------------------------------------------------------------------------------- resuming
+
+
+class Killed(BaseException):
+    """The end of a process, as far as one can have it within one."""
+
+
+class KillAt(TrainerCallback):
+    """End at an event ("on_step_begin", "on_step_end", "on_save") of a step."""
+
+    def __init__(self, event: str, step: int):
+        def kill(args, state, control, **kwargs):
+            if state.global_step == step:
+                raise Killed
+
+        setattr(self, event, kill)
+
+
+def varied_rewards(records, spec):
+    """Rewards that differ within the groups of a tiny random model."""
+
+    def exact_match(completions, **_):
+        return [len(set(text)) / 40 for text in completions]
+
+    return [exact_match]
+
+
+def train(ctx, *callbacks):
+    """The whole of a training stage, below ``ctx.out``."""
+
+    def build(records, spec):
+        if isinstance(ctx.config.algo, SftAlgo):
+            trainer, tokenizer = build_sft_trainer(ctx, records)
+        else:
+            trainer, tokenizer = build_grpo_trainer(ctx, records, spec)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        return trainer, tokenizer
+
+    train_stage(ctx, "x", build, {"loss": ["loss"], "validation": ["val_reward"]})
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "stage.log"
+    }
+
+
+KILLS = [
+    ("on_step_end", 1),  # before the first resume point
+    ("on_step_begin", 2),  # right after it
+    ("on_step_end", 3),  # between two, before the validation of this step
+    ("on_step_begin", 3),  # and after it
+    ("on_step_end", 4),
+    ("on_step_begin", 5),
+    ("on_step_end", 7),  # the last step, unsaved
+]
+
+
+@pytest.mark.parametrize("algo", [SFT, GRPO], ids=["sft", "grpo"])
+def test_killed_at_every_turn_the_outputs_are_the_same(context, monkeypatch, algo):
+    """Every file, bit by bit: weights, log, samples, curves. The run is killed nine times on its way."""
+    monkeypatch.setattr("utils.training.grpo.reward_functions", varied_rewards)
+    dropout = LoraSection(r=4, lora_dropout=0.1)  # so that a lost random state would show
+    whole = context("whole", algo, lora=dropout)
+    train(whole)
+
+    def resumed(*callbacks):
+        ctx = context("killed", algo, resuming=True, lora=dropout)
+        _clear(ctx.out, keep_files=True)  # as the frame does
+        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))  # a new process has its own random state
+        train(ctx, *callbacks)
+        return ctx
+
+    for event, step in KILLS:
+        with pytest.raises(Killed):
+            resumed(KillAt(event, step))
+    for moment in ("save_final", "rmtree"):  # all steps done; resume points about to be deleted
+        with monkeypatch.context() as patch:
+            owner = GenerationValidation if moment == "save_final" else running.shutil
+            patch.setattr(owner, moment, kill)
+            with pytest.raises(Killed):
+                resumed()
+    ctx = resumed()
+    assert not (ctx.out / "resume").exists()
+    assert tree(ctx.out) == tree(whole.out)
+    assert ctx.metrics == whole.metrics
+    assert (ctx.out / "stage.log").read_text().count("resuming from step") >= 6
+    if algo is GRPO:
+        rows = read_jsonl(whole.out / "logs" / "metrics.jsonl")
+        assert max(row.get("reward_std", 0) for row in rows) > 0.01
+        assert any(row.get("kl", 0) > 0 for row in rows)
+
+
+def kill(*args, **kwargs):
+    raise Killed
+
+
+@pytest.mark.parametrize("algo", [SFT, GRPO], ids=["sft", "grpo"])
+def test_the_seed_decides(context, monkeypatch, algo):
+    """The same seed gives the same files, whatever the global random state; another gives others."""
+    monkeypatch.setattr("utils.training.grpo.reward_functions", varied_rewards)
+    trees = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        ctx = context(name, algo, seed=seed)
+        torch.manual_seed(ord(name))
+        train(ctx)
+        trees.append(tree(ctx.out))
+    assert trees[0] == trees[1]
+    weights = "ckpt_x/final/adapter_model.safetensors"
+    assert trees[0][weights] != trees[2][weights]
+
+
+def test_the_log_has_every_step_that_is_due(context, monkeypatch):
+    """Logs every 3 steps, at resume points (every 2) and at the end; validations every 3 and at both ends."""
+    monkeypatch.setattr("utils.training.grpo.reward_functions", varied_rewards)
+    for name, algo in (("sft", SFT), ("grpo", GRPO)):
+        ctx = context(name, algo)
+        train(ctx)
+        rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
+        assert [row["step"] for row in rows if "loss" in row] == [2, 3, 4, 6, 7]
+        assert [row["step"] for row in rows if "val_reward" in row] == [0, 3, 6, 7]
+        assert len(rows) == 9
+        words = ("time", "per_second", "flos", "train_loss")
+        assert not [key for row in rows for key in row if any(word in key for word in words)]
+        assert ctx.metrics["steps"] == 7
+        assert {path.name for path in (ctx.out / "ckpt_x").iterdir()} == {
+            "best",
+            "final",
+            "step_3",
+            "step_6",
+            "step_7",
+        }
