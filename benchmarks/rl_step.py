@@ -185,8 +185,6 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["512/32/4x8", "128/128/4x8", "1024/64/2x16"])
     parser.add_argument("--micro_batch", type=int, default=32, help="completions a forward pass (default 32)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: steady under load)")
-        "--threads", type=int, default=1, help="CPU threads (default 1: steady on a busy machine)"
-    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
