@@ -263,8 +263,12 @@ def test_non_finite_numbers_stop_the_run_in_one_line(key, value):
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_policy_stops_sft_before_a_resume_point_is_written(context):
-    """NaN in the weights from step 2 on, logs every 10 steps: the resume point of step 4 must not be made."""
+@pytest.mark.parametrize(("clip", "key"), [(1.0, "grad_norm|loss"), (0.0, "loss")])
+def test_a_broken_policy_stops_sft_before_a_resume_point_is_written(context, clip, key):
+    """NaN in the weights from step 2 on, logs every 10 steps: the resume point of step 4 must not be made.
+
+    Without clipping no gradient norm is known, and the loss alone has to tell.
+    """
 
     class Break(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -278,9 +282,10 @@ def test_a_broken_policy_stops_sft_before_a_resume_point_is_written(context):
         return trainer, tokenizer
 
     ctx = context(
-        training=TrainingSection(save_steps=4, logging_steps=10), validation=ValidationSection(eval_steps=50)
+        training=TrainingSection(save_steps=4, logging_steps=10, max_grad_norm=clip),
+        validation=ValidationSection(eval_steps=50),
     )
-    with pytest.raises(UserError, match="is nan at step 4"):
+    with pytest.raises(UserError, match=f"({key}) is nan at step 4"):
         train_stage(ctx, "sft", build, {})
     assert resume_point(ctx.out / "resume") is None
 
