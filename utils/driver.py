@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.common import REPO_ROOT, UserError
+from utils.manifest import update_run_manifest
 from utils.stage import Prepared, load_script, prepare
 from utils.typed import suggestion
 
@@ -111,6 +112,8 @@ def run_method(method: str, overrides: Overrides, overwrite: bool = False) -> Pa
                 file=sys.stderr,
             )
             raise SystemExit(code if code > 0 else 1)
+    # Every stage does this; once more, for one that was killed after its manifest and before this.
+    update_run_manifest(prepared.run_dir)
     return prepared.run_dir
 
 

@@ -138,8 +138,8 @@ def widen(model: LlamaForCausalLM, noise: float = 0.0, seed: int = 0) -> LlamaFo
 
     Every residual dimension, head and hidden unit is there twice; what reads a doubled input has half the
     weight (embeddings, read by RMSNorm, and the tied output head, which sees doubled dimensions, share the
-    factor 1/2 on the final norm). ``noise`` (relative, Gaussian) breaks the symmetry so that the copies can
-    learn different things.
+    factor 1/2 on the final norm). ``noise`` (relative, Gaussian, on all matrices but the
+    embeddings) breaks the symmetry so that the copies can learn different things.
     """
     small, config = model.state_dict(), LlamaConfig.from_dict(model.config.to_dict())
     for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
