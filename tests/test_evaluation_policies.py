@@ -7,7 +7,8 @@ import pytest
 
 from utils.common import REPO_ROOT, UserError
 from utils.config import ModelConfig, ModelSection
-from utils.evaluation.policies import checkpoint_of, model_inputs, policy_name
+from utils.evaluation.policies import checkpoint_of, policy_name
+from utils.training.policy_inputs import model_inputs
 
 RUN = Path("/outputs/run_001")
 MODEL = ModelConfig(model=ModelSection(name_or_path="assets/student", teacher_name_or_path="owner/teacher"))
