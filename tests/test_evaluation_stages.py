@@ -121,7 +121,7 @@ def test_policy_without_its_checkpoint_names_the_script_to_run(tmp_path, capsys)
     run_dir = tmp_path / "run_001"
     pretend_finished(run_dir / "01_preprocessing", "test.jsonl")
     pretend_finished(run_dir / "02_rewards", "reward_spec.yaml")
-    for policy, expected in (("grpo", "06_train_grpo.py"), ("ppo_intrinsic", "05_ppo_train.py")):
+    for policy, expected in (("grpo", "06_train_grpo.py"), ("ppo_intrinsic", "05_train_ppo.py")):
         argv = ["--policy", policy, "--output_dir", str(tmp_path)]
         assert execute(EVALUATE.STAGE, EVALUATE.run, argv) == 2
         assert f"python {expected}" in capsys.readouterr().err
