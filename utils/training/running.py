@@ -120,6 +120,16 @@ def resume_point(folder: Path) -> Path | None:
     return None
 
 
+def compute_reproducibly() -> None:
+    """Make gradients the same on every execution: on the CPU, threads otherwise add them up in any order.
+
+    Not on CUDA, where some operations have no such form.
+    """
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+
+
 def train_stage(
     ctx: StageContext,
     method: str,
@@ -129,6 +139,7 @@ def train_stage(
     """A training stage from its inputs to its curves: ``build`` makes trainer and tokenizer from the training
     records and the reward specification; validation uses the first ``validation.num_items`` of val.
     """
+    compute_reproducibly()
     spec = load_reward_spec(ctx.inputs["reward_spec"])
     trainer, tokenizer = build(load_records(ctx.inputs["train"]), spec)
     records = load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items]
