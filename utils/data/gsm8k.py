@@ -14,9 +14,9 @@ from utils.data.reading import (
     RawRow,
     check_scalars,
     describe,
-    drop_duplicate_ids,
     missing_fields,
     read_jsonl_items,
+    usable_rows,
 )
 
 FINAL = re.compile(r"#### (-?[0-9.,]+)")  # the official pattern, first match
@@ -33,13 +33,7 @@ def read_gsm8k(
     number after ``####`` without thousands separators; ``level`` the number of solution steps (lines).
     """
     items, problems = read_jsonl_items(path, file)
-    rows = []
-    for item in items:
-        notes = Notes(item, problems, id=f"{split}-{item.row}")
-        row = _check(item, notes, required)
-        if row is not None and not notes.failed:
-            rows.append(row)
-    return drop_duplicate_ids(rows, problems), problems
+    return usable_rows(items, problems, split, lambda item, notes: _check(item, notes, required)), problems
 
 
 def strip_marks(solution: str) -> str:

@@ -19,10 +19,10 @@ from utils.data.reading import (
     RawRow,
     check_scalars,
     describe,
-    drop_duplicate_ids,
     missing_fields,
     read_jsonl_items,
     read_object,
+    usable_rows,
 )
 
 _LEVEL = re.compile(r"(?:Level )?([1-5])")
@@ -41,13 +41,7 @@ def read_math(
         items, problems = _read_folder(path, file)
     else:
         items, problems = read_jsonl_items(path, file)
-    rows = []
-    for item in items:
-        notes = Notes(item, problems, id=f"{split}-{item.row}")
-        row = _check(item, notes, required)
-        if row is not None and not notes.failed:
-            rows.append(row)
-    return drop_duplicate_ids(rows, problems), problems
+    return usable_rows(items, problems, split, lambda item, notes: _check(item, notes, required)), problems
 
 
 def _read_folder(path: Path, file: str) -> tuple[list[RawItem], list[Problem]]:

@@ -8,7 +8,7 @@ one for everything it could not use (severity error: the row is left out) or had
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -282,6 +282,24 @@ def missing_fields(row: dict, required: tuple[str, ...]) -> list[str]:
         if value is None or value in ("", [], {}):
             missing.append(name)
     return missing
+
+
+def usable_rows(
+    items: list[RawItem],
+    problems: list[Problem],
+    split: str,
+    check: Callable[[RawItem, Notes], RawRow | None],
+) -> list[RawRow]:
+    """The rows that ``check`` makes of ``items`` without an error, each id once; what it notes goes into
+    ``problems``. Rows without an id of their own are called ``<split>-<row>``.
+    """
+    rows = []
+    for item in items:
+        notes = Notes(item, problems, id=f"{split}-{item.row}")
+        row = check(item, notes)
+        if row is not None and not notes.failed:
+            rows.append(row)
+    return drop_duplicate_ids(rows, problems)
 
 
 def drop_duplicate_ids(rows: list[RawRow], problems: list[Problem]) -> list[RawRow]:
