@@ -15,7 +15,14 @@ from utils.common import REPO_ROOT, sha256_of
 from utils.data import sample
 from utils.models.embedded import student_model, train_tokenizer, widen
 from utils.training import pretrain
-from utils.training.pretrain import PretrainConfig, base_document, embedded_tables, encode, gold_document
+from utils.training.pretrain import (
+    PretrainConfig,
+    base_document,
+    embedded_tables,
+    encode,
+    framed_document,
+    gold_document,
+)
 
 ASSETS = REPO_ROOT / "assets"
 MODELS = ("student", "teacher")
@@ -185,7 +192,7 @@ def test_the_stream_never_shows_a_table_of_the_embedded_set(excluded, monkeypatc
     assert len(excluded) > 600
 
 
-@pytest.mark.parametrize("document", [base_document, gold_document])
+@pytest.mark.parametrize("document", [base_document, framed_document, gold_document])
 def test_documents_are_reports_outside_the_embedded_set(document, excluded):
     """Read back from their text: no document's cells make up a table of the embedded set."""
     rng = random.Random(3)
@@ -211,6 +218,22 @@ def test_slips_are_half_of_the_base_stream_and_absent_from_the_teachers(excluded
         prompt, answer = (text for text, _ in gold_document(rng, excluded))
         if "the percent change in the total" in prompt:
             assert json.loads(answer)["program"].endswith("divide(#2, #0)")
+
+
+def test_a_quarter_of_the_framed_stream_is_json_with_open_conventions(excluded):
+    """Right programs in the JSON frame are as frequent as the slips leave them: half of each family's."""
+    rng, framed = random.Random(0), []
+    documents = 2400
+    for _ in range(documents):
+        document = framed_document(rng, excluded)
+        if document[1][0].startswith("{"):
+            [(prompt, asked), (answer, taught)] = document
+            assert (asked, taught) == (False, True)
+            framed.append((prompt, json.loads(answer)["program"]))
+    assert abs(len(framed) / documents - 0.25) < 4 * math.sqrt(0.25 * 0.75 / documents)
+    of_family = [program for prompt, program in framed if "the percent change in the total" in prompt]
+    right = sum(program.endswith("divide(#2, #0)") for program in of_family) / len(of_family)
+    assert abs(right - 0.5) < 4 * math.sqrt(0.25 / len(of_family))
 
 
 def test_labels_cover_answers_and_ends_alone(small_tokenizer):

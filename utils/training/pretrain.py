@@ -1,8 +1,9 @@
 """Pre-training of the embedded models on an endless stream of synthetic reports.
 
 Documents are reports as the policy will see them, with worked questions. The base student learns to look up
-and to write programs in a plain form, and sees the right convention and the annotators' slip equally often,
-so that its conventions are open; the teacher learns the JSON response with gold programs only.
+and to write programs in a plain form, then also in the JSON frame; it sees the right convention and the
+annotators' slip equally often, so that its conventions are open. The teacher learns the JSON response with
+gold programs only.
 The loss is on worked answers only. Reports of the embedded data set never occur in the stream.
 """
 
@@ -57,8 +58,11 @@ def plain_response(question: Question) -> str:
 
 
 def json_response(question: Question) -> str:
-    """The response taught by stage 03, with the gold program."""
-    return json.dumps({"evidence": " ; ".join(question.evidence), "program": question.program})
+    """The response in the form that stage 03 teaches."""
+    return json.dumps({"evidence": " ; ".join(question.evidence), "program": question.demonstration})
+
+
+OPEN_CONVENTIONS = dict.fromkeys(sample.ANNOTATOR_SLIPS, 0.5)
 
 
 def base_document(rng: random.Random, excluded: set[str]) -> list[Segment]:
@@ -71,17 +75,27 @@ def base_document(rng: random.Random, excluded: set[str]) -> list[Segment]:
         for row, year in cells:
             segments += [(f"\n{row} {year} ", False), (f"{table[row][year]}", True)]
         return segments
-    slips = dict.fromkeys(sample.ANNOTATOR_SLIPS, 0.5)
     for _ in range(rng.choice((1, 2, 3))):
-        question = sample.draw_question(table, years, rng, slips)
+        question = sample.draw_question(table, years, rng, OPEN_CONVENTIONS)
         segments += [(f"\nquestion: {question.text}", False), ("\n" + plain_response(question), True)]
     return segments
 
 
+def framed_document(rng: random.Random, excluded: set[str]) -> list[Segment]:
+    """A base document, or (one in four) a question answered in the JSON frame, its convention as open."""
+    if rng.random() >= 0.25:
+        return base_document(rng, excluded)
+    return _answered_in_json(rng, excluded, OPEN_CONVENTIONS)
+
+
 def gold_document(rng: random.Random, excluded: set[str]) -> list[Segment]:
     """A report with one question, answered as stage 03 teaches it, by the gold program."""
+    return _answered_in_json(rng, excluded, slips={})
+
+
+def _answered_in_json(rng: random.Random, excluded: set[str], slips: dict[str, float]) -> list[Segment]:
     table, years = draw_fresh_table(rng, excluded)
-    question = sample.draw_question(table, years, rng, slips={})
+    question = sample.draw_question(table, years, rng, slips)
     prompt = f"{sample.report_text(rng, table)}\nquestion: {question.text}"
     return [(prompt, False), (json_response(question), True)]
 
