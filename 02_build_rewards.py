@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from utils.common import UserError, derive_seed, shown, write_json
 from utils.config import setting
-from utils.rewards.spec import RewardSpec, write_reward_spec
+from utils.rewards.spec import RewardSpec, verified, write_reward_spec
 from utils.stage import Stage, StageContext, main
 
 SPLITS = ("train", "val", "test")
@@ -32,7 +32,7 @@ STAGE = Stage(
     summary="Write the reward specification of a run, and test it on the run's own gold answers.",
     reads="01_preprocessing/{train,val,test}.jsonl",
     writes="reward_spec.yaml, unit_tests/{test_cases,test_results}.json",
-    tiers={"reward": (RewardSpec, "configs/rewards/task.yaml")},
+    tiers={"reward": (RewardSpec, "configs/rewards/combined.yaml")},
     options=Options,
     inputs=lambda config, run_dir: {
         split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS
@@ -68,13 +68,14 @@ def run(ctx: StageContext) -> int:
         ctx.metrics[split] = {"golds": len(records), **{f"gold_{k}": v for k, v in sorted(counts.items())}}
         ctx.log(f"{split}: {ctx.metrics[split]}")
 
+    tested = verified(spec)  # grading is tested even where nothing is paid for it
     cases, results = [], []
     for split, records in splits.items():
         rng = random.Random(derive_seed(ctx.seed, "reward_cases", split))
         for record in rng.sample(records, min(ctx.config.options.cases_per_split, len(records))):
-            for case in build_cases(record, spec):
+            for case in build_cases(record, tested):
                 cases.append(as_json(case))
-                results.append(run_case(case, record, spec))
+                results.append(run_case(case, record, tested))
     failed = [result["id"] for result in results if not result["passed"]]
     write_json(ctx.out / "unit_tests" / "test_cases.json", cases)
     write_json(

@@ -3,6 +3,7 @@
     python 04_generate_candidates.py [--num_candidates 8] [--split train] [--max_items 400]
 
 The candidates show how much a method that learns from samples has to work with, and feed preference pairs.
+The audit tells, before anything is trained, how well each part of the reward ranks right answers above wrong.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Literal
 
 from utils.config import ModelConfig, StageConfig, setting
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy
+from utils.training.policy_inputs import sft_policy, teacher_inputs
 
 
 @dataclass
@@ -21,6 +22,9 @@ class Options:
     num_candidates: int = setting(8, "completions per prompt (K)")
     split: Literal["train", "val"] = setting("train", "whose prompts")
     max_items: int | None = setting(400, "only the first prompts of the split; null for all")
+    reward: Literal["combined", "task", "intrinsic"] = setting(
+        "combined", "which parts of the reward specification are paid"
+    )
 
     def validate(self) -> None:
         if self.num_candidates < 1:
@@ -34,6 +38,7 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
         "records": run_dir / "01_preprocessing" / f"{config.options.split}.jsonl",
         "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
         **sft_policy(run_dir),
+        **teacher_inputs(run_dir, config.model, config.options.reward),
     }
 
 
@@ -41,16 +46,18 @@ def run(ctx: StageContext) -> None:
     from utils.common import write_json, write_jsonl
     from utils.data.records import load_records
     from utils.evaluation.candidates import sample_candidates, summarize_candidates
+    from utils.rewards.audit import write_audit
     from utils.rewards.spec import load_reward_spec
 
     options = ctx.config.options
     records = load_records(ctx.inputs["records"])[: options.max_items]
-    rows = sample_candidates(
-        ctx, records, load_reward_spec(ctx.inputs["reward_spec"]), options.num_candidates
-    )
+    spec = load_reward_spec(ctx.inputs["reward_spec"])
+    rows = sample_candidates(ctx, records, spec, options.num_candidates, options.reward)
     summary = summarize_candidates(rows, options.num_candidates)
     write_jsonl(ctx.out / "candidates.jsonl", rows)
     write_json(ctx.out / "summary.json", summary)
+    for component in write_audit(rows, ctx.out, ctx.seed)["components"].values():
+        ctx.log(f"  {component['sentence']}")
     ctx.metrics |= {
         key: summary[key] for key in ("prompts", "candidates", "mean_reward", "parse_rate", "accuracy")
     }
@@ -66,8 +73,9 @@ STAGE = Stage(
     number="04",
     folder="04_candidates",
     summary="Sample candidate answers from the SFT policy and score them.",
-    reads="01_preprocessing/<split>.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best",
-    writes="04_candidates/: candidates.jsonl (a line per prompt, all reward components), summary.json",
+    reads="01_preprocessing/<split>.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
+    writes="04_candidates/: candidates.jsonl (a line per prompt, all reward components), summary.json, "
+    "reward_audit.{json,png}",
     tiers={"model": (ModelConfig, "configs/models/sample.yaml")},
     options=Options,
     inputs=inputs,

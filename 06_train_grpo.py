@@ -1,16 +1,19 @@
-"""06: group-relative policy optimisation (GRPO) of the SFT policy on the task reward.
+"""06: group-relative policy optimisation (GRPO) of the SFT policy.
 
-    python 06_train_grpo.py [--learning_rate 5e-4] [--num_iterations 2] [--beta 0.02]
+    python 06_train_grpo.py [--reward task|intrinsic|combined] [--learning_rate 5e-4] [--num_iterations 2]
 
 TRL's GRPOTrainer with shared prefixes (utils/training/shared_prefix_mixin.py). The reference is the SFT
-policy. Greedy answers to validation items choose the best checkpoint.
+policy. Greedy answers to validation items choose the best checkpoint. In this stage save_steps, logging_steps
+and eval_steps count rollouts.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from utils.config import ModelConfig, StageConfig
-from utils.stage import NoOptions, Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy, training_inputs
+from utils.config import ModelConfig, StageConfig, setting
+from utils.stage import Stage, StageContext, main
+from utils.training.policy_inputs import sft_policy, teacher_inputs, training_inputs
 from utils.training.settings import GrpoAlgo
 
 PANELS = {
@@ -20,6 +23,8 @@ PANELS = {
         "rewards/numeric_match/mean",
         "rewards/program_partial/mean",
         "rewards/format_penalty/mean",
+        "rewards/reasoning/mean",
+        "rewards/intrinsic/mean",
     ],
     "validation": ["val_reward", "val_accuracy", "val_format_valid"],
     "KL to the reference (nats per token)": ["kl"],
@@ -31,32 +36,58 @@ PANELS = {
 }
 
 
+DEFAULT_REWARD = "task"
+
+
+@dataclass
+class Options:
+    """Options of 06_train_grpo.py."""
+
+    reward: Literal["combined", "task", "intrinsic"] = setting(
+        DEFAULT_REWARD,
+        "which parts of the reward specification are paid; a folder 06_grpo_<reward> for others",
+    )
+
+
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    return training_inputs(run_dir) | sft_policy(run_dir)
+    teacher = teacher_inputs(run_dir, config.model, config.options.reward)
+    return training_inputs(run_dir) | sft_policy(run_dir) | teacher
+
+
+def variant(config: StageConfig) -> str:
+    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
 
 
 def run(ctx: StageContext) -> None:
     from utils.training.grpo import build_grpo_trainer
     from utils.training.running import train_stage
+    from utils.training.shared_prefix_mixin import updates_per_rollout
 
-    train_stage(ctx, "grpo", lambda records, spec: build_grpo_trainer(ctx, records, spec), PANELS)
+    train_stage(
+        ctx,
+        "grpo",
+        lambda records, spec: build_grpo_trainer(ctx, records, spec),
+        PANELS,
+        unit=updates_per_rollout(ctx.config.algo),
+    )
 
 
 STAGE = Stage(
     number="06",
     folder="06_grpo",
-    summary="Improve the SFT policy by GRPO on the task reward.",
-    reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best",
+    summary="Improve the SFT policy by GRPO.",
+    reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
     writes="06_grpo/: ckpt_grpo/{best,final,step_N}, logs/{metrics.jsonl,curves.png}, valid_samples/",
     tiers={
         "model": (ModelConfig, "configs/models/sample.yaml"),
         "algo": (GrpoAlgo, "configs/algorithms/grpo.yaml"),
     },
-    options=NoOptions,
+    options=Options,
     inputs=inputs,
+    variant=variant,
     quick={
-        "algo.max_steps": 4,
-        "algo.per_device_train_batch_size": 16,
+        "algo.num_rollouts": 4,
+        "algo.per_device_train_batch_size": 8,
         "model.training.save_steps": 2,
         "model.validation.eval_steps": 2,
         "model.validation.num_items": 8,

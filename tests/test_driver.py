@@ -9,24 +9,24 @@ import pytest
 
 from utils import driver
 from utils.common import REPO_ROOT, UserError
-from utils.driver import Overrides, Step, run_method, steps_of
+from utils.driver import Goal, Overrides, Step, run_goal
 from utils.plan import Prepared, load_script
 
 SCRIPT = load_script("12_driver.py")
 
 
 def step(method: str, name: str) -> Step:
-    return next(step for step in steps_of(method) if step.name == name)
+    return next(step for step in Goal(method).steps() if step.name == name)
 
 
 def routed(*argv: str, method: str = "grpo") -> dict[str, list[str]]:
     """The words each script gets, but for the run's and the seed's."""
-    _, overrides = SCRIPT.parse([*argv, "--method", method])
+    _, _, overrides = SCRIPT.parse([*argv, "--method", method])
     return {
         f"{step.name} {step.arguments[1]}" if step.name == "evaluate" else step.name: [
             word for word in overrides.argv(step) if word not in ("--run_id", "run_001", "--seed", "0")
         ]
-        for step in steps_of(method)
+        for step in Goal(method).steps()
     }
 
 
@@ -35,7 +35,7 @@ def routed(*argv: str, method: str = "grpo") -> dict[str, list[str]]:
 
 def test_the_steps_of_a_method_in_order():
     """From raw data to a comparison of the policies that the method made and started from."""
-    assert [(step.script[:2], step.name) for step in steps_of("grpo")] == [
+    assert [(step.script[:2], step.name) for step in Goal("grpo").steps()] == [
         ("00", "check"),
         ("01", "prepare"),
         ("02", "rewards"),
@@ -47,7 +47,7 @@ def test_the_steps_of_a_method_in_order():
         ("10", "evaluate"),
         ("11", "compare"),
     ]
-    assert [step.arguments[1] for step in steps_of("grpo") if step.name == "evaluate"] == [
+    assert [step.arguments[1] for step in Goal("grpo").steps() if step.name == "evaluate"] == [
         "base",
         "sft",
         "grpo",
@@ -56,9 +56,35 @@ def test_the_steps_of_a_method_in_order():
     assert step("sft", "compare").arguments == ("--policies", "[base, sft]")
 
 
+@pytest.mark.parametrize(
+    ("method", "reward", "policy"),
+    [
+        ("ppo", None, "ppo"),
+        ("ppo", "combined", "ppo"),
+        ("ppo", "intrinsic", "ppo_intrinsic"),
+        ("grpo", "task", "grpo"),
+        ("grpo", "combined", "grpo_combined"),
+    ],
+)
+def test_a_reward_that_is_not_the_default_names_the_policy(method, reward, policy):
+    """The folder that the training stage writes is the one that the evaluation reads."""
+    goal = Goal(method, reward)
+    assert goal.policies() == ["base", "sft", policy]
+    prepared = driver.prepare(load_script(goal.training().script).STAGE, list(goal.training().arguments))
+    number = {"ppo": "05", "grpo": "06"}[method]
+    assert prepared.out.name == f"{number}_{policy}"
+
+
+def test_a_reward_that_a_method_has_not_is_one_line():
+    with pytest.raises(UserError, match="--reward task does not go with --method sft: .* pays no reward"):
+        Goal("sft", "task").steps()
+    with pytest.raises(UserError, match="--reward gold .* choose from combined, task, intrinsic"):
+        Goal("ppo", "gold").steps()
+
+
 @pytest.mark.parametrize("method", driver.METHODS)
 def test_every_step_is_a_script_that_takes_its_arguments(method, tmp_path):
-    for step in steps_of(method):
+    for step in Goal(method).steps():
         stage = load_script(step.script).STAGE
         prepared = driver.prepare(stage, [*step.arguments, "--output_dir", str(tmp_path)])
         assert prepared.status == "missing" and prepared.run_dir == tmp_path / "run_001"
@@ -98,10 +124,10 @@ def test_a_tiers_file_goes_before_its_keys():
 
 
 def test_options_of_all_stages_go_everywhere(tmp_path):
-    _, overrides = SCRIPT.parse(
-        ["--run_id", "mine", "--seed", "7", "--output_dir", str(tmp_path), "--quick_test"]
+    _, _, overrides = SCRIPT.parse(
+        ["--method", "grpo", "--run_id", "mine", "--seed", "7", "--output_dir", str(tmp_path), "--quick_test"]
     )
-    for step in steps_of("grpo"):
+    for step in Goal("grpo").steps():
         prepared = driver.prepare(load_script(step.script).STAGE, overrides.argv(step))
         assert prepared.run_dir == tmp_path / "mine"
         assert prepared.config.seed == 7 and prepared.config.quick_test
@@ -119,7 +145,7 @@ def test_options_of_all_stages_go_everywhere(tmp_path):
 )
 def test_an_option_without_an_owner_is_one_line(argv, message):
     with pytest.raises(UserError, match=message) as caught:
-        SCRIPT.parse(argv)
+        SCRIPT.parse(["--method", "grpo", *argv])
     assert "\n" not in str(caught.value)
 
 
@@ -152,16 +178,16 @@ def stages(monkeypatch, tmp_path):
 
 
 def test_what_is_up_to_date_is_skipped(stages, capsys):
-    assert run_method("grpo", Overrides()).name == "run_001"
+    assert run_goal(Goal("grpo"), Overrides()).name == "run_001"
     assert stages.commands == []
-    assert capsys.readouterr().out.count("up to date") == len(steps_of("grpo"))
+    assert capsys.readouterr().out.count("up to date") == len(Goal("grpo").steps())
 
 
 @pytest.mark.parametrize("status", ["missing", "interrupted", "stale: config.algo.beta: 0 -> 1"])
 def test_what_is_not_up_to_date_runs(stages, capsys, status):
     """A stage that holds other work runs too, and itself refuses to overwrite it."""
     stages.statuses = {"06_grpo": status}
-    run_method("grpo", Overrides(shared=["--seed", "1"], steps={"grpo": ["--beta", "1"]}))
+    run_goal(Goal("grpo"), Overrides(shared=["--seed", "1"], steps={"grpo": ["--beta", "1"]}))
     assert stages.commands == [("06_train_grpo.py", ["--seed", "1", "--beta", "1"])]
     assert f"[6/10] 06_grpo: 06_train_grpo.py ({status.split(':')[0]})" in capsys.readouterr().out
 
@@ -169,14 +195,14 @@ def test_what_is_not_up_to_date_runs(stages, capsys, status):
 @pytest.mark.parametrize(("status", "again"), [("stale: inputs", True), ("missing", False)])
 def test_a_comparison_is_redone_when_what_it_compares_changes(stages, status, again):
     stages.statuses = {"11_comparison": status}
-    run_method("grpo", Overrides())
+    run_goal(Goal("grpo"), Overrides())
     [(name, words)] = stages.commands
     assert name == "11_compare_runs.py" and ("--overwrite" in words) == again
 
 
 def test_overwrite_redoes_everything(stages):
-    run_method("grpo", Overrides(), overwrite=True)
-    assert [name for name, _ in stages.commands] == [step.script for step in steps_of("grpo")]
+    run_goal(Goal("grpo"), Overrides(), overwrite=True)
+    assert [name for name, _ in stages.commands] == [step.script for step in Goal("grpo").steps()]
     assert all(words[-1] == "--overwrite" for _, words in stages.commands)
 
 
@@ -185,7 +211,7 @@ def test_a_failed_stage_ends_the_run_with_its_code(stages, capsys, code, exit_co
     stages.statuses = {"03_sft": "missing", "06_grpo": "missing"}
     stages.codes = {"03_sft_train.py": code}
     with pytest.raises(SystemExit) as caught:
-        run_method("grpo", Overrides())
+        run_goal(Goal("grpo"), Overrides())
     assert caught.value.code == exit_code
     assert [name for name, _ in stages.commands] == ["03_sft_train.py"]
     assert f"03_sft_train.py failed (exit code {code})" in capsys.readouterr().err
@@ -202,12 +228,12 @@ def run_script(*argv: str) -> subprocess.CompletedProcess:
 def test_help_names_methods_owners_and_exit_codes():
     done = run_script("--help")
     assert done.returncode == 0
-    for words in ("--method {sft,grpo}", "--OWNER.KEY", "reads", "writes", "run_manifest.json", "130"):
+    for words in ("--method {sft,ppo,grpo}", "--OWNER.KEY", "reads", "writes", "run_manifest.json", "130"):
         assert words in done.stdout, words
 
 
 def test_mistakes_end_with_2_and_one_line(tmp_path):
-    done = run_script("--output_dir", str(tmp_path), "--grop.beta", "1")
+    done = run_script("--output_dir", str(tmp_path), "--method", "grpo", "--grop.beta", "1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown option --grop.beta") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -224,7 +250,7 @@ def test_exit_codes(monkeypatch, capsys, raised, code, message):
     def fail(*_):
         raise raised
 
-    monkeypatch.setattr(SCRIPT, "run_method", fail)
+    monkeypatch.setattr(SCRIPT, "run_goal", fail)
     assert SCRIPT.main([]) == code
     assert capsys.readouterr().err.strip() == message
 

@@ -2,7 +2,8 @@
 
 import importlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,18 @@ from utils.config import StageConfig
 from utils.data.records import Record
 from utils.grading.grade import grade, grade_program_tokens, parse_completion
 from utils.rewards.cases import build_cases, gold_completion, run_case
-from utils.rewards.spec import RewardSpec, RewardWeights, load_reward_spec, write_reward_spec
+from utils.rewards.intrinsic import FORMS
+from utils.rewards.spec import (
+    REWARDS,
+    AdaptiveSection,
+    IntrinsicSection,
+    RewardSpec,
+    RewardWeights,
+    load_reward_spec,
+    paid_weights,
+    verified,
+    write_reward_spec,
+)
 from utils.rewards.task import COMPONENTS, best_reward, task_reward
 from utils.stage import StageContext
 
@@ -132,11 +144,24 @@ def test_components(record, text, expected):
 
 def test_weights_and_amounts_come_from_the_specification():
     spec = RewardSpec(
-        exact_match=2.0, numeric_match=0.5, numeric_tolerance=0.1, weights=RewardWeights(format=3.0)
+        exact_match=2.0,
+        numeric_match=0.5,
+        numeric_tolerance=0.1,
+        weights=RewardWeights(correctness=0.5, format=3.0),
     )
-    assert rewards(FINQA, FINQA.target_text, spec) == (2.0, 0, 0, 0)
-    assert rewards(FINQA, completion("divide(1, 5.3)"), spec) == (0, 0.5, 0, 0)
+    assert rewards(FINQA, FINQA.target_text, spec) == (1.0, 0, 0, 0)
+    assert rewards(FINQA, completion("divide(1, 5.3)"), spec) == (0, 0.25, 0, 0)
+    assert rewards(FINQA, completion("subtract(120, 100)"), spec) == (0, 0, 0.075, 0)
     assert rewards(FINQA, "", spec) == (0, 0, 0, pytest.approx(-0.6))
+    assert best_reward(spec) == 1.0
+
+
+def test_what_has_no_weight_is_paid_plain_zeros():
+    nothing = RewardSpec(weights=RewardWeights(correctness=0.0, format=0.0))
+    for text in (FINQA.target_text, completion("subtract(120, 100)"), ""):
+        assert str(list(task_reward(FINQA, text, nothing).values())) == str(
+            [0.0] * 5
+        )  # and none of them -0.0
 
 
 def test_a_zero_gold_is_near_nothing_but_itself():
@@ -217,13 +242,48 @@ def test_no_completion_raises_and_none_but_a_right_one_earns_the_most(record, te
 
 
 def test_the_specification_is_written_and_read_back(tmp_path):
-    spec = RewardSpec(numeric_match=0.4, weights=RewardWeights(intrinsic=0.1), required_fields=["program"])
+    spec = RewardSpec(
+        numeric_match=0.4,
+        weights=RewardWeights(intrinsic=0.3, correctness=0.7),
+        intrinsic=IntrinsicSection(form="bellman", normaliser="robust", clip=2.0, missing_eos_penalty=0.5),
+        adaptive=AdaptiveSection(enabled=True, rate=0.2),
+        required_fields=["program"],
+    )
     write_reward_spec(tmp_path / "reward_spec.yaml", spec)
     assert load_reward_spec(tmp_path / "reward_spec.yaml") == spec
 
 
-def test_the_shipped_configuration_is_the_default():
-    assert load_reward_spec("configs/rewards/task.yaml") == RewardSpec()
+def test_the_shipped_configurations():
+    combined, task, intrinsic = (
+        load_reward_spec(f"configs/rewards/{name}.yaml") for name in ("combined", "task", "intrinsic")
+    )
+    assert combined == RewardSpec() and combined.weights.intrinsic > 0
+    assert task == replace(combined, weights=replace(combined.weights, intrinsic=0.0))
+    assert intrinsic == replace(combined, weights=RewardWeights(1.0, 0.0, 0.0, 0.0))
+
+
+def test_choices_are_those_of_the_modules_that_read_them():
+    assert get_args(get_type_hints(IntrinsicSection)["form"]) == FORMS
+
+
+def test_what_each_reward_pays():
+    spec = RewardSpec(weights=RewardWeights(0.1, 0.2, 0.3, 0.4))
+    paid = [astuple(paid_weights(spec, reward)) for reward in REWARDS]
+    assert paid == [(0.0, 0.2, 0.3, 0.4), (0.1, 0.0, 0.0, 0.0), (0.1, 0.2, 0.3, 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "tested"),
+    [
+        ((0.1, 0.2, 0.3, 0.4), (0.0, 0.2, 0.0, 0.4)),
+        ((0.1, 0.2, 0.3, 0.0), (0.0, 0.2, 0.0, 0.0)),
+        ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 1.0)),
+    ],
+)
+def test_validation_pays_for_what_can_be_verified_and_for_nothing_else(weights, tested):
+    """With the specification's weights, or where correctness has none, with the default ones."""
+    spec = RewardSpec(exact_match=3.0, weights=RewardWeights(*weights))
+    assert verified(spec) == replace(spec, weights=RewardWeights(*tested))
 
 
 @pytest.mark.parametrize(
@@ -237,6 +297,19 @@ def test_the_shipped_configuration_is_the_default():
         ("numeric_tolerance: 1.5", "numeric_tolerance"),
         ("format_penalty: 0.2", "format_penalty"),
         ("weights: {format: -1}", "format"),
+        ("weights: {correctness: -1}", "correctness must be at least 0"),
+        ("weights: {intrinsic: 0, correctness: 0, reasoning: 0, format: 0}", "at least one weight"),
+        ("weights: {intrinsik: 1}", "weights.intrinsik.*intrinsic"),
+        ("intrinsic: 0.5", "intrinsic.* must hold a mapping"),
+        ("intrinsic: {form: belman}", "bellman"),
+        ("intrinsic: {alpha: 0}", "alpha must be above 0"),
+        ("intrinsic: {normaliser: zscore}", "z_score"),
+        ("intrinsic: {scope: all}", "batch, running"),
+        ("intrinsic: {clip: 0}", "clip must be above 0"),
+        ("intrinsic: {missing_eos_penalty: -1}", "missing_eos_penalty must be at least 0"),
+        ("adaptive: {rate: 0}", "rate must be above 0"),
+        ("adaptive: {minimum_factor: 0.5, initial_factor: 0.4}", "minimum_factor <= initial_factor"),
+        ("adaptive: {initial_factor: 1.5}", "initial_factor"),
         ("required_fields: program", "required_fields"),
     ],
 )
@@ -251,11 +324,27 @@ def test_a_bad_specification_is_one_clear_error(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("record", [FINQA, YES, SAMPLE, GSM8K, MATH], ids=lambda record: record.dataset)
-def test_every_case_gets_what_it_expects(record):
-    spec = replace(SPEC, required_fields=["program"] if record is SAMPLE else ["program", "answer"])
+@pytest.mark.parametrize(
+    "weights", [RewardWeights(), RewardWeights(0.1, 0.5, 0.2, 2.0)], ids=["one", "other"]
+)
+def test_every_case_gets_what_it_expects(record, weights):
+    fields = ["program"] if record is SAMPLE else ["program", "answer"]
+    spec = replace(SPEC, weights=weights, required_fields=fields)
     cases = build_cases(record, spec)
     assert len({case.id for case in cases}) == len(cases) > 5
     assert [case.id for case in cases if not run_case(case, record, spec)["passed"]] == []
+
+
+def test_expectations_are_weighted():
+    spec = replace(
+        SPEC, weights=RewardWeights(correctness=0.5, format=2.0), required_fields=["program", "answer"]
+    )
+    expected = {case.id.split("/")[-1]: case.expected for case in build_cases(FINQA, spec)}
+    nothing = dict.fromkeys(COMPONENTS, 0.0)
+    assert expected["gold"] == nothing | {"exact_match": 0.5}
+    assert expected["near"] == nothing | {"numeric_match": 0.4}
+    assert expected["refers_to_itself"] == nothing | {"program_partial": pytest.approx(0.1)}
+    assert expected["without_answer"] == nothing | {"exact_match": 0.5, "format_penalty": -0.4}
 
 
 def test_cases_catch_a_specification_that_pays_otherwise():
@@ -268,7 +357,7 @@ def test_cases_catch_a_specification_that_pays_otherwise():
 # --------------------------------------------------------------------------------------------- stage 02
 
 
-def run_stage(tmp_path, records: list[Record], **options) -> tuple[int, StageContext]:
+def run_stage(tmp_path, records: list[Record], spec=SPEC, **options) -> tuple[int, StageContext]:
     stage = importlib.import_module("02_build_rewards")
     tmp_path.mkdir(exist_ok=True)
     inputs = {}
@@ -277,7 +366,7 @@ def run_stage(tmp_path, records: list[Record], **options) -> tuple[int, StageCon
         inputs[split].write_text("".join(json.dumps(record.to_json()) + "\n" for record in records))
     out = tmp_path / "02_rewards"
     out.mkdir(parents=True)
-    config = StageConfig(reward=RewardSpec(), options=stage.Options(**options))
+    config = StageConfig(reward=spec, options=stage.Options(**options))
     ctx = StageContext(config, "run_001", tmp_path, out, False, inputs)
     return stage.run(ctx), ctx
 
@@ -295,6 +384,15 @@ def test_stage_writes_the_specification_and_passes_its_tests(tmp_path, record):
     assert results["failed"] == results["gold_failures"] == []
     assert ctx.metrics["test"]["golds"] == 2
     assert {value for key, value in ctx.metrics["test"].items() if "only" not in key} == {2}
+
+
+def test_stage_tests_grading_even_where_only_the_teacher_is_paid(tmp_path, monkeypatch):
+    spec = load_reward_spec("configs/rewards/intrinsic.yaml")
+    code, ctx = run_stage(tmp_path / "right", [FINQA], spec)
+    assert code == 0
+    assert load_reward_spec(ctx.out / "reward_spec.yaml").weights == spec.weights
+    monkeypatch.setattr("utils.rewards.task._steps_in_common", lambda *_: 0.0)
+    assert run_stage(tmp_path / "slip", [FINQA], spec)[0] == 1
 
 
 def test_stage_fails_where_a_gold_does_not_execute_to_its_answer(tmp_path):

@@ -5,9 +5,9 @@ import pytest
 from utils.common import REPO_ROOT
 from utils.config import DatasetConfig, ModelConfig, load_tier
 from utils.rewards.spec import RewardSpec
-from utils.training.settings import GrpoAlgo, SftAlgo
+from utils.training.settings import GrpoAlgo, PpoAlgo, SftAlgo
 
-ALGORITHMS = {"sft": SftAlgo, "grpo": GrpoAlgo}
+ALGORITHMS = {"sft": SftAlgo, "ppo": PpoAlgo, "grpo": GrpoAlgo}
 TIERS = {"models": ModelConfig, "datasets": DatasetConfig, "rewards": RewardSpec}
 FILES = sorted((REPO_ROOT / "configs").glob("*/*.yaml"))
 

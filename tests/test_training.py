@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,11 +23,12 @@ from utils.config import (
 from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
 from utils.models.loading import add_lora, load_policy, save_policy
-from utils.rewards.spec import RewardSpec, write_reward_spec
+from utils.rewards.spec import IntrinsicSection, RewardSpec, write_reward_spec
 from utils.rewards.task import COMPONENTS, task_reward
 from utils.stage import StageContext, _clear
 from utils.training import running
-from utils.training.grpo import build_grpo_trainer, reward_functions
+from utils.training.grpo import OutcomeRewards, build_grpo_trainer
+from utils.training.reward_state import open_pipeline
 from utils.training.running import RefuseNonFinite, plot_curves, resume_point, stable, train_stage
 from utils.training.settings import GrpoAlgo, SftAlgo
 from utils.training.sft import build_sft_trainer, tokenize_demonstrations
@@ -71,10 +73,11 @@ def model_config(folder, **sections) -> ModelConfig:
 SFT = SftAlgo(max_steps=7, learning_rate=2e-2, warmup_steps=1, per_device_train_batch_size=3)
 # A rollout of 8 completions serves two optimizer steps; rewards come from the texts' lengths (see below).
 GRPO = GrpoAlgo(
-    max_steps=7,
+    num_rollouts=4,
     learning_rate=2e-2,
     warmup_steps=0,
     per_device_train_batch_size=8,
+    steps_per_generation=1,
     num_generations=4,
     num_iterations=2,
     beta=0.05,
@@ -105,7 +108,14 @@ def context(tiny_models, files, tmp_path):
     def make(name="out", algo=SFT, resuming=False, seed=3, **sections) -> StageContext:
         if algo is GRPO:
             sections["generation"] = GenerationSection(max_new_tokens=10)
-        config = StageConfig(model=model_config(tiny_models("llama"), **sections), algo=algo, seed=seed)
+            sections["training"] = TrainingSection(save_steps=1, logging_steps=3)
+            sections["validation"] = ValidationSection(eval_steps=2, num_items=3)
+        config = StageConfig(
+            model=model_config(tiny_models("llama"), **sections),
+            algo=algo,
+            options=SimpleNamespace(reward="task"),
+            seed=seed,
+        )
         out = tmp_path / name
         out.mkdir(exist_ok=True)
         return StageContext(config, "run", tmp_path, out, resuming, files)
@@ -176,7 +186,9 @@ def test_the_loss_is_the_cross_entropy_of_completion_tokens(context, files, tiny
 # -------------------------------------------------------------------------------------------- rewards
 
 
-def test_reward_functions_sum_to_the_task_reward():
+@pytest.mark.parametrize("reward", ["task", "combined", "intrinsic"])
+def test_reward_functions_sum_to_the_pipelines_total(tokenizer, tiny_models, reward):
+    """TRL adds up what the functions return; the texts are right, near, partly right, broken and right."""
     completions = [
         RECORDS[0].target_text,
         '{"program": "subtract(30, 11)"}',
@@ -185,19 +197,46 @@ def test_reward_functions_sum_to_the_task_reward():
         json.dumps({"program": RECORDS[1].target_program}),
     ]
     numbers = [0, 0, 0, 0, 1]
+    prompts = [RECORDS[number].input_text for number in numbers]
+    ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in completions]
+    ids[3].pop()  # cut at the limit
+    model = model_config(tiny_models("llama"))
+    model.model.teacher_name_or_path = str(tiny_models("llama"))
+    spec = replace(SPEC, intrinsic=IntrinsicSection(missing_eos_penalty=0.5))
+    pipeline = open_pipeline(RECORDS, spec, reward, model, tokenizer)
+    functions = OutcomeRewards(pipeline, tokenizer, {tokenizer.eos_token_id}).functions()
     logged = {}
-    functions = reward_functions(RECORDS, SPEC)
-    assert [function.__name__ for function in functions] == list(COMPONENTS)
     paid = [
-        function(completions=completions, record=numbers, log_metric=logged.__setitem__, prompts=[])
+        function(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=ids,
+            record=numbers,
+            log_metric=logged.__setitem__,
+        )
         for function in functions
     ]
+    names = [function.__name__ for function in functions]
+    assert names == [*COMPONENTS] + ["intrinsic"] * (reward != "task")
     wanted = [task_reward(RECORDS[n], text, SPEC) for n, text in zip(numbers, completions, strict=True)]
-    assert [sum(parts) for parts in zip(*paid, strict=True)] == [row["total"] for row in wanted]
-    for name, values in zip(COMPONENTS, paid, strict=True):
-        assert values == [row[name] for row in wanted], name
-    assert len({row["total"] for row in wanted}) >= 4  # right, near, partly right, broken
-    assert logged == {"train_accuracy": 2 / 5}
+    total = torch.tensor(paid).sum(0)
+    if reward == "task":
+        torch.testing.assert_close(total, torch.tensor([row["total"] for row in wanted]))
+    for name, values in zip(names, paid, strict=True):
+        if name != "intrinsic":
+            share = 0.0 if reward == "intrinsic" else 1.0
+            assert values == pytest.approx([share * row[name] for row in wanted]), name
+    assert logged == {"train_accuracy": pytest.approx(2 / 5)}
+    if reward != "task":
+        # The teacher's log-probability by a plain forward of each sequence; the cut one pays the penalty.
+        teacher, _ = load_policy(tiny_models("llama"), ModelSection())
+        for index, (prompt, answer) in enumerate(zip(prompts, ids, strict=True)):
+            before = tokenizer(prompt)["input_ids"]
+            with torch.no_grad():
+                logits = teacher(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1]
+            log_prob = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum().item()
+            penalty = 0.5 if index == 3 else 0.0
+            assert paid[-1][index] == pytest.approx(SPEC.weights.intrinsic * (log_prob - penalty), rel=1e-4)
 
 
 def test_grpo_refuses_a_prompt_that_is_too_long(context):
@@ -305,11 +344,7 @@ def test_validation_keeps_the_best_and_every_step(context, tokenizer, tiny_model
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
         is_world_process_zero=lambda: True,
     )
-    monkeypatch.setattr(
-        module,
-        "reward_of",
-        lambda *_: {**dict.fromkeys(COMPONENTS, 0.0), "total": rewards[state.global_step]},
-    )
+    monkeypatch.setattr("utils.rewards.task.reward_of", lambda *_: {"total": rewards[state.global_step]})
     monkeypatch.setattr(
         module.Trainer,
         "log",
@@ -367,7 +402,7 @@ class KillAt(TrainerCallback):
         setattr(self, event, kill)
 
 
-def varied_rewards(records, spec):
+def varied_rewards(self):
     """Rewards that differ within the groups of a tiny random model."""
 
     def exact_match(completions, **_):
@@ -388,7 +423,8 @@ def train(ctx, *callbacks):
             trainer.add_callback(callback)
         return trainer, tokenizer
 
-    train_stage(ctx, "x", build, {"loss": ["loss"], "validation": ["val_reward"]})
+    unit = 2 if ctx.config.algo is GRPO else 1
+    train_stage(ctx, "x", build, {"loss": ["loss"], "validation": ["val_reward"]}, unit)
 
 
 def tree(folder):
@@ -406,14 +442,14 @@ KILLS = [
     ("on_step_begin", 3),  # and after it
     ("on_step_end", 4),
     ("on_step_begin", 5),
-    ("on_step_end", 7),  # the last step, unsaved
+    ("on_step_end", 7),  # SFT's last step, unsaved
 ]
 
 
 @pytest.mark.parametrize("algo", [SFT, GRPO], ids=["sft", "grpo"])
 def test_killed_at_every_turn_the_outputs_are_the_same(context, monkeypatch, algo):
     """Every file, bit by bit: weights, log, samples, curves. The run is killed nine times on its way."""
-    monkeypatch.setattr("utils.training.grpo.reward_functions", varied_rewards)
+    monkeypatch.setattr("utils.training.grpo.OutcomeRewards.functions", varied_rewards)
     dropout = LoraSection(r=4, lora_dropout=0.1)  # so that a lost random state would show
     whole = context("whole", algo, lora=dropout)
     train(whole)
@@ -452,7 +488,7 @@ def kill(*args, **kwargs):
 @pytest.mark.parametrize("algo", [SFT, GRPO], ids=["sft", "grpo"])
 def test_the_seed_decides(context, monkeypatch, algo):
     """The same seed gives the same files, whatever the global random state; another gives others."""
-    monkeypatch.setattr("utils.training.grpo.reward_functions", varied_rewards)
+    monkeypatch.setattr("utils.training.grpo.OutcomeRewards.functions", varied_rewards)
     trees = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         ctx = context(name, algo, seed=seed)
@@ -465,22 +501,18 @@ def test_the_seed_decides(context, monkeypatch, algo):
 
 
 def test_the_log_has_every_step_that_is_due(context, monkeypatch):
-    """Logs every 3 steps, at resume points (every 2) and at the end; validations every 3 and at both ends."""
-    monkeypatch.setattr("utils.training.grpo.reward_functions", varied_rewards)
-    for name, algo in (("sft", SFT), ("grpo", GRPO)):
+    """At resume points and both ends besides the steps that are asked for; GRPO counts rollouts of two."""
+    monkeypatch.setattr("utils.training.grpo.OutcomeRewards.functions", varied_rewards)
+    due = {"sft": (SFT, [2, 3, 4, 6, 7], [0, 3, 6, 7]), "grpo": (GRPO, [2, 4, 6, 8], [0, 4, 8])}
+    for name, (algo, logged, validated) in due.items():
         ctx = context(name, algo)
         train(ctx)
         rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
-        assert [row["step"] for row in rows if "loss" in row] == [2, 3, 4, 6, 7]
-        assert [row["step"] for row in rows if "val_reward" in row] == [0, 3, 6, 7]
-        assert len(rows) == 9
+        assert [row["step"] for row in rows if "loss" in row] == logged
+        assert [row["step"] for row in rows if "val_reward" in row] == validated
+        assert len(rows) == len(logged) + len(validated)
         words = ("time", "per_second", "flos", "train_loss")
         assert not [key for row in rows for key in row if any(word in key for word in words)]
-        assert ctx.metrics["steps"] == 7
-        assert {path.name for path in (ctx.out / "ckpt_x").iterdir()} == {
-            "best",
-            "final",
-            "step_3",
-            "step_6",
-            "step_7",
-        }
+        assert ctx.metrics["steps"] == logged[-1]
+        steps = {f"step_{step}" for step in validated if step}
+        assert {path.name for path in (ctx.out / "ckpt_x").iterdir()} == {"best", "final"} | steps

@@ -24,6 +24,7 @@ __all__ = [
     "ModelSection",
     "PathsSection",
     "StageConfig",
+    "TeacherCacheSection",
     "TrainingSection",
     "ValidationSection",
     "load_tier",
@@ -53,6 +54,7 @@ class ModelSection:
     teacher_name_or_path: str = setting("assets/teacher", "teacher: a local folder or a hub name", path=True)
     torch_dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "weights' number format")
     load_in_4bit: bool = setting(False, "QLoRA: load the frozen weights in 4 bits (needs a GPU)")
+    teacher_load_in_4bit: bool = setting(False, "load the teacher in 4 bits (needs a GPU)")
     attn_implementation: str = setting("sdpa", "attention kernel, as Transformers names it")
     max_prompt_length: int = setting(512, "longest prompt, tokens")
 
@@ -125,6 +127,20 @@ class GenerationSection:
 
 
 @dataclass
+class TeacherCacheSection:
+    """The teacher's scores of completions seen before (utils/models/score_cache.py)."""
+
+    capacity_mb: float = setting(64.0, "memory for them, MB (10^6 bytes); 0 switches the cache off")
+    eviction: Literal["lru", "lfu", "fifo"] = setting(
+        "lru", "dropped first when full: least recently used, least frequently used, oldest"
+    )
+    folder: str = setting("", "folder shared between runs; empty: kept in resume points only", path=True)
+
+    def validate(self) -> None:
+        _at_least(0, capacity_mb=self.capacity_mb)
+
+
+@dataclass
 class PathsSection:
     """Folders, relative to the repository unless absolute. `--output_dir` overrides `outputs`."""
 
@@ -149,6 +165,7 @@ class ModelConfig:
     training: TrainingSection = dataclasses.field(default_factory=TrainingSection)
     validation: ValidationSection = dataclasses.field(default_factory=ValidationSection)
     generation: GenerationSection = dataclasses.field(default_factory=GenerationSection)
+    teacher_cache: TeacherCacheSection = dataclasses.field(default_factory=TeacherCacheSection)
     paths: PathsSection = dataclasses.field(default_factory=PathsSection)
     metadata: MetadataSection = dataclasses.field(default_factory=MetadataSection)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from utils.common import REPO_ROOT, UserError
 from utils.manifest import update_run_manifest
@@ -31,13 +32,12 @@ def evaluation(policy: str) -> Step:
     return Step("evaluate", "10_evaluate.py", ("--policy", policy))
 
 
+SFT = Step("sft", "03_sft_train.py")
+CANDIDATES = Step("candidates", "04_generate_candidates.py")
 METHODS: dict[str, tuple[Step, ...]] = {
-    "sft": (Step("sft", "03_sft_train.py"),),
-    "grpo": (
-        Step("sft", "03_sft_train.py"),
-        Step("candidates", "04_generate_candidates.py"),
-        Step("grpo", "06_train_grpo.py"),
-    ),
+    "sft": (SFT,),
+    "ppo": (SFT, CANDIDATES, Step("ppo", "05_train_ppo.py")),
+    "grpo": (SFT, CANDIDATES, Step("grpo", "06_train_grpo.py")),
 }
 DATA = (
     Step("check", "00_check_data.py"),
@@ -46,11 +46,47 @@ DATA = (
 )
 
 
-def steps_of(method: str) -> list[Step]:
-    """Everything ``method`` takes, from raw data to the comparison of base, SFT and trained policy."""
-    policies = list(dict.fromkeys(["base", "sft", method]))
-    compare = Step("compare", "11_compare_runs.py", ("--policies", f"[{', '.join(policies)}]"), derived=True)
-    return [*DATA, *METHODS[method], *map(evaluation, policies), compare]
+@dataclass(frozen=True)
+class Goal:
+    """What the driver is asked for: a method, and which reward it trains on (None: its stage's default)."""
+
+    method: str
+    reward: str | None = None
+
+    def training(self) -> Step:
+        """The step that trains the method's policy. Raises UserError where it has no reward to choose."""
+        step = METHODS[self.method][-1]
+        if self.reward is None:
+            return step
+        if self.reward not in reward_choices(step.script):
+            choices = ", ".join(reward_choices(step.script))
+            remedy = f"choose from {choices}" if choices else f"{step.script} pays no reward"
+            raise UserError(f"--reward {self.reward} does not go with --method {self.method}: {remedy}")
+        return replace(step, arguments=("--reward", self.reward))
+
+    def policy(self) -> str:
+        """The trained policy's name: the method's, with the reward where that is not the default."""
+        step = self.training()
+        if self.reward in (None, getattr(load_script(step.script).STAGE.options(), "reward", None)):
+            return self.method
+        return f"{self.method}_{self.reward}"
+
+    def policies(self) -> list[str]:
+        """What is evaluated and compared."""
+        return list(dict.fromkeys(["base", "sft", self.policy()]))
+
+    def steps(self) -> list[Step]:
+        """Everything the method takes, from raw data to the comparison of base, SFT and trained policy."""
+        compare = Step(
+            "compare", "11_compare_runs.py", ("--policies", f"[{', '.join(self.policies())}]"), derived=True
+        )
+        before = METHODS[self.method][:-1]
+        return [*DATA, *before, self.training(), *map(evaluation, self.policies()), compare]
+
+
+def reward_choices(script: str) -> tuple[str, ...]:
+    """What ``--reward`` of a stage can be; () where the stage has no such option."""
+    return get_args(get_type_hints(load_script(script).STAGE.options).get("reward"))
 
 
 @dataclass
@@ -65,10 +101,10 @@ class Overrides:
     tiers: dict[str, list[str]] = field(default_factory=dict)
     steps: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, key: str, values: list[str], method: str) -> None:
+    def add(self, key: str, values: list[str], goal: Goal) -> None:
         """File ``--owner.key values``. Raises UserError where the owner is neither a tier nor a step."""
         owner, _, rest = key.partition(".")
-        owners = [*TIERS, *dict.fromkeys(step.name for step in steps_of(method))]
+        owners = [*TIERS, *dict.fromkeys(step.name for step in goal.steps())]
         if not rest or owner not in owners:
             raise UserError(
                 f"unknown option --{key}{suggestion(owner, owners)}: the driver passes on --OWNER.KEY VALUE, "
@@ -86,12 +122,12 @@ class Overrides:
         return [*step.arguments, *self.shared, *owned, *self.steps.get(step.name, [])]
 
 
-def run_method(method: str, overrides: Overrides, overwrite: bool = False) -> Path:
+def run_goal(goal: Goal, overrides: Overrides, overwrite: bool = False) -> Path:
     """Run what is missing, skip what is up to date, resume what broke; returns the run's folder.
 
     Raises UserError where a stage cannot be planned, and SystemExit with a failed stage's exit code.
     """
-    steps = steps_of(method)
+    steps = goal.steps()
     prepared: Prepared | None = None
     for number, step in enumerate(steps, start=1):
         argv = overrides.argv(step)
@@ -117,15 +153,15 @@ def run_method(method: str, overrides: Overrides, overwrite: bool = False) -> Pa
     return prepared.run_dir
 
 
-def show_comparison(run_dir: Path, method: str, seed: int) -> None:
-    """Print the accuracies with their intervals, and the test of ``method`` against SFT."""
+def show_comparison(run_dir: Path, goal: Goal, seed: int) -> None:
+    """Print the accuracies with their intervals, and the test of the trained policy against SFT."""
     from rich.console import Console
     from rich.table import Table
 
     from utils.evaluation.comparison import compare_pair, load_result
     from utils.evaluation.policies import evaluation_files, find_evaluations
 
-    names = list(dict.fromkeys(["base", "sft", method]))
+    names, trained = goal.policies(), goal.policy()
     results = {
         name: load_result(name, *evaluation_files(folder))
         for name, folder in find_evaluations(run_dir, [], names).items()
@@ -141,11 +177,11 @@ def show_comparison(run_dir: Path, method: str, seed: int) -> None:
         )
     console = Console(width=80)
     console.print(table)
-    if method != "sft":
-        pair = compare_pair(results["sft"], results[method], seed)
+    if trained != "sft":
+        pair = compare_pair(results["sft"], results[trained], seed)
         low, high = pair.ci95
         console.print(
-            f"{method} - sft: {100 * pair.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), "
+            f"{trained} - sft: {100 * pair.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), "
             f"exact McNemar p = {pair.p_value:.2g}; report: {run_dir / '11_comparison' / 'report.md'}",
             soft_wrap=True,
         )

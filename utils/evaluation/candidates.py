@@ -13,19 +13,23 @@ import torch
 from utils.common import derive_seed
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
-from utils.grading.grade import grade
-from utils.models.loading import load_policy
+from utils.models.loading import device, load_policy
 from utils.models.sampling import generate
+from utils.models.shared_prefix import CompletionBatch
 from utils.rewards.spec import RewardSpec
-from utils.rewards.task import reward_of
+from utils.rewards.task import graded_row
 from utils.stage import StageContext
+from utils.training.reward_state import open_pipeline
 
 
 def sample_candidates(
-    ctx: StageContext, records: Sequence[Record], spec: RewardSpec, num_candidates: int
+    ctx: StageContext, records: Sequence[Record], spec: RewardSpec, num_candidates: int, reward: str
 ) -> list[dict[str, Any]]:
-    """A row per record: ``id, level, prompt, candidates``; a candidate has ``text, tokens, truncated,
-    correct, parsed, reward`` (all components and the total). Sampled at ``generation.temperature``.
+    """A row per record: ``id, level, prompt, candidates``; sampled at ``generation.temperature``.
+
+    A candidate has ``text, tokens, truncated, correct, parsed``, ``reward`` (every component as ``reward``
+    pays it, the intrinsic one by its outcome, and the total) and ``raw`` (unweighted: ``reasoning``, and
+    ``intrinsic`` = alpha log pi_hat(completion), null where no teacher is asked).
     """
     config = ctx.config.model
     model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
@@ -43,23 +47,34 @@ def sample_candidates(
         generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),
         progress=lambda batches: ctx.progress(batches, description="sampling"),
     )
-    rows = []
-    for number, (record, prompt) in enumerate(zip(records, prompts, strict=True)):
-        candidates = []
-        for completion in completions[number * num_candidates : (number + 1) * num_candidates]:
-            graded = grade(record, completion.text, spec.required_fields, program_accuracy=False)
-            candidates.append(
-                {
-                    "text": completion.text,
-                    "tokens": len(completion.token_ids),
-                    "truncated": completion.truncated,
-                    "correct": graded.correct,
-                    "parsed": graded.format_valid,
-                    "reward": reward_of(record, graded, spec),
-                }
-            )
-        rows.append({"id": record.id, "level": record.level, "prompt": prompt, "candidates": candidates})
-    return rows
+    pipeline = open_pipeline(records, spec, reward, config, tokenizer)
+    owner = [number for number in range(len(records)) for _ in range(num_candidates)]
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    batch = CompletionBatch.of(
+        [prompt_ids[number] for number in owner], [each.token_ids for each in completions], device()
+    )
+    truncated = torch.tensor([completion.truncated for completion in completions])
+    texts = [completion.text for completion in completions]
+    rewards = pipeline.score_outcomes(owner, batch, texts, truncated)
+    ctx.runtime["teacher_cache"] = pipeline.teacher.cache.stats if pipeline.teacher else None
+    candidates = []
+    for index, (number, completion) in enumerate(zip(owner, completions, strict=True)):
+        paid = {name: round(part[index].item(), 6) for name, part in rewards.components.items()}
+        raw = {name: round(part[index].item(), 6) for name, part in rewards.raw.items()}
+        reward_row = {
+            "reward": paid | {"total": round(sum(paid.values()), 6)},
+            "raw": {"intrinsic": None} | raw,
+        }
+        candidates.append(graded_row(records[number], completion, spec) | reward_row)
+    return [
+        {
+            "id": record.id,
+            "level": record.level,
+            "prompt": prompt,
+            "candidates": candidates[number * num_candidates : (number + 1) * num_candidates],
+        }
+        for number, (record, prompt) in enumerate(zip(records, prompts, strict=True))
+    ]
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

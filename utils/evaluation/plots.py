@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.common import atomic_path
 from utils.evaluation.comparison import PolicyResult
+from utils.evaluation.seeds import Experiment, SeedMean
 from utils.evaluation.statistics import rate
 
 # Okabe and Ito's palette, told apart by colour-blind readers; black is left for text and axes.
@@ -19,29 +20,53 @@ def plot_comparison(results: Sequence[PolicyResult], path: str | Path) -> None:
 
     The PNG carries no date and no software version in its metadata: equal numbers give equal bytes.
     """
+    levels = sorted({level for result in results for level in result.levels if level is not None})
+    _draw(
+        path,
+        len(results),
+        lambda axis: _draw_overall(axis, results),
+        (lambda axis: _draw_levels(axis, results, levels)) if levels else None,
+    )
+
+
+def plot_seeds(experiment: Experiment, path: str | Path) -> None:
+    """Mean accuracy of every policy with its 95 % interval, and a small point for every seed.
+
+    Overall and, where levels exist, by level; equal numbers give equal bytes.
+    """
+    _draw(
+        path,
+        len(experiment.policies),
+        lambda axis: _draw_seeds_overall(axis, experiment),
+        (lambda axis: _draw_seeds_levels(axis, experiment)) if experiment.level_means else None,
+    )
+
+
+def _draw(path: str | Path, policies: int, overall: Callable, by_level: Callable | None) -> None:
+    """Write a PNG with a panel over all items and, where ``by_level`` draws one, a panel by level."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    levels = sorted({level for result in results for level in result.levels if level is not None})
-    height = max(3.6, 1.5 + 0.42 * len(results))
+    height = max(3.6, 1.5 + 0.42 * policies)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
             1,
-            2 if levels else 1,
-            figsize=(11 if levels else 6, height),
-            width_ratios=(1, 1.35) if levels else (1,),
+            2 if by_level else 1,
+            figsize=(11 if by_level else 6, height),
+            width_ratios=(1, 1.35) if by_level else (1,),
             squeeze=False,
             layout="constrained",
         )
-        _draw_overall(axes[0, 0], results)
-        if levels:
-            _draw_levels(axes[0, 1], results, levels)
-            if len(results) > 1:
-                columns = min(8, len(results))
+        overall(axes[0, 0])
+        if by_level:
+            by_level(axes[0, 1])
+            if policies > 1:
                 handles, names = axes[0, 1].get_legend_handles_labels()
-                figure.legend(handles, names, frameon=False, ncols=columns, loc="outside lower center")
+                figure.legend(
+                    handles, names, frameon=False, ncols=min(8, policies), loc="outside lower center"
+                )
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
         plt.close(figure)
@@ -79,10 +104,37 @@ def _draw_overall(axis, results: Sequence[PolicyResult]) -> None:
         axis.annotate(
             f"{value:.1f} %", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9
         )
-    axis.set_yticks(range(len(results)), [result.name for result in results])
-    axis.set_ylim(len(results) - 0.4, -0.75)
+    _finish_overall(axis, [result.name for result in results], "accuracy (%), 95 % Wilson interval")
+
+
+def _draw_seeds_overall(axis, experiment: Experiment) -> None:
+    for row, mean in enumerate(experiment.means):
+        value, below, above = _whiskers(mean)
+        colour = PALETTE[row % len(PALETTE)]
+        accuracies = 100 * experiment.accuracies[row]
+        axis.scatter(accuracies, [row + 0.22] * len(accuracies), s=16, color=colour, alpha=0.7, linewidths=0)
+        axis.errorbar(
+            value,
+            row,
+            xerr=[[below], [above]],
+            fmt=MARKERS[row % len(MARKERS)],
+            color=colour,
+            markersize=7,
+            capsize=4,
+            linewidth=2,
+        )
+        axis.annotate(
+            f"{value:.1f} %", (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9
+        )
+    label = f"mean accuracy (%) of {len(experiment.seeds)} seeds (dots), 95 % interval"
+    _finish_overall(axis, experiment.policies, label)
+
+
+def _finish_overall(axis, names: Sequence[str], label: str) -> None:
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.75)
     axis.set_xlim(-6, 106)  # room for the labels of 0 and 100 %
-    axis.set_xlabel("accuracy (%), 95 % Wilson interval")
+    axis.set_xlabel(label)
     axis.set_title("All items")
     axis.grid(axis="x")
 
@@ -109,6 +161,39 @@ def _draw_levels(axis, results: Sequence[PolicyResult], levels: Sequence[int]) -
             label=result.name,
         )
     counts = [sum(at == level for at in results[0].levels) for level in levels]
+    _finish_levels(axis, levels, counts)
+
+
+def _draw_seeds_levels(axis, experiment: Experiment) -> None:
+    levels, names = list(experiment.level_means), experiment.policies
+    spread = min(0.2, 0.75 / len(names))
+    by_seed = [100 * experiment.level_accuracies(level) for level in levels]
+    for index, name in enumerate(names):
+        shift = (index - (len(names) - 1) / 2) * spread
+        places = [position + shift for position in range(len(levels))]
+        value, below, above = zip(
+            *(_whiskers(means[index]) for means in experiment.level_means.values()), strict=True
+        )
+        colour = PALETTE[index % len(PALETTE)]
+        for place, accuracies in zip(places, by_seed, strict=True):
+            beside = [place + 0.32 * spread] * len(experiment.seeds)
+            axis.scatter(beside, accuracies[index], s=9, color=colour, alpha=0.7, linewidths=0)
+        axis.errorbar(
+            places,
+            value,
+            yerr=[below, above],
+            fmt=MARKERS[index % len(MARKERS)],
+            color=colour,
+            markersize=5,
+            capsize=2.5,
+            linewidth=1.5,
+            label=name,
+        )
+    counts = [means[0].n for means in experiment.level_means.values()]
+    _finish_levels(axis, levels, counts)
+
+
+def _finish_levels(axis, levels: Sequence[int], counts: Sequence[int]) -> None:
     labels = [f"level {level}\nn = {count}" for level, count in zip(levels, counts, strict=True)]
     axis.set_xticks(range(len(levels)), labels)
     axis.set_xlim(-0.5, len(levels) - 0.5)
@@ -116,6 +201,12 @@ def _draw_levels(axis, results: Sequence[PolicyResult], levels: Sequence[int]) -
     axis.set_ylabel("accuracy (%)")
     axis.set_title("By level of difficulty")
     axis.grid(axis="y")
+
+
+def _whiskers(mean: SeedMean) -> tuple[float, float, float]:
+    """Mean accuracy in per cent and the interval's lengths below and above it."""
+    low, high = mean.ci95
+    return 100 * mean.value, 100 * max(0.0, mean.value - low), 100 * max(0.0, high - mean.value)
 
 
 def _percent(correct: Sequence[bool]) -> tuple[float, float, float, int]:

@@ -50,10 +50,10 @@ def _finding(pair: Pair) -> str:
     high, low = sorted((pair.accuracy_a, pair.accuracy_b), reverse=True)
     ends = pair.ci95 if pair.difference > 0 else (-pair.ci95[1], -pair.ci95[0])
     return (
-        f"**{better}** answers more items correctly than **{worse}**: {_percent(high)} against "
-        f"{_percent(low)}, a difference of {100 * abs(pair.difference):.1f} points "
+        f"**{better}** answers more items correctly than **{worse}**: {percent(high)} against "
+        f"{percent(low)}, a difference of {100 * abs(pair.difference):.1f} points "
         f"(95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}; exact McNemar, Holm-corrected "
-        f"p {_p(pair.p_holm)}; n = {pair.n})."
+        f"p {p_text(pair.p_holm)}; n = {pair.n})."
     )
 
 
@@ -69,16 +69,18 @@ def _accuracy_table(results: Sequence[PolicyResult]) -> str:
             [
                 result.name,
                 str(share["n"]),
-                _percent(share["value"]),
-                _interval(share["ci95"]),
+                percent(share["value"]),
+                interval(share["ci95"]),
                 *(
-                    _percent(result.metrics[key]["value"]) if key in result.metrics else ""
+                    percent(result.metrics[key]["value"]) if key in result.metrics else ""
                     for key, _ in scores
                 ),
                 "" if tokens is None else f"{tokens:.1f}",
             ]
         )
-    return _table(["policy", "n", "accuracy", "95 % interval", *(t for _, t in scores), "mean tokens"], rows)
+    return markdown_table(
+        ["policy", "n", "accuracy", "95 % interval", *(t for _, t in scores), "mean tokens"], rows
+    )
 
 
 _SCORES = {
@@ -103,11 +105,11 @@ def _level_table(results: Sequence[PolicyResult]) -> str:
                 cells.append("")
                 continue
             share = rate(sum(right), len(right))
-            cells.append(f"{_percent(share['value'])} ({_interval(share['ci95'])})")
+            cells.append(f"{percent(share['value'])} ({interval(share['ci95'])})")
         rows.append([result.name, *cells])
     counts = [sum(at == level for at in results[0].levels) for level in levels]
     heads = [f"level {level} (n = {count})" for level, count in zip(levels, counts, strict=True)]
-    return _table(["policy", *heads], rows)
+    return markdown_table(["policy", *heads], rows)
 
 
 def _failure_table(results: Sequence[PolicyResult]) -> str:
@@ -120,7 +122,7 @@ def _failure_table(results: Sequence[PolicyResult]) -> str:
         [reason.replace("_", " "), *(str(r.metrics["failure_reasons"].get(reason, 0)) for r in results)]
         for reason in reasons
     ]
-    return "## Why items fail\n\n" + _table(["failure reason", *(r.name for r in results)], rows)
+    return "## Why items fail\n\n" + markdown_table(["failure reason", *(r.name for r in results)], rows)
 
 
 def _pair_table(pairs: Sequence[Pair]) -> str:
@@ -143,13 +145,13 @@ def _pair_table(pairs: Sequence[Pair]) -> str:
             f"{100 * pair.ci95[0]:+.1f} to {100 * pair.ci95[1]:+.1f}",
             str(len(pair.fixed)),
             str(len(pair.broken)),
-            _p(pair.p_value).removeprefix("= "),
-            _p(pair.p_holm).removeprefix("= ") + (" *" if pair.significant else ""),
+            p_text(pair.p_value).removeprefix("= "),
+            p_text(pair.p_holm).removeprefix("= ") + (" *" if pair.significant else ""),
             "none" if pair.detectable is None else f"{100 * pair.detectable:.1f}",
         ]
         for pair in pairs
     ]
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def _method_note(pairs: Sequence[Pair]) -> str:
@@ -178,19 +180,22 @@ def _ids(ids: Sequence[str]) -> str:
     return shown + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share for print: ``57.4 %``."""
     return f"{100 * value:.1f} %"
 
 
-def _interval(ci95: Sequence[float]) -> str:
+def interval(ci95: Sequence[float]) -> str:
+    """The ends of an interval of a share for print, in per cent: ``53.0–61.7``."""
     return f"{100 * ci95[0]:.1f}–{100 * ci95[1]:.1f}"
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
     """A p-value for print: ``= 0.031``, or ``< 0.0001``."""
     return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that may hold any text."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -13,7 +13,7 @@ completion.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,6 +42,26 @@ class CompletionBatch:
     completion_mask: Tensor
     positions: Literal["content", "column"] = "content"
 
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device
+    ) -> "CompletionBatch":
+        """Pad B prompts on the left and B completions on the right, given as token ids; padding holds 0.
+
+        There is one column at least, whatever the completions.
+        """
+        wide, long = max(map(len, prompts)), max(1, *map(len, completions))
+
+        def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+            return torch.tensor(rows, dtype=torch.long, device=device).reshape(len(prompts), -1)
+
+        return cls(
+            padded([[0] * (wide - len(ids)) + [*ids] for ids in prompts]),
+            padded([[0] * (wide - len(ids)) + [1] * len(ids) for ids in prompts]),
+            padded([[*ids] + [0] * (long - len(ids)) for ids in completions]),
+            padded([[1] * len(ids) + [0] * (long - len(ids)) for ids in completions]),
+        )
+
     def tokens(self) -> Tensor:
         """Return the N unmasked completion tokens, int64 [N], row after row."""
         return self.completion_ids[self.completion_mask.bool()]
@@ -67,6 +87,24 @@ def drops_cache(model: nn.Module) -> bool:
 
 def obstacle(model: nn.Module) -> str | None:
     """Return why `model` cannot share prefixes, as a clause for a message, or None where it can."""
+    if reason := head_obstacle(model):
+        return reason
+    model = unwrapped(model)
+    config = model.config
+    if config._attn_implementation not in MASKED_ATTENTION:
+        allowed = " or ".join(MASKED_ATTENTION)
+        return f"attention {config._attn_implementation!r} takes no custom mask (use {allowed})"
+    accepted = inspect.signature(model.base_model.forward).parameters
+    missing = [name for name in ("attention_mask", "position_ids", "past_key_values") if name not in accepted]
+    if missing or getattr(config, "alibi", False):
+        return f"its forward takes no {missing[0] if missing else 'position_ids'}"
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
+        return "its cache keeps less than every past key"
+    return None
+
+
+def head_obstacle(model: nn.Module) -> str | None:
+    """Return why `model` is more than a text backbone below a linear head, or None where it is just that."""
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "its adapter learns virtual prompt tokens"
     model = unwrapped(model)
@@ -75,17 +113,8 @@ def obstacle(model: nn.Module) -> str | None:
         return "it is an encoder-decoder"
     if config.get_text_config() is not config:
         return "it takes more than text"
-    if config._attn_implementation not in MASKED_ATTENTION:
-        allowed = " or ".join(MASKED_ATTENTION)
-        return f"attention {config._attn_implementation!r} takes no custom mask (use {allowed})"
     if model.base_model is model or model.get_output_embeddings() is None:
         return "it has no separate language-model head"
-    accepted = inspect.signature(model.base_model.forward).parameters
-    missing = [name for name in ("attention_mask", "position_ids", "past_key_values") if name not in accepted]
-    if missing or getattr(config, "alibi", False):
-        return f"its forward takes no {missing[0] if missing else 'position_ids'}"
-    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
-        return "its cache keeps less than every past key"
     # A head followed by a scale or a cap cannot be applied by calling the output embeddings alone.
     for name in (
         "final_logit_softcapping",

@@ -46,7 +46,7 @@ def gold_grade(record: Record, spec: RewardSpec) -> Grade:
 
 def build_cases(record: Record, spec: RewardSpec) -> list[Case]:
     """The gold, near misses and broken forms for one record, each with the reward it must get."""
-    penalty = spec.weights.format * spec.format_penalty
+    penalty = spec.format_penalty
     cases = [
         ("gold", gold_completion(record), {"exact_match": spec.exact_match}),
         ("gold_in_blanks", f"  {gold_completion(record)}\n", {"exact_match": spec.exact_match}),
@@ -55,8 +55,14 @@ def build_cases(record: Record, spec: RewardSpec) -> list[Case]:
     ]
     make = {"gsm8k": _gsm8k_cases, "math": _math_cases}.get(record.dataset)
     cases += make(record, spec, penalty) if make else _program_cases(record, spec, penalty)
+    weights = dict.fromkeys(COMPONENTS, spec.weights.correctness) | {"format_penalty": spec.weights.format}
     return [
-        Case(f"{record.id}/{name}", record.id, completion, dict.fromkeys(COMPONENTS, 0.0) | paid)
+        Case(
+            f"{record.id}/{name}",
+            record.id,
+            completion,
+            {part: weights[part] * paid.get(part, 0.0) for part in COMPONENTS},
+        )
         for name, completion, paid in cases
     ]
 

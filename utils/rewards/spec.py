@@ -1,34 +1,87 @@
 """The reward specification: written once per run by stage 02, read by every stage after it."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
-from utils.common import write_text
+from utils.common import UserError, write_text
 from utils.config import load_tier, setting
+
+REWARDS = ("task", "intrinsic", "combined")  # option --reward of training stages: which components are paid
 
 
 @dataclass
 class RewardWeights:
-    """Factors on the parts that are combined with the task reward."""
+    """What each component is multiplied by before they are added up; 0 leaves it out."""
 
-    intrinsic: float = setting(0.0, "token-level reward read from the teacher's logits")
-    reasoning: float = setting(0.0, "reasoning-quality score")
-    format: float = setting(1.0, "format penalty")
+    intrinsic: float = setting(0.1, "token-level reward read from the teacher's logits")
+    correctness: float = setting(1.0, "exact_match, numeric_match and program_partial")
+    reasoning: float = setting(0.0, "reasoning-quality score, in [0, 1], made without the gold")
+    format: float = setting(1.0, "format_penalty")
 
     def validate(self) -> None:
-        for name in ("intrinsic", "reasoning", "format"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
+        for name, weight in asdict(self).items():
+            if weight < 0:
+                raise ValueError(f"{name} must be at least 0, found {weight}")
+        if not any(asdict(self).values()):
+            raise ValueError("at least one weight must be above 0, or nothing would be paid")
+
+
+@dataclass
+class IntrinsicSection:
+    """How the teacher's logits become token rewards (utils/rewards/intrinsic.py, normalisers.py).
+
+    The weight applies last: weight * (normalised rewards - penalty).
+    """
+
+    form: Literal["bellman", "logprob", "bellman_centered"] = setting(
+        "logprob", "Q(s,a) - gamma V(s'); Q(s,a) - V(s); the first with V(s_1) taken off"
+    )
+    alpha: float = setting(1.0, "temperature of the soft values; 1 is the teacher as trained")
+    normaliser: Literal["none", "mean_std", "z_score", "min_max", "robust"] = setting(
+        "none", "what token rewards are divided by"
+    )
+    scope: Literal["batch", "running"] = setting("batch", "statistics of the rollout, or of all so far")
+    center: bool = setting(False, "also subtract the middle: pays or charges every token, so length counts")
+    clip: float | None = setting(None, "bound on a normalised reward's size; null for none")
+    missing_eos_penalty: float = setting(0.0, "taken off the last token of a completion cut at the limit")
+
+    def validate(self) -> None:
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be above 0, found {self.alpha}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip must be above 0 (null for none), found {self.clip}")
+        if self.missing_eos_penalty < 0:
+            raise ValueError(f"missing_eos_penalty must be at least 0, found {self.missing_eos_penalty}")
+
+
+@dataclass
+class AdaptiveSection:
+    """Weights that follow the evidence (utils/rewards/combiner.py): factor on intrinsic and reasoning."""
+
+    enabled: bool = setting(False, "lower the weight of what does not rank right above wrong answers")
+    rate: float = setting(0.1, "weight of the newest rollout in the running evidence")
+    minimum_factor: float = setting(0.1, "lowest factor on a weight; the highest is 1")
+    initial_factor: float = setting(1.0, "factor before any rollout")
+
+    def validate(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate must be above 0 and at most 1, found {self.rate}")
+        if not 0 <= self.minimum_factor <= self.initial_factor <= 1:
+            raise ValueError(
+                "0 <= minimum_factor <= initial_factor <= 1 must hold, "
+                f"found {self.minimum_factor} and {self.initial_factor}"
+            )
 
 
 @dataclass
 class RewardSpec:
     """What a completion is paid (see utils/rewards/task.py); also the reward tier, configs/rewards/*.yaml.
 
-    A wrong answer never earns as much as a right one: ``numeric_match`` and ``program_partial`` stay below
-    ``exact_match``, and at most one of the three is paid.
+    Within the task reward a wrong answer never earns as much as a right one: ``numeric_match`` and
+    ``program_partial`` stay below ``exact_match``, and at most one of the three is paid.
     """
 
     exact_match: float = setting(1.0, "the answer is right by the data set's official rule")
@@ -37,6 +90,8 @@ class RewardSpec:
     program_partial: float = setting(0.3, "times the share of gold program steps, where the answer is wrong")
     format_penalty: float = setting(-0.2, "the completion has not the form that was asked for")
     weights: RewardWeights = field(default_factory=RewardWeights)
+    intrinsic: IntrinsicSection = field(default_factory=IntrinsicSection)
+    adaptive: AdaptiveSection = field(default_factory=AdaptiveSection)
     required_fields: list[str] = setting([], "JSON fields to fill; empty for the data set's own")
 
     def validate(self) -> None:
@@ -52,6 +107,40 @@ class RewardSpec:
             raise ValueError(f"numeric_tolerance must be in [0, 1), found {self.numeric_tolerance}")
         if self.format_penalty > 0:
             raise ValueError(f"format_penalty must be at most 0, found {self.format_penalty}")
+
+
+def paid_weights(spec: RewardSpec, reward: str) -> RewardWeights:
+    """The weights in force under ``--reward``: "task" leaves the intrinsic reward out, "intrinsic" everything
+    else, "combined" nothing.
+
+    Raises UserError where the specification gives what is left no weight.
+    """
+    if reward not in REWARDS:
+        raise UserError(f"reward must be one of {', '.join(REWARDS)}, found {reward!r}")
+    given = spec.weights
+    if reward == "combined":
+        return given
+    if reward == "task":
+        weights = replace(given, intrinsic=0.0)
+    else:
+        weights = RewardWeights(given.intrinsic, correctness=0.0, reasoning=0.0, format=0.0)
+    if not any(asdict(weights).values()):
+        other = "task" if reward == "intrinsic" else "intrinsic"
+        raise UserError(
+            f"--reward {reward}: 02_rewards/reward_spec.yaml gives it no weight; run 02_build_rewards.py "
+            f"again with --reward_config configs/rewards/combined.yaml, or use --reward {other}"
+        )
+    return weights
+
+
+def verified(spec: RewardSpec) -> RewardSpec:
+    """The specification that a policy is validated by, whatever it is trained on: task parts alone.
+
+    Their weights are the specification's, or the default ones where it pays nothing for correctness: a
+    policy trained on its teacher alone is still chosen by what can be verified.
+    """
+    weights = spec.weights if spec.weights.correctness > 0 else RewardWeights()
+    return replace(spec, weights=replace(weights, intrinsic=0.0, reasoning=0.0))
 
 
 _HEADER = "# The reward of this run: written by 02_build_rewards.py, read by every stage after it.\n"

@@ -7,15 +7,24 @@ At most one of three parts is paid for the content, so that a wrong answer never
     program_partial  neither of these: times the share of steps in common with the gold program (operation
                      and arguments, over the longer program's length)
 
-and, whatever the content, ``format_penalty`` (times its weight) where the form is not what was asked for.
+and, whatever the content, ``format_penalty`` where the form is not what was asked for.
 It fails closed: an unusable gold is an error, an answer that cannot be read is wrong, and an empty answer
 equals nothing.
+
+``weights.correctness`` multiplies the first three parts, ``weights.format`` the last.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from utils.data.records import Record
 from utils.grading.grade import PROGRAM_DATASETS, Grade, grade
 from utils.grading.program import program_steps, step_overlap, tokenize_program
 from utils.rewards.spec import RewardSpec
+
+if TYPE_CHECKING:  # which imports torch
+    from utils.models.sampling import Completion
 
 COMPONENTS = ("exact_match", "numeric_match", "program_partial", "format_penalty")
 
@@ -31,20 +40,38 @@ def task_reward(record: Record, completion: str, spec: RewardSpec) -> dict[str, 
 def reward_of(record: Record, graded: Grade, spec: RewardSpec) -> dict[str, float]:
     """The same for a completion that has been graded already (with the spec's required fields)."""
     paid = dict.fromkeys(COMPONENTS, 0.0)
+    weight = spec.weights.correctness
     if graded.correct:
-        paid["exact_match"] = spec.exact_match
+        paid["exact_match"] = weight * spec.exact_match
     elif graded.relative_error is not None and graded.relative_error <= spec.numeric_tolerance:
-        paid["numeric_match"] = spec.numeric_match
+        paid["numeric_match"] = weight * spec.numeric_match
     elif record.dataset in PROGRAM_DATASETS:
-        paid["program_partial"] = spec.program_partial * _steps_in_common(record, graded)
-    if not graded.format_valid:
+        paid["program_partial"] = weight * spec.program_partial * _steps_in_common(record, graded)
+    if not graded.format_valid and spec.weights.format:  # 0 times a penalty would be a negative zero
         paid["format_penalty"] = spec.weights.format * spec.format_penalty
     return paid | {"total": sum(paid.values())}
 
 
 def best_reward(spec: RewardSpec) -> float:
     """The most a completion can earn: a right answer in the right form."""
-    return spec.exact_match
+    return spec.weights.correctness * spec.exact_match
+
+
+def graded_row(record: Record, completion: Completion, spec: RewardSpec) -> dict[str, Any]:
+    """A sampled completion as JSON data: ``text``, ``tokens`` (their number), ``truncated``, ``correct``,
+    ``parsed`` (the form is valid) and ``reward`` (as ``task_reward`` gives it).
+
+    Raises UserError naming the record if its gold is unusable.
+    """
+    graded = grade(record, completion.text, spec.required_fields, program_accuracy=False)
+    return {
+        "text": completion.text,
+        "tokens": len(completion.token_ids),
+        "truncated": completion.truncated,
+        "correct": graded.correct,
+        "parsed": graded.format_valid,
+        "reward": reward_of(record, graded, spec),
+    }
 
 
 def _steps_in_common(record: Record, graded: Grade) -> float:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from utils.common import read_json, resolve_path
+from utils.config import ModelConfig
+from utils.rewards.spec import load_reward_spec, paid_weights
 
 
 def training_inputs(run_dir: Path) -> dict[str, Path]:
@@ -36,3 +38,17 @@ def configured_model(name_or_path: str) -> dict[str, Path]:
 def sft_policy(run_dir: Path) -> dict[str, Path]:
     """The best SFT checkpoint of a run, and the base model below it where that is local."""
     return model_inputs(run_dir / "03_sft" / "ckpt_sft" / "best")
+
+
+def teacher_inputs(run_dir: Path, model: ModelConfig, reward: str) -> dict[str, Path]:
+    """The teacher's folders as inputs, where ``reward`` asks for its scores and it is local.
+
+    Raises UserError for a ``reward`` that the run's specification cannot pay.
+    """
+    path = run_dir / "02_rewards" / "reward_spec.yaml"
+    # A specification that is not there is reported as the missing input that it is.
+    if not path.is_file() or not paid_weights(load_reward_spec(path), reward).intrinsic:
+        return {}
+    folders = configured_model(model.model.teacher_name_or_path)
+    names = {"checkpoint": "teacher", "base_model": "teacher_base"}
+    return {names[name]: folder for name, folder in folders.items()}

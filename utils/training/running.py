@@ -80,8 +80,10 @@ class Progress(TrainerCallback):
             )
 
 
-def trainer_arguments(ctx: StageContext) -> dict[str, Any]:
-    """The arguments that all TRL configs share, from the model tier."""
+def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
+    """The arguments that all TRL configs share, from the model tier, whose intervals count ``unit`` optimizer
+    steps each.
+    """
     model: ModelConfig = ctx.config.model
     half = model.model.torch_dtype
     return {
@@ -89,9 +91,9 @@ def trainer_arguments(ctx: StageContext) -> dict[str, Any]:
         "seed": ctx.seed,
         "data_seed": ctx.seed,
         "save_strategy": "steps",
-        "save_steps": model.training.save_steps,
+        "save_steps": model.training.save_steps * unit,
         "save_total_limit": 1,
-        "logging_steps": model.training.logging_steps,
+        "logging_steps": model.training.logging_steps * unit,
         "logging_nan_inf_filter": False,  # a broken loss is to be seen, not averaged away
         "max_grad_norm": model.training.max_grad_norm,
         "optim": model.training.optim,
@@ -135,15 +137,17 @@ def train_stage(
     method: str,
     build: Callable[[list[Record], RewardSpec], tuple[Trainer, PreTrainedTokenizerBase]],
     panels: dict[str, Sequence[str]],
+    unit: int = 1,
 ) -> None:
     """A training stage from its inputs to its curves: ``build`` makes trainer and tokenizer from the training
-    records and the reward specification; validation uses the first ``validation.num_items`` of val.
+    records and the reward specification; validation uses the first ``validation.num_items`` of val, every
+    ``validation.eval_steps`` times ``unit`` optimizer steps.
     """
     compute_reproducibly()
     spec = load_reward_spec(ctx.inputs["reward_spec"])
     trainer, tokenizer = build(load_records(ctx.inputs["train"]), spec)
     records = load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items]
-    validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method)
+    validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
     history = run_training(ctx, trainer, validation)
     plot_curves(history, panels, ctx.out / "logs" / "curves.png")
 

@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 def updates_per_rollout(args) -> int:
     """Return how many optimizer steps a rollout lasts; 1 where a step takes several rollouts.
 
-    `args` is a GRPOConfig or RLOOConfig: a rollout serves `steps_per_generation * num_iterations`
-    micro-batches, `gradient_accumulation_steps` of them to an optimizer step.
+    `args` is a GRPOConfig or RLOOConfig, or our settings of one: a rollout serves
+    `steps_per_generation * num_iterations` micro-batches, `gradient_accumulation_steps` to a step.
 
     Raises UserError where neither number divides the other: rollouts would then begin inside steps.
     """
@@ -62,6 +62,17 @@ def check_save_steps(args) -> None:
             f"(steps_per_generation {args.steps_per_generation} x num_iterations {args.num_iterations}, "
             f"gradient_accumulation_steps {args.gradient_accumulation_steps}): "
             f"set save_steps to a multiple of {every}, so that a run can resume between rollouts"
+        )
+
+
+def check_prompts_suffice(args, prompts: int) -> None:
+    """Raise UserError where the data set has fewer prompts than a rollout: nothing would ever be trained."""
+    needed = args.generation_batch_size // args.num_generations
+    if prompts < needed:
+        raise UserError(
+            f"a rollout of {args.generation_batch_size} completions, num_generations {args.num_generations} "
+            f"each, takes {needed} prompts and the training set has {prompts}: make rollouts smaller, "
+            "or raise num_generations"
         )
 
 
@@ -97,6 +108,8 @@ class SharedPrefix:
         check_trl_version()
         super().__init__(*args, **kwargs)
         check_save_steps(self.args)
+        if hasattr(self.train_dataset, "__len__"):
+            check_prompts_suffice(self.args, len(self.train_dataset))
         self._said: set[str] = set()
         self._draws: dict[str, tuple] = {}  # purpose -> (optimizer step and mode, draws made in it so far)
         self._obstacles: dict[int, str | None] = {}

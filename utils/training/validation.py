@@ -12,20 +12,20 @@ from utils.common import atomic_path, write_json
 from utils.config import ModelConfig
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
-from utils.grading.grade import grade
 from utils.models.loading import save_policy
 from utils.models.sampling import generate
-from utils.rewards.spec import RewardSpec
-from utils.rewards.task import reward_of
+from utils.rewards.spec import RewardSpec, verified
+from utils.rewards.task import graded_row
 
 
 class GenerationValidation(TrainerCallback):
     """Every ``validation.eval_steps`` and at both ends: greedy answers to validation items, their reward.
 
-    Logs ``val_reward``, ``val_accuracy``, ``val_format_valid``, ``val_length`` (tokens) and
-    ``val_truncated``; writes ``valid_samples/step_N.json`` and the checkpoints ``step_N`` and ``best``
-    (highest ``val_reward``, the earliest of equals). What is best so far is read from the trainer's own log,
-    which every resume point holds, so a resumed run chooses as an uninterrupted one.
+    ``eval_steps`` counts ``unit`` optimizer steps each. Logs ``val_reward``, ``val_accuracy``,
+    ``val_format_valid``, ``val_length`` (tokens) and ``val_truncated``; writes ``valid_samples/step_N.json``
+    and the checkpoints ``step_N`` and ``best`` (highest ``val_reward``, the earliest of equals). The reward
+    is the task's alone (``verified``), whatever is trained on. What is best so far is read from the trainer's
+    own log, which every resume point holds, so a resumed run chooses as an uninterrupted one.
 
     Set ``trainer`` before training starts.
     """
@@ -38,9 +38,12 @@ class GenerationValidation(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         out: Path,
         method: str,
+        unit: int = 1,
     ):
-        self.records, self.spec, self.config, self.tokenizer = records, spec, config, tokenizer
+        self.records, self.config, self.tokenizer = records, config, tokenizer
+        self.spec = verified(spec)
         self.out, self.checkpoints = out, out / f"ckpt_{method}"
+        self.every = config.validation.eval_steps * unit
         self.trainer: Trainer | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -48,7 +51,7 @@ class GenerationValidation(TrainerCallback):
             self.validate()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.config.validation.eval_steps == 0 or state.global_step == state.max_steps:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             should_log = control.should_log
             self.validate()
             control.should_log = should_log  # the log of the validation is not the log of the training step
@@ -64,27 +67,20 @@ class GenerationValidation(TrainerCallback):
             max_new_tokens=self.config.generation.max_new_tokens,
             batch_size=self.config.generation.batch_size,
         )
-        rows = []
-        for record, completion in zip(self.records, completions, strict=True):
-            graded = grade(record, completion.text, self.spec.required_fields, program_accuracy=False)
-            rows.append(
-                {
-                    "id": record.id,
-                    "question": record.question,
-                    "gold": record.target_program or record.target_answer,
-                    "response": completion.text,
-                    "correct": graded.correct,
-                    "format_valid": graded.format_valid,
-                    "reward": reward_of(record, graded, self.spec),
-                    "tokens": len(completion.token_ids),
-                    "truncated": completion.truncated,
-                }
-            )
+        rows = [
+            {
+                "id": record.id,
+                "question": record.question,
+                "gold": record.target_program or record.target_answer,
+                **graded_row(record, completion, self.spec),
+            }
+            for record, completion in zip(self.records, completions, strict=True)
+        ]
         step = trainer.state.global_step
         metrics = {
             "val_reward": _mean([row["reward"]["total"] for row in rows]),
             "val_accuracy": _mean([row["correct"] for row in rows]),
-            "val_format_valid": _mean([row["format_valid"] for row in rows]),
+            "val_format_valid": _mean([row["parsed"] for row in rows]),
             "val_length": _mean([row["tokens"] for row in rows]),
             "val_truncated": _mean([row["truncated"] for row in rows]),
         }
@@ -108,6 +104,8 @@ class GenerationValidation(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         with atomic_path(self.checkpoints / name) as folder:
             save_policy(model, self.tokenizer, folder)
+            if hasattr(self.trainer, "save_critic"):
+                self.trainer.save_critic(folder)
 
 
 def best_step(history: Sequence[dict[str, Any]]) -> int:

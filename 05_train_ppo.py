@@ -1,0 +1,99 @@
+"""05: proximal policy optimisation (PPO) of the SFT policy, with a reward for every token.
+
+    python 05_train_ppo.py [--reward combined|task|intrinsic] [--learning_rate 5e-4] [--num_ppo_epochs 2]
+
+The intrinsic reward is read from the teacher's logits (utils/rewards/intrinsic.py); the task reward is paid
+on the last token. The reference is the SFT policy. Greedy answers to validation items choose the best
+checkpoint. In this stage save_steps, logging_steps and eval_steps count rollouts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from utils.config import ModelConfig, StageConfig, setting
+from utils.stage import Stage, StageContext, main
+from utils.training.policy_inputs import sft_policy, teacher_inputs, training_inputs
+from utils.training.settings import PpoAlgo
+
+PANELS = {
+    "mean reward of the rollout": ["reward", "train_accuracy"],
+    "reward components": [
+        "rewards/exact_match/mean",
+        "rewards/numeric_match/mean",
+        "rewards/program_partial/mean",
+        "rewards/format_penalty/mean",
+        "rewards/reasoning/mean",
+        "rewards/intrinsic/mean",
+    ],
+    "adaptive weights": ["weights/intrinsic", "weights/reasoning"],
+    "validation": ["val_reward", "val_accuracy", "val_format_valid"],
+    "return and value (per token)": ["returns/mean", "values/mean"],
+    "explained variance": ["explained_variance"],
+    "KL to the reference (nats per token)": ["kl"],
+    "KL to the reference (nats per completion)": ["kl_sequence"],
+    "KL coefficient": ["kl_coef"],
+    "KL to the sampling policy (nats per token)": ["approx_kl"],
+    "share of tokens clipped": ["clip_ratio/policy", "clip_ratio/value"],
+    "updates skipped": ["updates_skipped"],
+    "entropy (nats per token)": ["entropy"],
+    "policy loss": ["loss/policy"],
+    "value loss": ["loss/value"],
+    "completion length (tokens)": ["completions/mean_length", "val_length"],
+    "share of completions cut off": ["completions/clipped_ratio", "val_truncated"],
+    "gradient norm": ["grad_norm", "grad_norm/value"],
+}
+DEFAULT_REWARD = "combined"
+
+
+@dataclass
+class Options:
+    """Options of 05_train_ppo.py."""
+
+    reward: Literal["combined", "task", "intrinsic"] = setting(
+        DEFAULT_REWARD,
+        "which parts of the reward specification are paid; a folder 05_ppo_<reward> for others",
+    )
+
+
+def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    teacher = teacher_inputs(run_dir, config.model, config.options.reward)
+    return training_inputs(run_dir) | sft_policy(run_dir) | teacher
+
+
+def variant(config: StageConfig) -> str:
+    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
+
+
+def run(ctx: StageContext) -> None:
+    from utils.training.ppo import build_ppo_trainer
+    from utils.training.running import train_stage
+
+    unit = ctx.config.algo.updates_per_rollout
+    train_stage(ctx, "ppo", lambda records, spec: build_ppo_trainer(ctx, records, spec), PANELS, unit)
+
+
+STAGE = Stage(
+    number="05",
+    folder="05_ppo",
+    summary="Improve the SFT policy by PPO, with token rewards read from the teacher's logits.",
+    reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
+    writes="05_ppo/: ckpt_ppo/{best,final,step_N}, logs/{metrics.jsonl,curves.png}, valid_samples/",
+    tiers={
+        "model": (ModelConfig, "configs/models/sample.yaml"),
+        "algo": (PpoAlgo, "configs/algorithms/ppo.yaml"),
+    },
+    options=Options,
+    inputs=inputs,
+    variant=variant,
+    quick={
+        "algo.num_rollouts": 4,
+        "algo.rollout_batch_size": 16,
+        "model.training.save_steps": 2,
+        "model.validation.eval_steps": 2,
+        "model.validation.num_items": 8,
+    },
+)
+
+if __name__ == "__main__":
+    main(STAGE, run)

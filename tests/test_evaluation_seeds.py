@@ -1,0 +1,461 @@
+"""11_compare_runs.py --by_seed: which runs may be compared, and what is claimed of them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from test_evaluation_comparison import result
+
+from utils.common import UserError, write_csv, write_json
+from utils.evaluation.plots import plot_seeds
+from utils.evaluation.seed_report import accuracy_table, render_seed_report, seed_conclusions
+from utils.evaluation.seed_runs import SeedRuns, find_seed_runs, lineage
+from utils.evaluation.seeds import (
+    by_seed_rows,
+    compare_seeds,
+    gather,
+    pair_rows,
+    seed_summary_rows,
+)
+from utils.evaluation.statistics import (
+    crossed_test,
+    hierarchical_bootstrap,
+    holm,
+    mcnemar,
+    percentiles,
+    rate,
+    seed_test,
+    sign_flip_test,
+)
+from utils.manifest import describe_outputs
+from utils.plan import load_script
+from utils.stage import execute
+
+COMPARE = load_script("11_compare_runs.py")
+RUNS, SEEDS = ["s0", "s1", "s2"], [0, 1, 2]
+LEVELS = [1, 2] * 30
+
+
+def answers(right):
+    """60 items, the first ``right`` of them answered correctly."""
+    return [1] * right + [0] * (60 - right)
+
+
+def experiment(levels=LEVELS, **counts):
+    """Policies by name with their number of right answers for every seed."""
+    results = {
+        name: [result(name, answers(right), levels) for right in by_seed] for name, by_seed in counts.items()
+    }
+    count = len(next(iter(counts.values())))
+    return gather(results, [f"s{i}" for i in range(count)], list(range(count)), seed=0)
+
+
+# SFT 20 to 22 right; GRPO 20 more with every seed; PPO better on average, but by one lucky seed.
+THREE = {"sft": (20, 21, 22), "ppo": (24, 22, 51), "grpo": (41, 40, 42)}
+
+
+def seed_runs(**changes):
+    return SeedRuns(RUNS, SEEDS, {}, changes.get("left_out", {}), changes.get("code", []))
+
+
+# ------------------------------------------------------------------------------------------- numbers
+
+
+def test_means_and_intervals():
+    found = experiment(**THREE)
+    assert [mean.value for mean in found.means] == pytest.approx([21 / 60, 97 / 180, 41 / 60])
+    assert found.accuracies == pytest.approx(np.array(list(THREE.values())) / 60)
+    for index, mean in enumerate(found.means):
+        assert mean.ci95 == percentiles(found.draws[:, index]) and mean.n == 60
+    odd = [mean.value for mean in found.level_means[1]]
+    assert odd == pytest.approx([(10 + 11 + 11) / 90, (12 + 11 + 26) / 90, (21 + 20 + 21) / 90])
+    assert found.level_accuracies(2)[1] == pytest.approx(np.array([12, 11, 25]) / 30)
+    # Adding a policy changes nothing for the others, and another seed of the bootstrap hardly anything.
+    alone = experiment(sft=THREE["sft"])
+    assert alone.means[0] == found.means[0]
+    again = gather(found.results, RUNS, SEEDS, seed=1)
+    assert not np.array_equal(again.draws, found.draws)
+    assert again.means[0].ci95 == pytest.approx(found.means[0].ci95, abs=0.02)
+
+
+def test_an_interval_is_wilsons_where_all_answers_are_the_same():
+    found = experiment(base=(0, 0, 0), sft=(60, 60, 60))
+    assert [list(mean.ci95) for mean in found.means] == [rate(0, 60)["ci95"], rate(60, 60)["ci95"]]
+    assert list(found.level_means[1][0].ci95) == rate(0, 30)["ci95"]
+
+
+def test_pairs_hold_every_test_on_the_differences():
+    found = experiment(**THREE)
+    pairs = compare_seeds(found)
+    assert [(pair.a, pair.b) for pair in pairs] == [("sft", "ppo"), ("sft", "grpo"), ("ppo", "grpo")]
+    pair = pairs[0]
+    right = np.array([[answers(k) for k in THREE[name]] for name in ("sft", "ppo")])
+    d = right[1] - right[0]
+    assert pair.difference == pytest.approx(34 / 180)
+    assert (pair.ci95, pair.p_value) == (crossed_test(d).ci95, crossed_test(d).p_value)
+    assert (pair.p_items, pair.over_seeds) == (sign_flip_test(d), seed_test(d))
+    assert pair.p_mcnemar == [mcnemar(a, b).p_value for a, b in zip(*right, strict=True)]
+    assert [p.p_holm for p in pairs] == holm([p.p_value for p in pairs])
+    assert [p.p_items_holm for p in pairs] == holm([p.p_items for p in pairs])
+    draws = hierarchical_bootstrap(right, np.random.default_rng(8))
+    assert pair.bootstrap95 == pytest.approx(percentiles(draws[:, 1] - draws[:, 0]), abs=0.02)
+
+
+def test_p_is_never_below_that_of_the_items_alone():
+    # Five items gained with every seed: the t test's normal limit says 0.02, counting says 2 / 2^5.
+    pair = compare_seeds(experiment(sft=(20, 20, 20), grpo=(25, 25, 25)))[0]
+    assert crossed_test([[1] * 5 + [0] * 55] * 3).p_value < 0.03
+    assert pair.p_value == pair.p_items == pytest.approx(2 / 2**5)
+    assert pair.over_seeds is None
+
+
+def test_items_are_matched_by_id():
+    back = [result("grpo", answers(k), list(LEVELS)) for k in THREE["grpo"]]
+    for each in back:
+        for column in (each.ids, each.correct, each.levels, each.golds):
+            column.reverse()
+    sft = [result("sft", answers(k), LEVELS) for k in THREE["sft"]]
+    found = gather({"sft": sft, "grpo": back}, RUNS, SEEDS, seed=0)
+    straight = experiment(sft=THREE["sft"], grpo=THREE["grpo"])
+    assert np.array_equal(found.correct, straight.correct)
+    assert compare_seeds(found) == compare_seeds(straight)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"dataset": "finqa"}, "different test items: dataset is 'sample' and 'finqa'"),
+        ({"split": "val"}, "different test items: split is 'test' and 'val'"),
+    ],
+)
+def test_other_data_are_refused(changes, message):
+    odd = result("grpo", answers(30), **changes)
+    with pytest.raises(UserError, match=message):
+        gather({"grpo": [result("grpo", answers(30)), odd]}, RUNS[:2], SEEDS[:2], seed=0)
+
+
+def test_other_items_are_refused():
+    full, short = result("sft", answers(30)), result("sft", answers(30)[:50])
+    for first, second in ((full, short), (short, full)):
+        with pytest.raises(UserError, match="'test-50' is in one only") as error:
+            gather({"sft": [first, second]}, RUNS[:2], SEEDS[:2], seed=0)
+        assert "'sft' of s0 and 'sft' of s1" in str(error.value) and "\n" not in str(error.value)
+    other = result("grpo", answers(30))
+    other.golds[7] = "4"
+    with pytest.raises(UserError, match="'sft' of s0 and 'grpo' of s1 .* gold of 'test-7' is '3' and '4'"):
+        gather({"sft": [full, full], "grpo": [full, other]}, RUNS[:2], SEEDS[:2], seed=0)
+
+
+# -------------------------------------------------------------------------------------------- report
+
+
+def test_conclusions_say_of_what_they_hold():
+    found = experiment(**THREE)
+    lines = seed_conclusions(found, compare_seeds(found)).splitlines()
+    assert lines[0].startswith("- **grpo** answers more items correctly than **sft**: 68.3 % against 35.0 %")
+    assert "on average over 3 seeds, a difference of 33.3 points" in lines[0]
+    # PPO's one lucky seed makes its policies better than SFT's, and says nothing of the method.
+    assert lines[1].startswith(
+        "- The policies trained here as **ppo** answer more items correctly than those"
+    )
+    assert "That other seeds would show it too is not supported" in lines[1]
+    assert sum("**ppo** answers" in line for line in lines) == 0
+
+
+def test_no_claim_without_support():
+    found = experiment(sft=(20, 22, 21), grpo=(21, 20, 23))
+    text = seed_conclusions(found, compare_seeds(found))
+    assert (
+        text
+        == "- The tests support no difference between the policies at the 0.05 level after Holm's correction."
+    )
+    one = experiment(sft=(20, 22, 21))
+    assert "nothing to compare it with" in seed_conclusions(one, compare_seeds(one))
+
+
+def test_a_worse_second_policy_is_told_from_the_better_ones_side():
+    found = experiment(grpo=THREE["grpo"], sft=THREE["sft"])
+    text = seed_conclusions(found, compare_seeds(found))
+    assert "**grpo** answers more items correctly than **sft**" in text and "of 33.3 points" in text
+    assert "interval -" not in text
+    row = accuracy_table(found, compare_seeds(found)).splitlines()[2]
+    assert row.startswith("| grpo | 68.3, 66.7, 70.0 | 68.3 % (") and "| +33.3 (+" in row
+
+
+def test_report_is_ready_to_quote():
+    found = experiment(base=(0, 0, 0), **THREE)
+    pairs = compare_seeds(found)
+    runs = seed_runs(left_out={"dpo": ["s1"]}, code=["git_commit"])
+    text = render_seed_report(found, pairs, runs, "comparison.png")
+    table = text.split("## Accuracy\n\n")[1].split("\n\n")[0].splitlines()
+    assert table[0] == (
+        "| method | accuracy (%) with seed 0, 1, 2 | mean (95 % interval) | over sft, points (95 % interval) "
+        "| p | p, these policies only |"
+    )
+    assert table[2].startswith("| base | 0.0, 0.0, 0.0 | 0.0 % (0.0–6.0) | -35.0 (")
+    assert table[3].startswith("| sft | 33.3, 35.0, 36.7 | 35.0 % (") and table[3].endswith("| – | – | – |")
+    assert "| base | 0.0 % (0.0–11.4) | 0.0 % (0.0–11.4) |" in text  # by level
+    assert "| sft → grpo | +35.0 (p < 0.0001) | +31.7 (p < 0.0001) | +33.3 (p < 0.0001) |" in text
+    assert "- seed 1: `s1`" in text and "- Left out: dpo, which s1 did not evaluate." in text
+    assert "different code: git_commit" in text and "![Mean" in text
+    assert text == render_seed_report(found, compare_seeds(found), runs, "comparison.png")
+
+
+def test_tables_to_compute_with():
+    found = experiment(**THREE)
+    rows, columns = seed_summary_rows(found)
+    assert [row["policy"] for row in rows] == ["sft", "ppo", "grpo"]
+    assert rows[0]["accuracy"] == pytest.approx(0.35) and rows[0]["seeds"] == "0 1 2"
+    assert (rows[0]["accuracy_low"], rows[0]["accuracy_high"]) == found.means[0].ci95
+    assert rows[0]["seed_sd"] == pytest.approx(1 / 60)
+    assert rows[2]["accuracy_level_1"] == pytest.approx(62 / 90)
+    assert all(set(row) == set(columns) for row in rows)
+    rows, columns = by_seed_rows(found)
+    assert [(r["policy"], r["run"], r["seed"], r["correct"]) for r in rows[2:5]] == [
+        ("sft", "s2", 2, 22),
+        ("ppo", "s0", 0, 24),
+        ("ppo", "s1", 1, 22),
+    ]
+    assert all(set(row) == set(columns) for row in rows)
+    rows, columns = pair_rows(compare_seeds(found))
+    assert all(set(row) == set(columns) for row in rows) and rows[0]["difference"] == pytest.approx(34 / 180)
+
+
+def test_rates_that_a_run_lacks_are_blank_and_the_others_averaged():
+    first = result("sft", answers(20), program_accuracy=rate(10, 60), format_validity=rate(50, 60))
+    second = result("sft", answers(20), format_validity=rate(40, 60))
+    rows, columns = seed_summary_rows(gather({"sft": [first, second]}, RUNS[:2], SEEDS[:2], seed=0))
+    assert rows[0]["program_accuracy"] == "" and rows[0]["format_validity"] == pytest.approx(0.75)
+    assert columns[-2:] == ["format_validity", "program_accuracy"]
+
+
+def test_plot_is_the_same_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        plot_seeds(experiment(**THREE), tmp_path / name)
+    plot_seeds(experiment(levels=[None] * 60, sft=(20, 21)), tmp_path / "no_levels.png")
+    data = {path.stem: path.read_bytes() for path in tmp_path.iterdir()}
+    assert data["a"] == data["b"]
+    assert data["no_levels"].startswith(b"\x89PNG") and b"tEXt" not in data["a"]
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def write_stage(run, stage, seed, inputs=(), config=None, write=None, **more):
+    """A finished stage with a manifest; ``inputs`` are names, hashed by themselves unless (name, hash)."""
+    folder = run / stage
+    folder.mkdir(parents=True)
+    if write:
+        write(folder)
+    named = dict(item if isinstance(item, tuple) else (item, item) for item in inputs)
+    manifest = {
+        "run_id": run.name,
+        "schema_version": 1,
+        "stage": stage.split("/")[0],
+        "variant": "",
+        "seed": seed,
+        "config": {"options": {"policy_ckpt": "", "predictions": ""}} | (config or {}),
+        "inputs": {name: {"sha256": sha, "bytes": 1} for name, sha in named.items()},
+        "outputs": describe_outputs(folder, run),
+        "metrics": {},
+        "environment": {"git_commit": "a"},
+    }
+    write_json(folder / "manifest.json", manifest | more)
+
+
+def write_run(folder, seed, right, raw="raw-1", training=(("lr", 1),), evaluation=None, **more):
+    """A run: raw data, SFT, and evaluations of the policies that ``right`` gives the right answers of."""
+
+    def evaluated(policy):
+        def write(out):
+            scored = result(policy, answers(right[policy]), LEVELS)
+            write_json(out / "metrics.json", scored.metrics)
+            columns = ["id", "correct", "level", "gold"]
+            each = zip(scored.ids, map(int, scored.correct), scored.levels, scored.golds, strict=True)
+            write_csv(out / "breakdown.csv", (dict(zip(columns, row, strict=True)) for row in each), columns)
+
+        return write
+
+    write_stage(folder, "00_data_validation", seed, inputs=[("datasets/other.json", f"unused-{seed}")])
+    write_stage(folder, "01_preprocessing", seed, inputs=[("datasets/x.json", raw)])
+    write_stage(
+        folder,
+        "03_sft",
+        seed,
+        inputs=["01_preprocessing/train.jsonl"],
+        config={"algo": dict(training)},
+    )
+    for policy in right:
+        weights = ("assets/student", "w") if policy == "base" else ("03_sft/ckpt_sft/best", f"w{folder.name}")
+        write_stage(
+            folder,
+            f"10_evaluation/{policy}",
+            seed,
+            inputs=["01_preprocessing/test.jsonl", weights],
+            config=evaluation,
+            write=evaluated(policy),
+            **more,
+        )
+
+
+@pytest.fixture()
+def outputs(tmp_path):
+    for seed in SEEDS:
+        write_run(tmp_path / f"s{seed}", seed, {"base": 0, "sft": 20 + seed, "sft_long": 40 + seed})
+    return tmp_path
+
+
+def find(outputs, runs=RUNS, policies=()):
+    return find_seed_runs(outputs / "seeds", list(runs), list(policies))
+
+
+def refused(outputs, runs=RUNS, policies=()):
+    with pytest.raises(UserError) as error:
+        find(outputs, runs, policies)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def replaced(outputs, run, seed, right=None, **changes):
+    """The message for a run that was written anew with changes."""
+    write_run(outputs / run, seed, right or {"sft": 20}, **changes)
+    return refused(outputs, ["s0", "s1", run], ["sft"])
+
+
+def test_runs_come_in_the_order_of_their_seeds(outputs):
+    found = find(outputs, ["s2", str(outputs / "s0"), "s1"])
+    assert (found.runs, found.seeds, found.left_out, found.code) == (RUNS, SEEDS, {}, [])
+    assert list(found.folders) == ["base", "sft", "sft_long"]
+    assert found.folders["sft"] == [outputs / run / "10_evaluation" / "sft" for run in RUNS]
+    assert list(found.evaluations())[:2] == ["s0/base", "s1/base"]
+
+
+def test_a_policy_that_a_run_lacks_is_left_out_unless_it_was_asked_for(outputs):
+    write_run(outputs / "s3", 3, {"sft": 20})
+    found = find(outputs, [*RUNS, "s3"])
+    assert list(found.folders) == ["sft"] and found.left_out == {"base": ["s3"], "sft_long": ["s3"]}
+    assert "no finished evaluation of 'base'" in refused(outputs, [*RUNS, "s3"], ["base", "sft"])
+    write_run(outputs / "s4", 4, {"dpo": 20})
+    assert "no policy was evaluated in all of s0, s4" in refused(outputs, ["s0", "s4"])
+
+
+def test_lineage_is_what_a_stage_rests_on():
+    manifests = {
+        "01_preprocessing": {"inputs": {"datasets/x": 1}},
+        "03_sft": {"inputs": {"01_preprocessing/train.jsonl": 1}},
+        "03_sft_teacher": {"inputs": {"01_preprocessing/train.jsonl": 1}},
+        "06_grpo": {"inputs": {"03_sft/ckpt_sft/best": 1, "assets/student": 1}},
+        "10_evaluation/grpo": {"inputs": {"06_grpo/ckpt_grpo/best": 1}},
+    }
+    found = lineage(manifests, "10_evaluation/grpo")
+    assert set(found) == {"10_evaluation/grpo", "06_grpo", "03_sft", "01_preprocessing"}
+
+
+def test_one_run_is_no_experiment(outputs):
+    assert "needs two or more runs" in refused(outputs, ["s0"])
+    assert "needs two or more runs" in refused(outputs, [])
+    assert "names 's0' twice" in refused(outputs, ["s0", "s1", str(outputs / "s0")])
+
+
+def test_seeds_must_differ(outputs):
+    assert "s1 and again both have seed 1" in replaced(outputs, "again", 1)
+
+
+def test_policies_of_a_run_must_have_one_seed(outputs):
+    manifest = outputs / "s1" / "10_evaluation" / "sft" / "manifest.json"
+    write_json(manifest, json.loads(manifest.read_text()) | {"seed": 9})
+    assert "s1: 'base' was evaluated with seed 1, 'sft' with 9" in refused(outputs)
+
+
+def test_a_policy_trained_twice_with_one_seed_is_refused(outputs):
+    manifest = outputs / "s1" / "03_sft" / "manifest.json"
+    write_json(manifest, json.loads(manifest.read_text()) | {"seed": 2})
+    message = refused(outputs)
+    assert "'sft' was trained with the same seed in s1 and s2 (03_sft: seed 2)" in message
+    assert list(find(outputs, policies=["base"]).folders) == ["base"]  # which is trained by no run
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"training": {"lr": 2}}, "s0 and odd differ in more than the seed: 03_sft algo.lr is 1 against 2"),
+        ({"raw": "raw-2"}, "01_preprocessing input datasets/x.json is another file"),
+        ({"training": {"lr": 1, "beta": 0.1}}, "03_sft algo.beta is (absent) against 0.1"),
+        (
+            {"evaluation": {"dataset": {"instruction": "Think."}}},
+            "10_evaluation/sft dataset.instruction is (absent) against 'Think.'",
+        ),
+    ],
+)
+def test_runs_that_differ_in_more_than_the_seed_are_refused(outputs, changes, message):
+    assert message in replaced(outputs, "odd", 7, **changes)
+
+
+def test_test_items_or_stages_that_differ_are_refused(outputs):
+    write_run(outputs / "odd", 7, {"sft": 20})
+    path = outputs / "odd" / "10_evaluation" / "sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["inputs"]["01_preprocessing/test.jsonl"]["sha256"] = "other"
+    write_json(path, manifest)
+    message = refused(outputs, ["s0", "odd"], ["sft"])
+    assert "10_evaluation/sft input 01_preprocessing/test.jsonl is another file" in message
+    del manifest["inputs"]["01_preprocessing/test.jsonl"], manifest["inputs"]["03_sft/ckpt_sft/best"]
+    write_json(path, manifest)
+    assert "absent from the second" in refused(outputs, ["s0", "odd"], ["sft"])
+
+
+def test_code_that_differs_is_named_but_not_refused(outputs):
+    write_run(outputs / "new", 7, {"sft": 20}, environment={"git_commit": "b"})
+    assert find(outputs, ["s0", "new"], ["sft"]).code == ["git_commit"]
+
+
+def test_outside_weights_and_predictions_may_differ(outputs):
+    for seed in (7, 8):
+        write_run(outputs / f"p{seed}", seed, {"sft": 20})
+        path = outputs / f"p{seed}" / "10_evaluation" / "sft" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        name = f"external/answers_{seed}.jsonl"
+        manifest["inputs"] = {name: {"sha256": str(seed)}, "datasets/test.json": {"sha256": "t"}}
+        manifest["config"]["options"]["predictions"] = name
+        write_json(path, manifest)
+    assert find(outputs, ["p7", "p8"], ["sft"]).seeds == [7, 8]
+
+
+# --------------------------------------------------------------------------------------------- stage
+
+
+def compare(outputs, *more):
+    argv = ["--output_dir", str(outputs), "--runs", "s2,s0,s1", "--by_seed", "--run_id", "seeds", *more]
+    return execute(COMPARE.STAGE, COMPARE.run, argv)
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_comparison_over_seeds(outputs, capsys):
+    assert compare(outputs) == 0
+    out = outputs / "seeds" / "11_comparison"
+    assert [row["policy"] for row in read_csv(out / "summary.csv")] == ["base", "sft", "sft_long"]
+    by_seed = [(row["policy"], row["seed"], row["correct"]) for row in read_csv(out / "by_seed.csv")]
+    assert by_seed[3:6] == [("sft", "0", "20"), ("sft", "1", "21"), ("sft", "2", "22")]
+    assert len(read_csv(out / "pairs.csv")) == 3
+    assert "| sft_long | 66.7, 68.3, 70.0 |" in (out / "report.md").read_text()
+    metrics = json.loads((out / "manifest.json").read_text())["metrics"]
+    assert metrics["sft"] == {"accuracy": pytest.approx(0.35), "n": 60, "seeds": 3}
+    said = capsys.readouterr().out
+    assert "over seeds 0 (s0), 1 (s1), 2 (s2)" in said
+    assert "sft_long answers more items correctly than sft: 68.3 % against 35.0 %" in said
+    files = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".csv", ".md", ".png")}
+    assert len(files) == 5
+    assert compare(outputs) == 0 and "up to date" in capsys.readouterr().out
+    assert compare(outputs, "--overwrite") == 0
+    assert all((out / name).read_bytes() == data for name, data in files.items())
+
+
+def test_a_refusal_is_one_line(outputs, capsys):
+    assert compare(outputs, "--runs", "s0") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --by_seed needs two or more runs") and said.count("\n") == 1

@@ -1,0 +1,358 @@
+"""A frozen teacher that scores completions token by token: Q and V of its logits, for the intrinsic reward.
+
+Every distinct prompt of a batch is encoded once and its completions run on top of it (`score_completions`),
+in slices of bounded size; full-vocabulary logits exist for a few tokens at a time. Scores do not depend on
+how a batch is padded, and a completion that occurs several times in it is scored once.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from utils.common import UserError
+from utils.config import ModelSection
+from utils.models.loading import adapter_base, load_policy, load_tokenizer, located
+from utils.models.prefix_scoring import TokenScores, score_completions, token_scores
+from utils.models.score_cache import ScoreCache, score_key
+from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, unwrapped
+
+logger = logging.getLogger(__name__)
+
+SLICE_TOKENS = 2**15  # prompt and completion tokens run at once, each completion counted with its prompt
+PROBES = (
+    "Revenue rose 12.5% to $1,234 in 2019.",
+    '{"program": "divide(#0, const_100)"}\n\n',
+    "naïve – 東京 🙂",
+)
+
+
+@dataclass(frozen=True)
+class TeacherScores:
+    """What a teacher says of every completion token, [B, C] on the batch's device, 0 where masked.
+
+    q  Q(s_h, a_h), the logit of the chosen token
+    v  V(s_h) = alpha * logsumexp(f(s_h, .) / alpha), over the tokenizer's tokens
+
+    float32 (float64 from a float64 model, unless found in a cache); q - v = alpha * log pi_hat(a_h | s_h), at
+    most 0 up to rounding.
+    """
+
+    q: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One completion without padding: int64 tokens as bytes, so that equal ones are found by hashing."""
+
+    prompt: bytes
+    completion: bytes
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.frombuffer(self.prompt, np.int64), np.frombuffer(self.completion, np.int64)
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return (len(self.prompt) + len(self.completion)) // 8
+
+
+class Teacher:
+    """A causal language model in evaluation mode that is only read. `load` makes one from a configuration."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vocab_size: int,
+        *,
+        alpha: float = 1.0,
+        cache: ScoreCache | None = None,
+        name: str = "teacher",
+    ):
+        """`vocab_size` is len(tokenizer): the logit columns beyond it are padding and do not count.
+
+        `alpha` above 0 is the temperature at which the logits are a soft Q; no cache is one of capacity 0.
+        `name` is for messages.
+        """
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha must be above 0, found {alpha}")
+        self.model = model.eval().requires_grad_(False)
+        self.vocab_size, self.alpha, self.name = vocab_size, alpha, name
+        self.cache = ScoreCache(0) if cache is None else cache
+        self._warned = False
+
+    @classmethod
+    def load(
+        cls,
+        section: ModelSection,
+        student_tokenizer: PreTrainedTokenizerBase,
+        *,
+        alpha: float = 1.0,
+        cache: ScoreCache | None = None,
+    ) -> "Teacher":
+        """Load `section.teacher_name_or_path`: a full model or adapter folder, or a hub name.
+
+        Raises UserError where it is missing or damaged, is no causal language model, has another tokenizer
+        than the student, or is to be loaded in 4 bits without a GPU.
+        """
+        name = section.teacher_name_or_path
+        if section.teacher_load_in_4bit and not torch.cuda.is_available():
+            raise UserError("teacher_load_in_4bit needs a CUDA GPU; set model.teacher_load_in_4bit: false")
+        path = _located(name, "teacher")
+        _check_architecture(name, path)
+        tokenizer = load_tokenizer(name)
+        check_same_tokenizer(student_tokenizer, tokenizer, name)
+        settings = replace(section, name_or_path=name, load_in_4bit=section.teacher_load_in_4bit)
+        try:
+            model, _ = load_policy(path, settings)
+        except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
+            raise _unloadable(name, error) from None
+        _check_model(model, len(tokenizer), name)
+        return cls(model, len(tokenizer), alpha=alpha, cache=cache, name=str(name))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of what scores depend on besides the tokens: weights, formats, configuration, alpha."""
+        config = self.model.config.to_dict()
+        about = {key: value for key, value in config.items() if key not in ("_name_or_path", "name_or_path")}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+        digest.update(f"{type(unwrapped(self.model)).__name__} {self.vocab_size} {self.alpha!r}".encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if isinstance(tensor, Tensor):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def score(self, batch: CompletionBatch) -> TeacherScores:
+        """Score every unmasked completion token. A row whose completion is masked entirely gets zeros.
+
+        Position ids count real tokens, whatever `batch.positions` says. The cache, where there is one, is
+        asked once for each distinct completion of the batch.
+
+        Raises UserError where a prompt and completion exceed the teacher's positions, hold a token that the
+        tokenizer lacks, or get logits that are not finite, and ValueError where prompts are not padded on the
+        left or completions not on the right.
+        """
+        rows = _rows(batch)
+        self._check_rows(rows)
+        distinct = [row for row in dict.fromkeys(rows) if row.completion]
+        keys = (
+            {row: score_key(self.identity, *row.arrays()) for row in distinct} if self.cache.capacity else {}
+        )
+        cached = {row: self.cache.get(key) for row, key in keys.items()}
+        found = {row: scores for row, scores in cached.items() if scores is not None}
+        missing = [row for row in distinct if row not in found]
+        # Prompts of similar length run together, completions of one prompt side by side.
+        missing.sort(key=lambda row: (len(row.prompt), row.prompt))
+        fresh: dict[Row, np.ndarray] = {}
+        for part in _slices(missing):
+            fresh |= zip(part, self._score_slice(part), strict=True)
+        self._check_finite(rows, fresh)
+        for row in fresh if keys else ():
+            self.cache.put(keys[row], fresh[row])
+        return _spread(rows, found | fresh, batch.completion_mask)
+
+    # ------------------------------------------------------------------------------------------- the pass
+
+    def _score_slice(self, rows: list[Row]) -> list[np.ndarray]:
+        """Return Q and V of each row, float [2, C_i]."""
+        reason = obstacle(self.model)
+        if reason and not self._warned:
+            logger.warning("teacher %s scores without shared prefixes: %s", self.name, reason)
+            self._warned = True
+        if head_obstacle(self.model):
+            return [self._score_alone(row) for row in rows]
+        batch = self._batch(rows)
+        settings = {"temperature": self.alpha, "vocab_size": self.vocab_size, "shared": reason is None}
+        scores = self._q_and_v(score_completions(self.model, batch, **settings))
+        return np.split(scores, np.cumsum(batch.completion_mask.sum(1).tolist())[:-1], axis=1)
+
+    def _score_alone(self, row: Row) -> np.ndarray:
+        """Return Q and V, [2, C], from the model's own logits of the whole sequence."""
+        batch = self._batch([row])
+        prompt, completion = batch.prompt_ids, batch.completion_ids
+        ids = torch.cat([prompt, completion[:, :-1]], dim=1)  # the last token predicts nothing that is scored
+        kept = {}
+        if "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters:
+            kept["logits_to_keep"] = completion.shape[1]
+        output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **kept)
+        head = nn.Identity()
+        head.out_features = output.logits.shape[-1]
+        logits = output.logits[0, -completion.shape[1] :]
+        settings = {"temperature": self.alpha, "vocab_size": self.vocab_size}
+        return self._q_and_v(token_scores(head, logits, completion[0], **settings))
+
+    def _batch(self, rows: list[Row]) -> CompletionBatch:
+        prompts, completions = zip(*(map(np.ndarray.tolist, row.arrays()) for row in rows), strict=True)
+        return CompletionBatch.of(prompts, completions, next(self.model.parameters()).device)
+
+    def _q_and_v(self, scores: TokenScores) -> np.ndarray:
+        return (self.alpha * torch.stack([scores.logit, scores.logsumexp])).cpu().numpy()
+
+    # -------------------------------------------------------------------------------------------- refusals
+
+    def _check_rows(self, rows: list[Row]) -> None:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        # The last token is predicted, not read, but a pass over whole rows runs it as well.
+        unread = 1 if obstacle(self.model) is None else 0
+        for number, row in enumerate(rows):
+            prompt, completion = row.arrays()
+            if limit is not None and len(completion) and row.length - unread > limit:
+                raise UserError(
+                    f"completion {number} of the batch has a prompt of {len(prompt)} tokens and "
+                    f"{len(completion)} of its own, teacher {self.name} has {limit} positions: lower "
+                    "dataset.max_input_tokens or generation.max_new_tokens, or set another "
+                    "model.teacher_name_or_path"
+                )
+            largest = max(prompt.max(initial=0), completion.max(initial=0))
+            if largest >= self.vocab_size:
+                raise UserError(
+                    f"completion {number} of the batch holds token {largest}, the tokenizer of teacher "
+                    f"{self.name} ends at {self.vocab_size - 1}: the policy sampled a padding row of its "
+                    "vocabulary; train it longer (03_sft_train.py) or lower generation.top_p"
+                )
+
+    def _check_finite(self, rows: list[Row], fresh: dict[Row, np.ndarray]) -> None:
+        def finite(scores: np.ndarray) -> bool:
+            return bool(np.isfinite(scores).all())
+
+        broken = {row for row, scores in fresh.items() if not finite(scores)}
+        if broken:
+            # Rows that run side by side catch each other's NaN (0 times NaN): each is tried alone.
+            broken = {row for row in broken if not finite(self._score_slice([row])[0])} or broken
+            numbers = [number for number, row in enumerate(rows) if row in broken]
+            more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+            raise UserError(
+                f"teacher {self.name} gave logits that are not finite for completions {numbers[:8]}{more} of "
+                "the batch: check its weights, or set model.torch_dtype: float32"
+            )
+
+
+# ------------------------------------------------------------------------------------------ rows and slices
+
+
+def _rows(batch: CompletionBatch) -> list[Row]:
+    """Return the batch's rows without their padding."""
+    prompt_mask, mask = batch.prompt_mask.bool().cpu().numpy(), batch.completion_mask.bool().cpu().numpy()
+    if (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any() or not prompt_mask[:, -1:].all():
+        raise ValueError("prompts must be padded on the left and hold at least one token")
+    if (mask[:, 1:] & ~mask[:, :-1]).any():
+        raise ValueError("completions must be padded on the right")
+    prompts, completions = batch.prompt_ids.cpu().numpy(), batch.completion_ids.cpu().numpy()
+    return [
+        Row(prompt[kept].astype(np.int64).tobytes(), completion[chosen].astype(np.int64).tobytes())
+        for prompt, kept, completion, chosen in zip(prompts, prompt_mask, completions, mask, strict=True)
+    ]
+
+
+def _slices(rows: list[Row]) -> Iterator[list[Row]]:
+    """Cut rows into consecutive parts of at most `SLICE_TOKENS` tokens once padded, of one row at least."""
+    part: list[Row] = []
+    longest = 0
+    for row in rows:
+        grown = max(longest, row.length)
+        if part and grown * (len(part) + 1) > SLICE_TOKENS:
+            yield part
+            part, grown = [], row.length
+        part.append(row)
+        longest = grown
+    if part:
+        yield part
+
+
+def _spread(rows: list[Row], scores: dict[Row, np.ndarray], mask: Tensor) -> TeacherScores:
+    """Lay the rows' scores out as [B, C]."""
+    dtype = np.result_type(np.float32, *{array.dtype for array in scores.values()})
+    laid = np.zeros((2, *mask.shape), dtype)
+    for number, row in enumerate(rows):
+        if row.completion:
+            laid[:, number, : len(row.completion) // 8] = scores[row]
+    return TeacherScores(*torch.from_numpy(laid).to(mask.device))
+
+
+# -------------------------------------------------------------------------------------- what can be a teacher
+
+
+def check_same_tokenizer(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, name: str
+) -> None:
+    """Raise UserError unless both turn text into the same tokens: a token is scored by its id.
+
+    Compares vocabularies, beginning and end of sequence, and the encoding of a few texts. The padding token
+    may differ: it is masked wherever it stands for padding.
+    """
+    difference = None
+    own, other = student.get_vocab(), teacher.get_vocab()
+    if own != other:
+        changed = len(dict(own.items() ^ other.items()))
+        difference = f"{len(own)} and {len(other)} tokens, {changed} of them not the same"
+    for kind in ("bos_token", "eos_token"):
+        if difference is None and getattr(student, f"{kind}_id") != getattr(teacher, f"{kind}_id"):
+            difference = f"{kind} {getattr(student, kind)!r} and {getattr(teacher, kind)!r}"
+    for text in PROBES:
+        if difference is None and _encoded(student, text) != _encoded(teacher, text):
+            difference = f"they split {text!r} differently"
+    if difference is not None:
+        raise UserError(
+            f"the tokenizers of student {student.name_or_path} and teacher {name} differ ({difference}): set "
+            "model.teacher_name_or_path to a model with the student's tokenizer"
+        )
+
+
+def _located(name: str, what: str) -> str:
+    try:
+        return located(name)
+    except UserError:
+        raise UserError(f"{name}: no such folder ({what}); check model.teacher_name_or_path") from None
+
+
+def _unloadable(name: str, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(f"{name}: the teacher could not be loaded ({reason[:200]})")
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _check_architecture(name: str, path: str) -> None:
+    """Raise UserError for a folder or hub name that holds another kind of model; reads no weights."""
+    try:
+        base = adapter_base(path)
+        config = AutoConfig.from_pretrained(
+            _located(base, f"base model for teacher {name}") if base else path
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(name, error) from None
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    held = getattr(config, "architectures", None) or [causal]
+    # Another class has an encoder, or no language-model head in its weights: a new one would be random.
+    if not set(held) & set([causal] if isinstance(causal, str) else causal):
+        raise UserError(
+            f"{name}: the teacher must be a causal language model, this is {held[0] or config.model_type}; "
+            "set model.teacher_name_or_path"
+        )
+
+
+@torch.no_grad()
+def _check_model(model: PreTrainedModel, vocab_size: int, name: str) -> None:
+    """Raise UserError where the model lacks rows for the tokenizer, or sees tokens that come later."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < vocab_size:
+        raise UserError(f"{name}: the teacher has {rows} embeddings for a tokenizer of {vocab_size} tokens")
+    device = next(model.parameters()).device
+    first, second = model(input_ids=torch.tensor([[0, 1, 1], [0, 2, 2]], device=device)).logits[:, 0]
+    if bool((first - second).abs().max() > 16 * torch.finfo(first.dtype).eps * first.abs().max()):
+        raise UserError(f"{name}: the teacher must be a causal language model, this one reads ahead")

@@ -1,0 +1,65 @@
+"""The reward pipeline of a training run: opened from the configuration, kept in every resume point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from utils.common import read_json, write_json
+from utils.config import ModelConfig
+from utils.data.records import Record
+from utils.models.score_cache import open_cache
+from utils.models.teacher import Teacher
+from utils.rewards.rollout import RewardPipeline
+from utils.rewards.spec import RewardSpec
+
+STATE_FILE = "reward_state.json"
+SCORES_FILE = "teacher_scores.safetensors"
+
+
+def open_pipeline(
+    records: Sequence[Record],
+    spec: RewardSpec,
+    reward: str,
+    model: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    gamma: float = 1.0,
+) -> RewardPipeline:
+    """The pipeline for ``--reward``, with the configured teacher and its score cache where it needs one.
+
+    Raises UserError as `Teacher.load` and `RewardPipeline` do.
+    """
+    teacher = None
+    if RewardPipeline.needs_teacher(spec, reward):
+        cache = open_cache(model.teacher_cache)
+        teacher = Teacher.load(model.model, tokenizer, alpha=spec.intrinsic.alpha, cache=cache)
+    return RewardPipeline(records, spec, reward, teacher, gamma=gamma)
+
+
+class KeepsRewardState:
+    """Trainer mixin: what rollouts change in ``self.pipeline`` is part of every resume point.
+
+    Statistics of normalisers, evidence of adaptive weights, and the teacher scores with their cache's order
+    and counts, so that a resumed run pays, and counts, as an uninterrupted one.
+    """
+
+    pipeline: RewardPipeline
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        # The trainer's state, by which a resume point is known to be complete, is written after this.
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            folder = Path(output_dir)
+            write_json(folder / STATE_FILE, self.pipeline.state_dict())
+            if self.pipeline.teacher is not None:
+                self.pipeline.teacher.cache.save(folder / SCORES_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.pipeline.load_state_dict(read_json(Path(checkpoint) / STATE_FILE))
+            if self.pipeline.teacher is not None:
+                self.pipeline.teacher.cache.load(Path(checkpoint) / SCORES_FILE)
