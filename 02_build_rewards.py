@@ -1,11 +1,18 @@
-"""02: write the reward specification of a run, and test it on the run's own gold answers."""
+"""02: write the reward specification of a run, and test it on the run's own gold answers.
+
+    python 02_build_rewards.py [--reward_config configs/rewards/combined.yaml]
+    python 02_build_rewards.py --audit [--candidates FILE]
+
+``--audit`` comes after 04: how well each part of the reward ranks right candidates above wrong ones.
+"""
 
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from utils.common import UserError, derive_seed, shown, write_json
-from utils.config import setting
+from utils.config import StageConfig, setting
 from utils.rewards.spec import RewardSpec, verified, write_reward_spec
 from utils.stage import Stage, StageContext, main
 
@@ -18,31 +25,46 @@ class Options:
 
     cases_per_split: int = setting(20, "records per split that unit tests are made of")
     gold_failures_allowed: float = setting(0.0, "share of golds that may fail to score as right")
+    audit: bool = setting(False, "audit the rewards of 04's candidates instead; folder 02_rewards_audit")
+    candidates: str = setting("", "with --audit: this file in place of the run's own candidates", path=True)
 
     def validate(self) -> None:
         if self.cases_per_split < 1:
             raise ValueError(f"cases_per_split must be at least 1, found {self.cases_per_split}")
         if not 0 <= self.gold_failures_allowed < 1:
             raise ValueError(f"gold_failures_allowed must be in [0, 1), found {self.gold_failures_allowed}")
+        if self.candidates and not self.audit:
+            raise ValueError("candidates is for --audit alone")
+
+
+def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    if not config.options.audit:
+        return {split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS}
+    candidates = config.options.candidates or run_dir / "04_candidates" / "candidates.jsonl"
+    return {"reward_spec": run_dir / "02_rewards" / "reward_spec.yaml", "candidates": Path(candidates)}
 
 
 STAGE = Stage(
     number="02",
     folder="02_rewards",
     summary="Write the reward specification of a run, and test it on the run's own gold answers.",
-    reads="01_preprocessing/{train,val,test}.jsonl",
-    writes="reward_spec.yaml, unit_tests/{test_cases,test_results}.json",
+    reads="01_preprocessing/{train,val,test}.jsonl; with --audit 04_candidates/candidates.jsonl",
+    writes="reward_spec.yaml, unit_tests/{test_cases,test_results}.json; or reward_audit.{json,png}",
     tiers={"reward": (RewardSpec, "configs/rewards/combined.yaml")},
     options=Options,
-    inputs=lambda config, run_dir: {
-        split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS
-    },
+    inputs=inputs,
     quick={"cases_per_split": 3},
+    variant=lambda config: "audit" if config.options.audit else "",
 )
 
 
 def run(ctx: StageContext) -> int:
     """Write reward_spec.yaml; grade every gold; run the unit tests. Returns 1 if one fails."""
+    if ctx.config.options.audit:
+        from utils.rewards.audit import audit_stage
+
+        return audit_stage(ctx)
+
     from utils.data.records import load_records
     from utils.grading.grade import REQUIRED_FIELDS
     from utils.rewards.cases import as_json, build_cases, gold_grade, run_case

@@ -1,16 +1,21 @@
 """05: proximal policy optimisation (PPO) of the SFT policy, with a reward for every token.
 
     python 05_train_ppo.py [--reward combined|task|intrinsic] [--learning_rate 5e-4] [--num_ppo_epochs 2]
+    python 05_train_ppo.py --diagnose DIR [--json FILE]
 
 The intrinsic reward is read from the teacher's logits (utils/rewards/intrinsic.py); the task reward is paid
 on the last token. The reference is the SFT policy. Greedy answers to validation items choose the best
 checkpoint. In this stage save_steps, logging_steps and eval_steps count rollouts.
+
+``--diagnose`` only reads: what is healthy in a training folder's log, of any method, and what is not.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from utils.cli import wants_help
 from utils.config import ModelConfig, StageConfig, setting
 from utils.stage import Stage, StageContext, main
 from utils.training.policy_inputs import sft_policy, teacher_inputs, training_inputs
@@ -76,7 +81,8 @@ def run(ctx: StageContext) -> None:
 STAGE = Stage(
     number="05",
     folder="05_ppo",
-    summary="Improve the SFT policy by PPO, with token rewards read from the teacher's logits.",
+    summary="Improve the SFT policy by PPO, with token rewards read from the teacher's logits. With "
+    "--diagnose DIR [--json FILE]: say what is healthy in any method's training folder, and do nothing else.",
     reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
     writes="05_ppo/: ckpt_ppo/{best,final,step_N}, logs/{metrics.jsonl,curves.png}, valid_samples/",
     tiers={
@@ -96,4 +102,8 @@ STAGE = Stage(
 )
 
 if __name__ == "__main__":
+    if any(word.startswith("--diagnose") for word in sys.argv) and not wants_help(sys.argv):
+        from utils.training.diagnose import diagnose_command
+
+        sys.exit(diagnose_command(sys.argv[1:]))
     main(STAGE, run)

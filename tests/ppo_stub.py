@@ -1,5 +1,6 @@
 """What PPO's tests share: a reward pipeline of made-up numbers, and trainers on tiny models."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,21 @@ def ppo_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def feed_by_prompt(trainer: PPOTrainer) -> None:
+    """Replace sampling by completions of 1, 2 or 6 tokens that depend on the step, the prompt and the place
+    in its group, and not on the process.
+    """
+
+    def sample(prompt_ids, *_):
+        rows = []
+        for place, ids in enumerate(prompt_ids):
+            draw = random.Random(f"{trainer.state.global_step} {ids} {place % 4}")
+            rows.append([draw.randrange(2, 90) for _ in range(draw.choice([1, 2, 6]))])
+        return rows, None
+
+    trainer._generate_single_turn = sample
 
 
 def trained_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:

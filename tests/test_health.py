@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -11,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from utils.common import REPO_ROOT
 from utils.config import ModelConfig
 from utils.rewards.spec import RewardSpec
 from utils.training.curves import POINTS, Curve, History
 from utils.training.diagnose import diagnose_command
-from utils.training.health import RULES, TrainingHealth, checks, findings
+from utils.training.health import RULES, checks, findings
+from utils.training.health_watch import TrainingHealth
 from utils.training.settings import GrpoAlgo, PpoAlgo
 from utils.typed import leaf_keys
 
@@ -150,7 +154,7 @@ def test_an_sft_log_is_healthy_and_judged_by_its_own_rules():
     assert names(rows) == []
 
 
-@pytest.mark.parametrize("rows", [[], [{"step": 1, "other": 3.0}], run(steps=1), run(steps=4)])
+@pytest.mark.parametrize("rows", [[], [{"step": 1, "other": 3.0}], run(steps=1), run(steps=4, validation=99)])
 def test_short_and_empty_logs_are_not_judged(rows):
     assert names(rows) == []
 
@@ -214,6 +218,21 @@ def test_validation_accuracy_alone_can_fall():
         if "val_accuracy" in row:
             row["val_accuracy"] = 0.8
     assert names(rows) == []
+
+
+def test_accuracy_lost_in_one_update():
+    """No trend, and all the worse: here after the first log, as a learning rate far too high does it."""
+    lost = np.where(np.arange(STEPS) < 1, 0.28, 0.0)
+    finding = only(run(train_accuracy=lost))
+    assert (finding.name, finding.severity) == ("accuracy_lost", "serious")
+    assert finding.message == "train_accuracy has been 28.0 % and is 0.0 % at step 100"
+    assert names(run(train_accuracy=np.where(np.arange(STEPS) < 50, 0.6, 0.15))) != []
+    assert (
+        names(run(train_accuracy=np.where(np.arange(STEPS) < 1, 0.2, 0.1))) == []
+    )  # hardly anything to lose
+    rows = [{"step": 0, "val_accuracy": 1.0}, {"step": 180, "val_accuracy": 0.0}]
+    assert names(rows) == ["accuracy_lost"]
+    assert names([rows[0], rows[1] | {"val_accuracy": 0.5}]) == []
 
 
 def test_no_signal():
@@ -348,11 +367,11 @@ def test_every_remedy_names_keys_that_exist():
             **{"loss/value": np.geomspace(0.05, 5.0, STEPS), "clip_ratio/policy": 0.5}, explained_variance=0.1
         ),
         run(train_accuracy=line(0.5, 0.3, 0.03), reward=line(0.5, 0.3, 0.03)),
-        run(steps=12, loss=float("nan")),
+        run(steps=12, loss=float("nan"), train_accuracy=np.arange(12) < 1),
         [{"step": step, "loss": value} for step, value in enumerate(line(0.1, 1.0))],
     ]
     found = {finding.name: finding for rows in sick for finding in findings(rows)}
-    assert len(found) == 15, sorted(found)
+    assert len(found) == 16, sorted(found)
     known = {f"algo.{name}" for tier in (GrpoAlgo, PpoAlgo) for name in leaf_keys(tier)}
     known |= {f"model.{name}" for name in leaf_keys(ModelConfig)}
     known |= {f"reward.{name}" for name in leaf_keys(RewardSpec)}
@@ -406,6 +425,16 @@ def test_the_callback_is_silent_on_noise():
     assert lines == []
 
 
+def test_what_one_look_sees_and_the_next_does_not_is_not_said():
+    rows = run()
+    for row in rows[10:20]:
+        row["reward"] = 0.5
+    assert names(rows[:20]) == ["no_signal"] and names(rows[:30]) == []
+    ctx = Log()
+    follow(rows, ctx)
+    assert ctx.lines == []
+
+
 def test_the_callback_says_at_the_end_what_it_saw_once():
     ctx = Log()
     follow(run(steps=4, reward=-0.2, reward_std=0.0), ctx)
@@ -437,7 +466,7 @@ def test_diagnose_a_healthy_stage(tmp_path, capsys):
     assert diagnose_command(["--diagnose", str(tmp_path / "05_ppo")]) == 0
     out = capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
     assert "finished, 105 logs, steps 1 to 100" in out
-    assert "kl runaway" in out and "serious" not in out and "healthy by 12 rules" in out
+    assert "kl runaway" in out and "serious" not in out and "healthy by 13 rules" in out
 
 
 def test_diagnose_a_sick_one(tmp_path, capsys):
@@ -446,7 +475,7 @@ def test_diagnose_a_sick_one(tmp_path, capsys):
     assert diagnose_command(["--diagnose", str(tmp_path), f"--json={file}"]) == 1
     out = capsys.readouterr().out
     assert "serious: the KL to the reference is 2.00 nats per token at step 100." in out
-    assert "try: raise algo.kl_coef" in out and "1 problem by 12 rules" in out
+    assert "try: raise algo.kl_coef" in out and "1 problem by 13 rules" in out
     written = json.loads(file.read_text())
     assert (written["healthy"], written["first_step"], written["last_step"], written["logs"]) == (
         False,
@@ -485,6 +514,15 @@ def test_diagnose_a_trackers_log(tmp_path, capsys):
     write_rows(tmp_path / "metrics.jsonl", rows)
     assert diagnose_command(["--diagnose", str(tmp_path)]) == 1
     assert "loss is not a finite number at step 6" in capsys.readouterr().out
+
+
+def test_the_script_diagnoses(tmp_path):
+    write_rows(tmp_path / "metrics.jsonl", run(kl=2.0))
+    command = [sys.executable, "05_train_ppo.py"]
+    done = subprocess.run([*command, f"--diagnose={tmp_path}"], cwd=REPO_ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "") and "1 problem by 13 rules" in done.stdout
+    helped = subprocess.run([*command, "--diagnose", "--help"], cwd=REPO_ROOT, capture_output=True, text=True)
+    assert helped.returncode == 0 and "--diagnose DIR" in helped.stdout
 
 
 @pytest.mark.parametrize(

@@ -15,20 +15,39 @@ from utils.common import REPO_ROOT, read_json, read_jsonl
 pytestmark = pytest.mark.pipeline
 
 # Small, yet nothing is degenerate: SFT learns the form of an answer, so that rewards differ within groups;
-# a rollout serves two optimizer steps; validations (every 5) fall between resume points (every 4) and inside
-# rollouts; the log is not in step with either.
+# SFT's validations (every 5) fall between resume points (every 4), its log is not in step with either; a
+# rollout serves several optimizer steps; and every part of the reward that keeps a state has one.
 SETTINGS = {
-    "model.training.save_steps": "4",
-    "model.training.logging_steps": "3",
-    "model.validation.eval_steps": "5",
+    "reward.intrinsic.normaliser": "mean_std",
+    "reward.intrinsic.scope": "running",
+    "reward.adaptive.enabled": "true",
+    "sft.training.save_steps": "4",
+    "sft.training.logging_steps": "3",
+    "sft.validation.eval_steps": "5",
     "sft.max_steps": "16",
     "sft.learning_rate": "5e-3",
     "sft.lr_scheduler_type": "constant_with_warmup",
     "sft.warmup_steps": "2",
     "sft.per_device_train_batch_size": "16",
-    "grpo.max_steps": "10",
-    "grpo.num_iterations": "2",
-    "grpo.warmup_steps": "0",
+}
+# In rollouts, of four optimizer steps each in PPO and two in GRPO.
+OF_METHOD = {
+    "ppo": {
+        "ppo.num_rollouts": "5",
+        "ppo.rollout_batch_size": "16",
+        "ppo.training.save_steps": "2",
+        "ppo.validation.eval_steps": "3",
+        "ppo.warmup_steps": "0",
+        "ppo.adaptive_kl": "true",
+    },
+    "grpo": {
+        "grpo.num_rollouts": "5",
+        "grpo.per_device_train_batch_size": "16",
+        "grpo.steps_per_generation": "1",
+        "grpo.training.save_steps": "2",
+        "grpo.validation.eval_steps": "3",
+        "grpo.warmup_steps": "0",
+    },
 }
 
 STAGES = [
@@ -37,27 +56,37 @@ STAGES = [
     "02_rewards",
     "03_sft",
     "04_candidates",
+    "05_ppo",
     "06_grpo",
     "10_evaluation/base",
     "10_evaluation/sft",
+    "10_evaluation/ppo",
     "10_evaluation/grpo",
     "11_comparison",
 ]
+TRAINED = ["03_sft/ckpt_sft", "05_ppo/ckpt_ppo", "06_grpo/ckpt_grpo"]
 
 # Where the process group is killed, one after the other: as soon as the file is new.
-KILLS = [
-    "03_sft/valid_samples/step_0.json",  # before the first resume point
-    "03_sft/valid_samples/step_10.json",  # between two
-    "06_grpo/resume/checkpoint-4/trainer_state.json",  # right after the first
-    "06_grpo/valid_samples/step_5.json",  # in the middle of a rollout
-    "06_grpo/resume/checkpoint-8",  # while one is being written
-]
-PATIENCE = 300  # seconds
+KILLS = {
+    "ppo": [
+        "03_sft/valid_samples/step_0.json",  # before the first resume point
+        "03_sft/valid_samples/step_10.json",  # between two
+        "05_ppo/resume/checkpoint-8/trainer_state.json",  # right after the first
+        "05_ppo/valid_samples/step_12.json",  # between two
+        "05_ppo/resume/checkpoint-16",  # while one is being written
+    ],
+    "grpo": [
+        "06_grpo/resume/checkpoint-4/trainer_state.json",
+        "06_grpo/resume/checkpoint-8",
+    ],
+}
+PATIENCE = 900  # seconds; one run takes a minute on a quiet machine
 
 
-def driver(outputs: Path, run_id: str) -> list[str]:
-    settings = [word for key, value in SETTINGS.items() for word in (f"--{key}", value)]
-    script = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--method", "grpo", "--quick_test", *settings]
+def driver(outputs: Path, run_id: str, method: str) -> list[str]:
+    wanted = SETTINGS | OF_METHOD[method]
+    settings = [word for key, value in wanted.items() for word in (f"--{key}", value)]
+    script = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--method", method, "--quick_test", *settings]
     return [*script, "--output_dir", str(outputs), "--run_id", run_id]
 
 
@@ -65,20 +94,20 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(outputs: Path, run_id: str) -> str:
+def run(outputs: Path, run_id: str, method: str) -> str:
     """The driver's standard output."""
     done = subprocess.run(
-        driver(outputs, run_id), env=environment(), capture_output=True, text=True, timeout=PATIENCE
+        driver(outputs, run_id, method), env=environment(), capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
 
-def kill_when_new(outputs: Path, run_id: str, name: str) -> None:
+def kill_when_new(outputs: Path, run_id: str, method: str, name: str) -> None:
     """Start the driver and kill its process group as soon as file ``name`` of the run is new."""
     path, begin = outputs / run_id / name, time.time()
     process = subprocess.Popen(
-        driver(outputs, run_id),
+        driver(outputs, run_id, method),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -96,13 +125,14 @@ def kill_when_new(outputs: Path, run_id: str, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
-    """A folder with two runs of the same work: ``whole``, and ``broken``, which was killed five times."""
+    """A folder with two runs of the same work: ``whole``, and ``broken``, which was killed seven times."""
     folder = tmp_path_factory.mktemp("outputs")
-    run(folder, "whole")
-    for name in KILLS:
-        kill_when_new(folder, "broken", name)
-        assert not (folder / "broken" / name.split("/")[0] / "manifest.json").exists()
-    run(folder, "broken")
+    for method, names in KILLS.items():
+        run(folder, "whole", method)
+        for name in names:
+            kill_when_new(folder, "broken", method, name)
+            assert not (folder / "broken" / name.split("/")[0] / "manifest.json").exists()
+        run(folder, "broken", method)
     return folder
 
 
@@ -132,39 +162,60 @@ def manifests(outputs: Path, run_id: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "final"])
-@pytest.mark.parametrize("stage", ["03_sft/ckpt_sft", "06_grpo/ckpt_grpo"])
+@pytest.mark.parametrize("stage", TRAINED)
 def test_killed_trainings_end_in_identical_weights(outputs, stage, checkpoint):
+    """Adapters, and PPO's value head."""
+    for name in ("adapter_model", "value_head"):
+        whole, broken = (
+            outputs / run_id / stage / checkpoint / f"{name}.safetensors" for run_id in ("whole", "broken")
+        )
+        if name == "adapter_model" or "ppo" in stage:
+            assert whole.read_bytes() == broken.read_bytes()
+        else:
+            assert not whole.exists() and not broken.exists()
+
+
+def test_everything_but_the_clock_is_the_same(outputs):
+    """Logs, samples, curves and tables too: with them, the states of normalisers and coefficients."""
     whole, broken = (
-        (outputs / run_id / stage / checkpoint / "adapter_model.safetensors").read_bytes()
+        {
+            path.relative_to(outputs / run_id).as_posix(): path.read_bytes()
+            for path in (outputs / run_id).rglob("*")
+            if path.is_file()
+            and path.name not in (".lock", "runtime.json", "stage.log", "manifest.json", "run_manifest.json")
+        }
         for run_id in ("whole", "broken")
     )
-    assert whole == broken
+    assert set(whole) == set(broken)
+    assert [name for name in whole if whole[name] != broken[name]] == []
+    rows = read_jsonl(outputs / "whole" / "05_ppo" / "logs" / "metrics.jsonl")
+    assert len({row["kl_coef"] for row in rows if "kl_coef" in row}) > 1  # a state that would show if lost
+    assert all("weights/intrinsic" in row for row in rows if "reward" in row)
 
 
 def test_the_killed_run_did_resume(outputs):
     """Otherwise the tests above would compare two uninterrupted runs."""
     points = {
         stage: re.findall(r"resuming from step (\d+)", (outputs / "broken" / stage / "stage.log").read_text())
-        for stage in ("03_sft", "06_grpo")
+        for stage in ("03_sft", "05_ppo", "06_grpo")
     }
     assert len(points["03_sft"]) == 1  # the first kill came before the first resume point
-    assert len(points["06_grpo"]) == 3
-    assert points["06_grpo"][0] == "4"
-    for stage in ("03_sft", "06_grpo"):
-        assert (
-            len(read_json(outputs / "broken" / stage / "runtime.json")["sessions"])
-            == len([name for name in KILLS if name.startswith(stage)]) + 1
-        )
+    assert len(points["05_ppo"]) == 3 and points["05_ppo"][0] == "8"
+    assert len(points["06_grpo"]) == 2 and points["06_grpo"][0] == "4"
+    kills = [name for names in KILLS.values() for name in names]
+    for stage in points:
+        sessions = read_json(outputs / "broken" / stage / "runtime.json")["sessions"]
+        assert len(sessions) == len([name for name in kills if name.startswith(stage)]) + 1
         assert "resuming" not in (outputs / "whole" / stage / "stage.log").read_text()
 
 
 def test_the_policies_did_change(outputs):
     """Otherwise identical weights would say little: rewards differ within groups, the policy moves."""
-    start, end = (
+    start, ppo, grpo = (
         (outputs / "whole" / name / "adapter_model.safetensors").read_bytes()
-        for name in ("03_sft/ckpt_sft/best", "06_grpo/ckpt_grpo/final")
+        for name in ("03_sft/ckpt_sft/best", "05_ppo/ckpt_ppo/final", "06_grpo/ckpt_grpo/final")
     )
-    assert start != end
+    assert len({start, ppo, grpo}) == 3
     rows = read_jsonl(outputs / "whole" / "06_grpo" / "logs" / "metrics.jsonl")
     assert max(row["reward_std"] for row in rows if "reward_std" in row) > 0.05
 
@@ -190,6 +241,6 @@ def test_outputs_are_plain_and_portable(outputs):
 
 def test_a_finished_run_is_up_to_date(outputs):
     before = {path: path.stat().st_mtime_ns for path in manifests(outputs, "broken")}
-    lines = re.findall(r"^\[\d+/\d+\] (\S+): (.*)$", run(outputs, "broken"), flags=re.MULTILINE)
-    assert lines == [(stage, "up to date") for stage in STAGES]
+    lines = re.findall(r"^\[\d+/\d+\] (\S+): (.*)$", run(outputs, "broken", "grpo"), flags=re.MULTILINE)
+    assert lines == [(stage, "up to date") for stage in STAGES if "ppo" not in stage]
     assert before == {path: path.stat().st_mtime_ns for path in manifests(outputs, "broken")}

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from ppo_stub import logged, ppo_trainer, tiny_model, token_values, trained_weights
+from ppo_stub import feed_by_prompt, logged, ppo_trainer, tiny_model, token_values, trained_weights
 from test_ppo_math import numpy_gae, numpy_policy_loss, numpy_value_loss
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
@@ -132,6 +132,7 @@ def test_a_rollout_equals_a_slow_one(make, tiny_models, architecture, lora, sepa
     expected = {
         "reward": paid.sum() / 8,
         "train_accuracy": (paid.sum(1) > 0).mean(),
+        "num_tokens": sum(lengths) + sum(len(trainer.train_dataset[row]["prompt"]) for row in ROWS),
         "completions/mean_length": np.mean(lengths),
         "completions/clipped_ratio": 4 / 8,  # two single tokens, the limit, and nothing at all
         "values/mean": values[mask].mean(),
@@ -334,13 +335,17 @@ def test_gradient_checkpointing_changes_nothing(make):
 def test_accumulated_micro_batches_are_one_mini_batch(make):
     """The mean is over the mini-batch's tokens, however it is cut into micro-batches."""
     settings = {"num_mini_batches": 1, "num_ppo_epochs": 3, "max_steps": 6, "logging_steps": 3}
-    whole = trained(make(per_device_train_batch_size=8, **settings))
-    cut = trained(make(per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings))
+    whole = make(per_device_train_batch_size=8, **settings)
+    cut = make(per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings)
+    for trainer in (whole, cut):
+        feed_by_prompt(trainer)
+        trainer.train()
     compare(whole, cut)
 
 
 def test_every_epoch_passes_over_the_whole_rollout_in_another_order(make):
     trainer = make(num_generations=2)
+    feed_by_prompt(trainer)
     seen, tokens = [], []
 
     def look(model, inputs):

@@ -1,6 +1,9 @@
 """The reward audit: figures against slow references, intervals against a plain bootstrap, what is null."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from utils.common import UserError
+from utils import manifest as manifests
+from utils.common import UserError, read_json, write_jsonl
 from utils.rewards.audit import FEWEST_PROMPTS, RESAMPLES, audit, write_audit
+from utils.rewards.audit_candidates import paid_otherwise
 from utils.rewards.audit_statistics import (
     all_alike_bound,
     draw_prompts,
@@ -19,6 +24,8 @@ from utils.rewards.audit_statistics import (
     weighted_spearman,
 )
 from utils.rewards.ranking import auroc, within_group_accuracy
+from utils.rewards.spec import RewardSpec, RewardWeights, write_reward_spec
+from utils.stage import execute, load_script
 
 COMPONENTS = ("exact_match", "numeric_match", "program_partial", "format_penalty")
 
@@ -358,14 +365,87 @@ def test_no_candidates(rows):
 def test_equal_rows_and_seed_give_equal_bytes(tmp_path):
     rows = noisy_rows(levels=[1, 2] * 20)
     written = []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+    for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_audit(rows, tmp_path / name, seed)
+        write_audit(rows, tmp_path / name, 0)
         files = sorted((tmp_path / name).iterdir())
         assert [file.name for file in files] == ["reward_audit.json", "reward_audit.png"]
         written.append([file.read_bytes() for file in files])
     assert written[0] == written[1]
-    assert written[0][0] != written[2][0]
+    assert json.loads(written[0][0]) != audit(rows, 1)
     result = json.loads(written[0][0])
     assert (result["schema_version"], result["seed"], result["resamples"]) == (1, 0, RESAMPLES)
     assert written[0][1].startswith(b"\x89PNG")
+
+
+# -------------------------------------------------------------------------------- 02_build_rewards.py --audit
+
+
+def stage_run(tmp_path, rows, **weights):
+    """A run with a finished 02 and 04 as far as the audit looks at them."""
+    run_dir = tmp_path / "run_001"
+    spec = replace(RewardSpec(), weights=RewardWeights(**weights))
+    write_reward_spec(run_dir / "02_rewards" / "reward_spec.yaml", spec)
+    write_jsonl(run_dir / "04_candidates" / "candidates.jsonl", rows)
+    for folder in ("02_rewards", "04_candidates"):
+        identity = manifests.identity(folder, "", 0, {}, {})
+        outputs = manifests.describe_outputs(run_dir / folder, run_dir)
+        manifests.write_manifest(
+            run_dir / folder / "manifest.json",
+            identity | {"run_id": "run_001", "metrics": {}, "outputs": outputs, "environment": {}},
+        )
+    return run_dir
+
+
+def audit_stage(tmp_path, *options):
+    script = load_script("02_build_rewards.py")
+    return execute(script.STAGE, script.run, ["--audit", "--output_dir", str(tmp_path), *options])
+
+
+def test_stage_audits_the_runs_candidates(tmp_path, capsys):
+    run_dir = stage_run(tmp_path, noisy_rows(levels=[1, 2] * 20))
+    assert audit_stage(tmp_path) == 0
+    out = run_dir / "02_rewards_audit"
+    result = read_json(out / "reward_audit.json")
+    said = capsys.readouterr().out
+    assert all(found["sentence"] in said for found in result["components"].values())
+    assert "warning" not in said
+    manifest = read_json(out / "manifest.json")
+    assert set(manifest["inputs"]) == {"02_rewards/reward_spec.yaml", "04_candidates/candidates.jsonl"}
+    assert set(manifest["outputs"]) == {f"02_rewards_audit/reward_audit.{kind}" for kind in ("json", "png")}
+    value = result["components"]["intrinsic"]["auroc"]["value"]
+    assert manifest["metrics"]["intrinsic"]["auroc"] == value > 0.5
+
+
+def test_stage_audits_a_file(tmp_path):
+    run_dir = stage_run(tmp_path, noisy_rows(0))
+    write_jsonl(tmp_path / "mine.jsonl", noisy_rows(1))
+    assert audit_stage(tmp_path, "--candidates", str(tmp_path / "mine.jsonl")) == 0
+    written = read_json(run_dir / "02_rewards_audit" / "reward_audit.json")
+    assert written == audit(noisy_rows(1), 0)
+
+
+def test_stage_says_if_the_specification_is_not_what_paid(tmp_path, capsys):
+    stage_run(tmp_path, noisy_rows(), correctness=0.5)
+    assert audit_stage(tmp_path) == 0
+    assert re.search(r"warning: candidates of p\d+: exact_match is 1, .* pays 0.5", capsys.readouterr().out)
+
+
+def test_a_part_that_was_not_paid_is_no_contradiction():
+    rows = rows_of([[candidate(True, exact_match=0.0), candidate(False, format_penalty=-0.2)]])
+    assert paid_otherwise(rows, RewardSpec()) is None
+    assert "format_penalty is -0.2" in paid_otherwise(rows, RewardSpec(format_penalty=-0.5))
+
+
+def test_stage_without_candidates_says_what_to_run(tmp_path, capsys):
+    run_dir = stage_run(tmp_path, noisy_rows())
+    shutil.rmtree(run_dir / "04_candidates")
+    assert audit_stage(tmp_path) == 2
+    assert "run `python 04_generate_candidates.py --run_id run_001" in capsys.readouterr().err
+
+
+def test_candidates_without_audit_is_a_mistake(tmp_path, capsys):
+    script = load_script("02_build_rewards.py")
+    arguments = ["--candidates", "mine.jsonl", "--output_dir", str(tmp_path)]
+    assert execute(script.STAGE, script.run, arguments) == 2
+    assert "candidates is for --audit alone" in capsys.readouterr().err

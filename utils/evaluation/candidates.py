@@ -19,7 +19,7 @@ from utils.models.shared_prefix import CompletionBatch
 from utils.rewards.spec import RewardSpec
 from utils.rewards.task import graded_row
 from utils.stage import StageContext
-from utils.training.reward_state import open_pipeline
+from utils.training.reward_state import close_pipeline, open_pipeline
 
 
 def sample_candidates(
@@ -56,7 +56,7 @@ def sample_candidates(
     truncated = torch.tensor([completion.truncated for completion in completions])
     texts = [completion.text for completion in completions]
     rewards = pipeline.score_outcomes(owner, batch, texts, truncated)
-    ctx.runtime["teacher_cache"] = pipeline.teacher.cache.stats if pipeline.teacher else None
+    close_pipeline(ctx, pipeline)
     candidates = []
     for index, (number, completion) in enumerate(zip(owner, completions, strict=True)):
         paid = {name: round(part[index].item(), 6) for name, part in rewards.components.items()}

@@ -88,7 +88,7 @@ class Teacher:
         if not 0 < alpha < float("inf"):
             raise ValueError(f"alpha must be above 0, found {alpha}")
         self.model = model.eval().requires_grad_(False)
-        self.vocab_size, self.alpha, self.name = vocab_size, alpha, name
+        self.vocab_size, self.alpha, self.name = vocab_size, float(alpha), name
         self.cache = ScoreCache(0) if cache is None else cache
         self._warned = False
 

@@ -18,13 +18,13 @@ with the reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.common import UserError, derive_seed, write_json
+from utils.common import derive_seed, read_jsonl, write_json
+from utils.rewards.audit_candidates import Candidates, paid_otherwise, read_candidates
 from utils.rewards.audit_plot import plot_audit
 from utils.rewards.audit_statistics import (
     all_alike_bound,
@@ -35,7 +35,11 @@ from utils.rewards.audit_statistics import (
     weighted_spearman,
 )
 from utils.rewards.ranking import group_pairs
+from utils.rewards.spec import load_reward_spec
 from utils.rewards.task import COMPONENTS
+
+if TYPE_CHECKING:
+    from utils.stage import StageContext
 
 SCHEMA_VERSION = 1
 RESAMPLES = 1000
@@ -57,40 +61,19 @@ VERDICTS = {
 _WARN = ("length_proxy", "no_evidence", "misleading")
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """All candidates in flat arrays, those of one prompt side by side.
+def audit_stage(ctx: StageContext) -> int:
+    """``02_build_rewards.py --audit``: audit ``candidates``; warn if ``reward_spec`` is not what paid them.
 
-    Attributes:
-        prompt: [M] int, the prompt's number, ascending from 0.
-        level: per prompt; None where the data set has no levels.
-        right: [M] bool, verified.
-        tokens: [M] int.
-        truncated: [M] bool.
-        scores: component -> [M] float64, or the reason why there are none.
+    Returns the stage's exit code.
     """
-
-    prompt: np.ndarray
-    level: list[Any]
-    right: np.ndarray
-    tokens: np.ndarray
-    truncated: np.ndarray
-    scores: dict[str, np.ndarray | str]
-
-    def of_prompts(self, chosen: Sequence[int]) -> Candidates:
-        """The candidates of these prompts (ascending), renumbered from 0."""
-        keep = np.isin(self.prompt, chosen)
-        return replace(
-            self,
-            prompt=np.searchsorted(chosen, self.prompt[keep]),
-            level=[self.level[index] for index in chosen],
-            right=self.right[keep],
-            tokens=self.tokens[keep],
-            truncated=self.truncated[keep],
-            scores={
-                name: score if isinstance(score, str) else score[keep] for name, score in self.scores.items()
-            },
-        )
+    rows = read_jsonl(ctx.inputs["candidates"])
+    components = write_audit(rows, ctx.out, ctx.seed)["components"]
+    if otherwise := paid_otherwise(rows, load_reward_spec(ctx.inputs["reward_spec"])):
+        ctx.log(f"warning: {otherwise}")
+    for name, found in components.items():
+        ctx.log(f"  {found['sentence']}")
+        ctx.metrics[name] = {key: found[key]["value"] for key in ("pair_accuracy", "auroc")}
+    return 0
 
 
 def write_audit(rows: Sequence[dict[str, Any]], folder: Path, seed: int) -> dict[str, Any]:
@@ -145,75 +128,6 @@ def audit(rows: Sequence[dict[str, Any]], seed: int, resamples: int = RESAMPLES)
             components[name]["sentence"] for name in components if components[name]["verdict"] in _WARN
         ],
     }
-
-
-def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
-    """Flat arrays of the rows of ``candidates.jsonl``.
-
-    Components are the task reward's as paid, ``reasoning`` and ``intrinsic`` (alpha log pi_hat of the whole
-    completion, nats times alpha) as measured, before weights and normalisation, ``intrinsic_per_token`` (the
-    same divided by the tokens; a completion without tokens has 0, the most there is), the ``total`` as paid,
-    and for comparison ``brevity``: minus the tokens.
-
-    Raises UserError naming the prompt where something is missing, not a number, or not finite.
-    """
-    rows = [row for row in rows if row.get("candidates")]
-    if not rows:
-        raise UserError("there are no candidates to audit: run 04_generate_candidates.py")
-    prompt, found = [], []
-    for index, row in enumerate(rows):
-        for candidate in row["candidates"]:
-            prompt.append(index)
-            try:
-                found.append(_values(candidate))
-            except KeyError as error:
-                raise UserError(f"candidates of {row.get('id')}: no {error}; run 04 again") from None
-            except (AttributeError, TypeError, ValueError) as error:
-                raise UserError(f"candidates of {row.get('id')}: {error}; run 04 again") from None
-    columns: dict[str, np.ndarray | str] = {}
-    for name in found[0]:
-        values = [value[name] for value in found]
-        missing = [place for place, value in enumerate(values) if value is None]
-        if missing and len(missing) < len(values):
-            at = rows[prompt[missing[0]]].get("id")
-            raise UserError(f"candidates of {at}: no raw {name}, others have one; run 04 again")
-        columns[name] = _ABSENT[name] if missing else np.array(values)
-    intrinsic, tokens = columns["intrinsic"], columns["tokens"]
-    per_token = intrinsic if isinstance(intrinsic, str) else intrinsic / np.maximum(tokens, 1)
-    return Candidates(
-        prompt=np.array(prompt),
-        level=[row.get("level") for row in rows],
-        right=columns["correct"] > 0,
-        tokens=tokens,
-        truncated=columns["truncated"] > 0,
-        scores={
-            **{name: columns[name] for name in (*COMPONENTS, "reasoning", "intrinsic")},
-            "intrinsic_per_token": per_token,
-            "total": columns["total"],
-            "brevity": -tokens,
-        },
-    )
-
-
-_ABSENT = {"reasoning": "no reasoning score", "intrinsic": "no teacher scored the candidates"}
-
-
-def _values(candidate: dict[str, Any]) -> dict[str, float | None]:
-    """The numbers of one candidate; None where an optional one was not measured.
-
-    Raises KeyError, AttributeError, TypeError or ValueError where it is not a candidate with rewards.
-    """
-    raw = candidate.get("raw", {})
-    numbers = {name: candidate[name] for name in ("correct", "tokens", "truncated")}
-    numbers |= {name: candidate["reward"][name] for name in (*COMPONENTS, "total")}
-    numbers |= {name: raw.get(name) for name in _ABSENT}
-    values = {}
-    for name, number in numbers.items():
-        value = None if number is None and name in _ABSENT else float(number)
-        if value is not None and not np.isfinite(value):
-            raise ValueError(f"{name} is {number}")
-        values[name] = value
-    return values
 
 
 def _counts(part: Candidates) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 The same rules serve PPO, GRPO and SFT: a rule whose keys are not in the log does not apply. A trend is one
 that a Mann-Kendall test finds and that is large enough to matter; two noisy points are none. Levels are
-medians over the last logged values, so that a single outlier decides nothing.
+medians over the last logged values, so that a single outlier decides nothing. Light to import.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from transformers import TrainerCallback
 
-from utils.stage import StageContext
 from utils.training.curves import LAST, P_BOTH, P_TREND, STRETCH, Curve, History, is_finite
 
 
@@ -47,41 +45,6 @@ def checks(history: Sequence[dict[str, Any]]) -> list[Check]:
 def findings(history: Sequence[dict[str, Any]]) -> list[Finding]:
     """What is unhealthy, in order of consequence; empty for a healthy log."""
     return [check.finding for check in checks(history) if check.finding]
-
-
-class TrainingHealth(TrainerCallback):
-    """Warns once per finding while training, in plain words, to the stage's log and nowhere else.
-
-    It looks often, so chance would have many chances: a finding is said once it holds in two looks in a row,
-    or at the end.
-    A resumed process looks at the whole log again, and says again what still holds.
-    """
-
-    EVERY = 10  # logs
-
-    def __init__(self, ctx: StageContext):
-        self.ctx = ctx
-        self.said: set[str] = set()
-        self.seen: set[str] = set()
-        self.logs = 0
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.logs += 1
-        if self.logs % self.EVERY == 0:
-            self._look(state)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._look(state, last=True)
-
-    def _look(self, state, last: bool = False) -> None:
-        if not state.is_world_process_zero:
-            return
-        found = findings(state.log_history)
-        for finding in found:
-            if (last or finding.name in self.seen) and finding.name not in self.said:
-                self.said.add(finding.name)
-                self.ctx.log(f"warning: {finding.message}. Try: {finding.remedy}")
-        self.seen = {finding.name for finding in found}
 
 
 # ------------------------------------------------------------------------------------------------- rules
@@ -118,18 +81,32 @@ def non_finite(log: History) -> Iterator[Check]:
 
 
 def accuracy(log: History) -> Iterator[Check]:
-    """Verified accuracy that falls, above all while the trained reward rises."""
-    for key, enough, p in (("train_accuracy", 30, P_TREND), ("val_accuracy", 6, P_BOTH)):
+    """Verified accuracy that is lost, or falls, above all while the trained reward rises."""
+    for key, ends, trend_from, p in (("train_accuracy", LAST, 30, P_TREND), ("val_accuracy", 1, 6, P_BOTH)):
         whole = log.curve(key)
-        if len(whole) < enough:
+        if len(whole) <= ends:
             continue
-        found = [
-            _fall(log, key, part, p) for part in (whole, whole[len(whole) // 2 :]) if len(part) >= enough
-        ]
+        parts = [part for part in (whole, whole[len(whole) // 2 :]) if len(part) >= trend_from]
+        found = [*(_fall(log, key, part, p) for part in parts), _collapse(key, whole, ends)]
         worst = sorted((finding for finding in found if finding), key=lambda f: f.severity != "serious")
-        ends = LAST if len(whole) >= 2 * LAST else 1
         first, last = np.median(whole.values[:ends]), np.median(whole.values[-ends:])
-        yield Check(key, f"{100 * first:.1f} % -> {100 * last:.1f} %", worst[0] if worst else None)
+        figures = f"{100 * first:.1f} % -> {100 * last:.1f} %, at most {100 * whole.values.max():.1f} %"
+        yield Check(key, figures, worst[0] if worst else None)
+
+
+def _collapse(key: str, curve: Curve, ends: int) -> Finding | None:
+    """Whether two thirds of the accuracy are lost: one bad update does that, and leaves no trend."""
+    smooth = np.lib.stride_tricks.sliding_window_view(curve.values, min(ends, 5))
+    peak, last = max(curve.values[0], np.median(smooth, axis=1).max()), np.median(curve.values[-ends:])
+    if peak < 0.25 or last >= peak / 3:
+        return None
+    return Finding(
+        "accuracy_lost",
+        "serious",
+        f"{key} has been {100 * peak:.1f} % and is {100 * last:.1f} % at step {curve.steps[-1]:g}",
+        "lower algo.learning_rate, raise algo.warmup_steps, algo.kl_coef (PPO) or algo.beta (GRPO); "
+        "ckpt_*/best is older",
+    )
 
 
 def _fall(log: History, key: str, part: Curve, p: float) -> Finding | None:

@@ -43,7 +43,7 @@ from utils.training.ppo_math import (
     value_loss,
     whiten,
 )
-from utils.training.value import ValueModel, attach_value_head, load_critic, save_critic
+from utils.training.value import TrainsCritic, ValueModel, attach_value_head
 
 if TYPE_CHECKING:
     from utils.training.ppo import PPOConfig
@@ -57,7 +57,7 @@ _REMEDY = (
 )
 
 
-class PPOTrainer(SharedPrefixGRPOTrainer):
+class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
     """PPO with a value head on the policy, or with a critic of its own where `value_model` is given.
 
     `pipeline` pays the completions; the data set's `record` column indexes its records. Raises UserError for
@@ -94,7 +94,7 @@ class PPOTrainer(SharedPrefixGRPOTrainer):
             if used is not None:
                 _make_ready(self.accelerator.unwrap_model(used))
         seed = derive_seed(args.seed, "value_head")
-        self.value_model = None
+        self.value_model = None  # as prepared: under DDP, a wrapper of the critic
         if value_model is None:
             self.critic = attach_value_head(policy, seed)
         else:
@@ -109,7 +109,7 @@ class PPOTrainer(SharedPrefixGRPOTrainer):
         self._sums: Tensor | float = 0.0  # of this update
         self._skipping = False
         self._rollout_began = 0.0
-        self._rollout_tokens = 0.0
+        self._rollout_tokens = 0
 
     # -------------------------------------------------------------------------------------------- scoring
 
@@ -172,6 +172,7 @@ class PPOTrainer(SharedPrefixGRPOTrainer):
         for name, found in (("log-probabilities", log_ratio), ("values", values), ("rewards", returns)):
             self._check_finite(name, found, record)
 
+        self._count_tokens(batch)
         self._log_rollout(rewards, mask, truncated, values, returns, entropies, log_ratio)
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, total=self._total)
@@ -196,6 +197,15 @@ class PPOTrainer(SharedPrefixGRPOTrainer):
             texts,
             torch.tensor(truncated, device=device),
         )
+
+    def _count_tokens(self, batch: CompletionBatch) -> None:
+        """Count this rollout's completion tokens, and, as TRL does, all tokens so far, prompts included."""
+        prompt, completion = self._total(
+            torch.stack([batch.prompt_mask.sum(), batch.completion_mask.sum()])
+        ).tolist()
+        self._rollout_tokens = completion
+        self.state.num_input_tokens_seen += prompt + completion
+        self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
 
     def _log_rollout(
         self,
@@ -234,9 +244,8 @@ class PPOTrainer(SharedPrefixGRPOTrainer):
                 "kl_sequence": mean(k1(log_ratio).sum(1), every),
                 "kl_coef": self.kl.coef,
             }
-            count = int(moments(lengths, every, self._total)[0])
-            self.kl.update(found["kl_sequence"], count)
-        self._rollout_tokens = float(self._total(lengths.sum()))
+            completions = int(self._total(every.sum()))
+            self.kl.update(found["kl_sequence"], completions)
         self._record(found)
 
     # -------------------------------------------------------------------------------------------- updates
@@ -325,26 +334,6 @@ class PPOTrainer(SharedPrefixGRPOTrainer):
         skipped = self._micro_batches // self.args.gradient_accumulation_steps - len(self._updates)
         self._record({"updates_skipped": skipped, "tokens_per_second": self._rollout_tokens / seconds})
 
-    # ------------------------------------------------------------------------------------------ optimizer
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The policy's groups as in Transformers, then the critic's, at its own learning rate."""
-        made = self.optimizer is not None
-        optimizer = super().create_optimizer(model)
-        if made:
-            return optimizer
-        critic = [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
-        chosen = {id(parameter) for parameter in critic}
-        for group in optimizer.param_groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-        rate = self.args.value_learning_rate or self.args.learning_rate
-        for decay, params in (
-            (self.args.weight_decay, [parameter for parameter in critic if parameter.dim() > 1]),
-            (0.0, [parameter for parameter in critic if parameter.dim() <= 1]),
-        ):
-            optimizer.add_param_group({"params": params, "lr": rate, "weight_decay": decay})
-        return optimizer
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float:
         """Norm of the policy's gradient, after clipping that of a critic of its own; recorded per update."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
@@ -366,18 +355,12 @@ class PPOTrainer(SharedPrefixGRPOTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            self.save_critic(Path(output_dir))
             write_json(Path(output_dir) / STATE_FILE, {"kl_coef": self.kl.coef})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_critic(self.critic, Path(checkpoint))
             self.kl.coef = read_json(Path(checkpoint) / STATE_FILE)["kl_coef"]
-
-    def save_critic(self, folder: Path) -> None:
-        """Write the critic's file into a checkpoint's folder."""
-        save_critic(self.critic, folder)
 
     # ------------------------------------------------------------------------------------------- numbers
 

@@ -1,4 +1,4 @@
-"""The reward pipeline of a training run: opened from the configuration, kept in every resume point."""
+"""The reward pipeline of a stage: opened from the configuration, kept in every resume point, closed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from utils.models.score_cache import open_cache
 from utils.models.teacher import Teacher
 from utils.rewards.rollout import RewardPipeline
 from utils.rewards.spec import RewardSpec
+from utils.stage import StageContext
 
 STATE_FILE = "reward_state.json"
 SCORES_FILE = "teacher_scores.safetensors"
@@ -37,6 +38,17 @@ def open_pipeline(
         cache = open_cache(model.teacher_cache)
         teacher = Teacher.load(model.model, tokenizer, alpha=spec.intrinsic.alpha, cache=cache)
     return RewardPipeline(records, spec, reward, teacher, gamma=gamma)
+
+
+def close_pipeline(ctx: StageContext, pipeline: RewardPipeline) -> None:
+    """Share the teacher scores through ``teacher_cache.folder``, if there is one, and note the statistics.
+
+    Without a shared folder the statistics depend on the stage's own work alone, so that its manifest stays
+    the same between executions.
+    """
+    if pipeline.teacher is not None:
+        pipeline.teacher.cache.publish()
+        ctx.metrics["teacher_cache"] = pipeline.teacher.cache.stats
 
 
 class KeepsRewardState:

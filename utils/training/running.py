@@ -19,6 +19,8 @@ from utils.config import ModelConfig
 from utils.data.records import Record, load_records
 from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.stage import StageContext
+from utils.training.health_watch import TrainingHealth
+from utils.training.reward_state import KeepsRewardState, close_pipeline
 from utils.training.validation import GenerationValidation, best_step
 
 datasets.disable_progress_bars()
@@ -150,6 +152,8 @@ def train_stage(
     validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
     history = run_training(ctx, trainer, validation)
     plot_curves(history, panels, ctx.out / "logs" / "curves.png")
+    if isinstance(trainer, KeepsRewardState):
+        close_pipeline(ctx, trainer.pipeline)
 
 
 def run_training(
@@ -161,7 +165,13 @@ def run_training(
     """
     validation.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # prints every log row as a dict; the log file holds them
-    for callback in (validation, ResumeExactly(trainer), RefuseNonFinite(), Progress(ctx)):
+    for callback in (
+        validation,
+        ResumeExactly(trainer),
+        RefuseNonFinite(),
+        Progress(ctx),
+        TrainingHealth(ctx),
+    ):
         trainer.add_callback(callback)
     point = resume_point(ctx.out / "resume") if ctx.resuming else None
     if point:

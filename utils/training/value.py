@@ -21,7 +21,8 @@ MODEL_FILE = "value_model.safetensors"
 class ValueHead(nn.Linear):
     """Hidden states [..., d] to values [...], in float32 whatever the model's number format.
 
-    Weights are drawn from N(0, 1/(d+1)), the bias is 0 (Huang et al. 2024, arXiv 2403.17031).
+    Weights are normal with standard deviation 1/sqrt(d + 1), the bias is 0 (Huang et al. 2024, arXiv
+    2403.17031).
     """
 
     def __init__(self, width: int, seed: int):
@@ -90,3 +91,41 @@ def load_critic(critic: ValueHead | ValueModel, folder: Path) -> None:
 def critic_file(critic: ValueHead | ValueModel) -> str:
     """The name of the critic's file: the head's alone, or the whole model's."""
     return MODEL_FILE if isinstance(critic, ValueModel) else HEAD_FILE
+
+
+class TrainsCritic:
+    """Trainer mixin: `self.critic` is trained at its own learning rate and is part of every resume point."""
+
+    critic: ValueHead | ValueModel
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the policy's groups as in Transformers, then the critic's."""
+        made = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if made:
+            return optimizer
+        critic = [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
+        chosen = {id(parameter) for parameter in critic}
+        for group in optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+        rate = self.args.value_learning_rate or self.args.learning_rate
+        for decay, params in (
+            (self.args.weight_decay, [parameter for parameter in critic if parameter.dim() > 1]),
+            (0.0, [parameter for parameter in critic if parameter.dim() <= 1]),
+        ):
+            optimizer.add_param_group({"params": params, "lr": rate, "weight_decay": decay})
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.save_critic(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_critic(self.critic, Path(checkpoint))
+
+    def save_critic(self, folder: Path) -> None:
+        """Write the critic's file into a checkpoint's folder."""
+        save_critic(self.critic, folder)
