@@ -10,7 +10,7 @@ import pytest
 from utils import driver
 from utils.common import REPO_ROOT, UserError
 from utils.driver import Goal, Overrides, Step, run_goal
-from utils.plan import Prepared, load_script
+from utils.plan import Prepared, command_for, load_script
 
 SCRIPT = load_script("12_driver.py")
 
@@ -73,6 +73,23 @@ def test_a_reward_that_is_not_the_default_names_the_policy(method, reward, polic
     prepared = driver.prepare(load_script(goal.training().script).STAGE, list(goal.training().arguments))
     number = {"ppo": "05", "grpo": "06"}[method]
     assert prepared.out.name == f"{number}_{policy}"
+
+
+@pytest.mark.parametrize(
+    ("folder", "options"),
+    [
+        ("05_ppo", ""),
+        ("05_ppo_intrinsic", " --reward intrinsic"),
+        ("06_grpo_combined", " --reward combined"),
+        ("02_rewards_audit", " --audit"),
+    ],
+)
+def test_the_command_that_makes_a_variants_folder(folder, options, tmp_path):
+    """What an error about a missing input tells to run writes the folder that is missing."""
+    words = command_for(Path(folder), "run_001", None).split()
+    assert words[2:] == ["--run_id", "run_001", *options.split()]
+    argv = [*words[2:], "--output_dir", str(tmp_path)]
+    assert driver.prepare(load_script(words[1]).STAGE, argv).out.name == folder
 
 
 def test_a_reward_that_a_method_has_not_is_one_line():

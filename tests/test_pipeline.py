@@ -220,6 +220,22 @@ def test_the_policies_did_change(outputs):
     assert max(row["reward_std"] for row in rows if "reward_std" in row) > 0.05
 
 
+def test_candidates_carry_every_component_and_are_audited(outputs):
+    """What a candidate is paid adds up; its intrinsic part is the weight times what the teacher says."""
+    folder = outputs / "whole" / "04_candidates"
+    candidates = [each for row in read_jsonl(folder / "candidates.jsonl") for each in row["candidates"]]
+    for each in candidates:
+        paid = dict(each["reward"])
+        assert paid.pop("total") == pytest.approx(sum(paid.values()), abs=1e-5)
+        assert each["raw"]["intrinsic"] < 0 and paid["intrinsic"] < 0
+        assert (paid["exact_match"] == 1.0) == each["correct"]
+    audit = read_json(folder / "reward_audit.json")
+    assert audit["counts"]["candidates"] == len(candidates)
+    assert {"intrinsic", "reasoning", "total"} <= set(audit["components"])
+    cache = read_json(folder / "manifest.json")["metrics"]["teacher_cache"]
+    assert 0 < cache["entries"] == cache["misses"] <= len(candidates)
+
+
 def test_every_step_is_in_the_log(outputs):
     """A row of training metrics every 3 steps and at every resume point, and one of validation every 5."""
     rows = read_jsonl(outputs / "broken" / "03_sft" / "logs" / "metrics.jsonl")

@@ -22,7 +22,6 @@ EOS = 1
 # Rows of the data set, by group, and their completions: ended, single tokens, cut at the limit, empty.
 ROWS = [0, 0, 0, 0, 1, 1, 3, 4]
 COMPLETIONS = [[50, 60, EOS], [70], [EOS], [51, 52, 53, 54, 55, 56], [], [80, EOS], [90, 91, 92, EOS], [93]]
-ARCHITECTURES = ["llama", "qwen2", "gpt2"]
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +100,16 @@ def padded(rows, columns=6):
 # ------------------------------------------------------------------------------------------- rollouts
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["shared", "separate"])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "lora", "separate"),
+    [
+        ("llama", False, False),
+        ("llama", True, True),
+        ("qwen2", True, False),
+        ("gpt2", False, True),
+        ("gpt2", True, False),
+    ],
+)
 def test_a_rollout_equals_a_slow_one(make, tiny_models, architecture, lora, separate):
     """Log-probabilities at the sampling temperature, values, KL to the start policy, GAE, whitening, logs."""
     trainer = make(architecture, lora=lora, separate=separate, moved=True, gamma=0.9, lam=0.8)

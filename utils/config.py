@@ -84,8 +84,8 @@ class TrainingSection:
     gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
     max_grad_norm: float = setting(1.0, "gradient-norm clip")
     optim: str = setting("adamw_torch", "optimizer, as Transformers names it")
-    save_steps: int = setting(20, "optimizer steps between resume points")
-    logging_steps: int = setting(5, "optimizer steps between log rows")
+    save_steps: int = setting(20, "optimizer steps (in 05 and 06: rollouts) between resume points")
+    logging_steps: int = setting(5, "optimizer steps (in 05 and 06: rollouts) between log rows")
     dataloader_num_workers: int = setting(0, "worker processes for batches")
     report_to: list[str] = setting([], "trackers besides the JSONL log, e.g. wandb, tensorboard")
 
@@ -98,7 +98,7 @@ class TrainingSection:
 class ValidationSection:
     """Validation by generation and reward during training."""
 
-    eval_steps: int = setting(25, "optimizer steps between validations")
+    eval_steps: int = setting(25, "optimizer steps (in 05 and 06: rollouts) between validations")
     num_items: int = setting(128, "validation items generated for")
     num_saved_samples: int = setting(8, "generations written out per validation")
 

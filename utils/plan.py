@@ -33,6 +33,13 @@ SCRIPTS = {
     "10_evaluation": "10_evaluate.py",
     "11_comparison": "11_compare_runs.py",
 }
+# The option that makes a stage write its folder "<stage>_<variant>".
+VARIANTS = {
+    "task": ["--reward", "task"],
+    "intrinsic": ["--reward", "intrinsic"],
+    "combined": ["--reward", "combined"],
+    "audit": ["--audit"],
+}
 # Stages that hold one sub-folder per variant in place of one suffixed folder.
 NESTED = frozenset({"10_evaluation"})
 
@@ -209,6 +216,9 @@ def _how_to_get(path: Path) -> str:
 def command_for(folder: Path, run_id: str, output_dir: str | None) -> str:
     """Return the command that makes a stage folder of a run."""
     words = ["python", _script_of(folder.parts[0]) or f"{folder.parts[0][:2]}_….py", "--run_id", run_id]
+    variant = folder.parts[0].rpartition("_")[2]
+    if folder.parts[0] not in SCRIPTS and variant in VARIANTS:
+        words += VARIANTS[variant]
     if output_dir is not None:
         words += ["--output_dir", output_dir]
     return shlex.join(words)

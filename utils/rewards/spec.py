@@ -80,8 +80,9 @@ class AdaptiveSection:
 class RewardSpec:
     """What a completion is paid (see utils/rewards/task.py); also the reward tier, configs/rewards/*.yaml.
 
-    Within the task reward a wrong answer never earns as much as a right one: ``numeric_match`` and
-    ``program_partial`` stay below ``exact_match``, and at most one of the three is paid.
+    For its content a wrong answer never earns as much as a right one: ``numeric_match`` and
+    ``program_partial`` stay below ``exact_match``, and at most one of the three is paid. The form is priced
+    apart: by default a right answer in a wrong form earns as much as a near miss in the right one.
     """
 
     exact_match: float = setting(1.0, "the answer is right by the data set's official rule")
