@@ -76,7 +76,7 @@ def masked(array, lengths):
 # ------------------------------------------------------------------------------------------ advantages
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(batches(2), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from([0.0, 0.95, 1.0]))
 def test_gae_equals_its_definition(batch, gamma, lam):
     (rewards, values), lengths = batch

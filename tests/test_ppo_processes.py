@@ -2,28 +2,28 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
+import ppo_processes
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from utils.common import read_json
 
-SCRIPT = Path(__file__).with_name("ppo_processes.py")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
 def test_two_processes_train_as_one(tiny_models, tmp_path):
     """Each has half of every rollout: whitening, means per token, KL control and target_kl span both."""
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    for out, launcher in (
-        (alone, []),
-        (both, ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
-    ):
-        out.mkdir()
-        command = [sys.executable, *launcher, str(SCRIPT), str(tiny_models("llama")), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+    model, alone, both = tiny_models("llama"), tmp_path / "alone", tmp_path / "both"
+    alone.mkdir()
+    both.mkdir()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, ppo_processes.__file__, str(model), str(both)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as two:
+        ppo_processes.main(model, alone)
+        _, errors = two.communicate(timeout=300)
+    assert two.returncode == 0, errors[-3000:]
     for name in ("shared", "separate"):
         rows = zip(read_json(alone / f"{name}.json"), read_json(both / f"{name}.json"), strict=True)
         for expected, found in rows:

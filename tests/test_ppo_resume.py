@@ -175,7 +175,7 @@ KILLS = {
     "in the last rollout": (after(RewardPipeline, "score_tokens", 3), 99),
     "after the last update": (nothing, 16),
 }
-FEWER = ["in the second rollout, rewards paid", "in the last rollout", "after the last update"]
+FEWER = ["in the second rollout, rewards paid", "after the last update"]
 
 
 @pytest.mark.parametrize(("value_model", "kills"), [("shared", list(KILLS)), ("separate", FEWER)])
