@@ -190,7 +190,13 @@ calculation = st.recursive(
 def test_calculations_have_the_value_that_python_gives_them(parts, last, right):
     text = "".join(f"{part} {operation} " for part, operation in parts) + str(last)
     value = eval(text)  # digits, brackets and + - * made above
-    assert equations(f"so {text} = {value if right else value + 1}") == [right]
+    wrong = value + max(1, abs(value) // 10**8)  # values count as equal to a billionth
+    assert equations(f"so {text} = {value if right else wrong}") == [right]
+
+
+@pytest.mark.parametrize(("stated", "right"), [(10**9, True), (10**9 + 2, False)])
+def test_large_values_are_equal_to_a_billionth(stated, right):
+    assert equations(f"so 1000 * 1000 * 1000 = {stated}") == [right]
 
 
 # ---------------------------------------------------------------------------------------------- real data

@@ -273,8 +273,8 @@ def _apply(operation: str, values: list[float]) -> None:
 
 
 def _equal(left: float, right: list[str]) -> bool:
-    """The right side is the left one's value: exactly, or where it is a number with decimals, rounded or cut
-    to them. "25%" is 0.25, or 25 where the left side was scaled already.
+    """The right side is the left one's value: to a billionth of it (values are floats), or where it is a
+    number with decimals, rounded or cut to them. "25%" is 0.25, or 25 where the left side was scaled already.
     """
     value = _value(right)
     number = [token for token in right if token not in ("-", "%")]
