@@ -21,7 +21,9 @@ class Options:
 
     num_candidates: int = setting(8, "completions per prompt (K)")
     split: Literal["train", "val"] = setting("train", "whose prompts")
-    max_items: int | None = setting(400, "only the first prompts of the split; null for all")
+    max_items: int | None = setting(
+        1024, "only the first prompts of the split, in the order of the seed; null for all"
+    )
     reward: Literal["combined", "task", "intrinsic"] = setting(
         "combined", "which parts of the reward specification are paid"
     )
@@ -48,9 +50,11 @@ def run(ctx: StageContext) -> None:
     from utils.evaluation.candidates import sample_candidates, summarize_candidates
     from utils.rewards.audit import write_audit
     from utils.rewards.spec import load_reward_spec
+    from utils.training.prompt_order import prompt_order
 
     options = ctx.config.options
-    records = load_records(ctx.inputs["records"])[: options.max_items]
+    every = load_records(ctx.inputs["records"])
+    records = [every[index] for index in prompt_order(len(every), ctx.seed)[: options.max_items]]
     spec = load_reward_spec(ctx.inputs["reward_spec"])
     rows = sample_candidates(ctx, records, spec, options.num_candidates, options.reward)
     summary = summarize_candidates(rows, options.num_candidates)
@@ -79,7 +83,7 @@ STAGE = Stage(
     tiers={"model": (ModelConfig, "configs/models/sample.yaml")},
     options=Options,
     inputs=inputs,
-    quick={"max_items": 16, "num_candidates": 4},
+    quick={"max_items": 8, "num_candidates": 8},
 )
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from utils.models.shared_prefix import CompletionBatch
 from utils.rewards.spec import RewardSpec
 from utils.rewards.task import graded_row
 from utils.stage import StageContext
+from utils.training.cost import Cost
 from utils.training.reward_state import close_pipeline, open_pipeline
 
 
@@ -34,19 +35,22 @@ def sample_candidates(
     config = ctx.config.model
     model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    completions = generate(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=config.generation.max_new_tokens,
-        temperature=config.generation.temperature,
-        top_p=config.generation.top_p,
-        top_k=config.generation.top_k,
-        num_samples=num_candidates,
-        batch_size=config.generation.batch_size,
-        generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),
-        progress=lambda batches: ctx.progress(batches, description="sampling"),
-    )
+    cost = Cost()
+    with cost.phase("sampling"):
+        completions = generate(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=config.generation.max_new_tokens,
+            temperature=config.generation.temperature,
+            top_p=config.generation.top_p,
+            top_k=config.generation.top_k,
+            num_samples=num_candidates,
+            batch_size=config.generation.batch_size,
+            generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),
+            progress=lambda batches: ctx.progress(batches, description="sampling"),
+        )
+    cost.sampled(len(completions), sum(len(completion.token_ids) for completion in completions))
     pipeline = open_pipeline(records, spec, reward, config, tokenizer)
     owner = [number for number in range(len(records)) for _ in range(num_candidates)]
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
@@ -55,8 +59,10 @@ def sample_candidates(
     )
     truncated = torch.tensor([completion.truncated for completion in completions])
     texts = [completion.text for completion in completions]
-    rewards = pipeline.score_outcomes(owner, batch, texts, truncated)
+    with cost.phase("scoring"):
+        rewards = pipeline.score_outcomes(owner, batch, texts, truncated)
     close_pipeline(ctx, pipeline)
+    cost.report(ctx)
     candidates = []
     for index, (number, completion) in enumerate(zip(owner, completions, strict=True)):
         paid = {name: round(part[index].item(), 6) for name, part in rewards.components.items()}

@@ -254,7 +254,8 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
         """The next micro-batch. A new rollout is sampled when the last is used up; epochs shuffle it anew."""
         place = self._step % self.args.steps_per_generation
         if self._step % self._micro_batches == 0:
-            self._rollout = self._generate_and_score_completions(generation_batch)
+            with self.cost.phase("scoring"):
+                self._rollout = self._generate_and_score_completions(generation_batch)
         if place == 0:
             self._buffered_inputs = self._shuffled_micro_batches()
         return self._buffered_inputs[place]
@@ -303,6 +304,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """The micro-batch's share of the mini-batch's mean loss per token."""
         args = self.args
+        self._count_trained(inputs)
         batch = CompletionBatch(*(inputs[name] for name in BATCH))
         mask = batch.completion_mask.bool()
         old_log_probs, old_values, advantages, returns = (

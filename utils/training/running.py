@@ -19,6 +19,7 @@ from utils.config import ModelConfig
 from utils.data.records import Record, load_records
 from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.stage import StageContext
+from utils.training.cost import MeasuresUpdates
 from utils.training.health_watch import TrainingHealth
 from utils.training.reward_state import KeepsRewardState, close_pipeline
 from utils.training.validation import GenerationValidation, best_step
@@ -166,6 +167,7 @@ def run_training(
     validation.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # prints every log row as a dict; the log file holds them
     for callback in (
+        MeasuresUpdates(trainer.cost, samples=isinstance(trainer, KeepsRewardState)),
         validation,
         ResumeExactly(trainer),
         RefuseNonFinite(),
@@ -179,9 +181,10 @@ def run_training(
     output = trainer.train(resume_from_checkpoint=str(point) if point else None)
     validation.save_final()
     history = [stable(row) for row in trainer.state.log_history]
-    history = [row for row in history if set(row) - {"step", "epoch"}]
+    history = [row for row in history if set(row) - {"step", "epoch", "sampled_completions"}]
     write_jsonl(ctx.out / "logs" / "metrics.jsonl", history)
     ctx.runtime["train_seconds"] = round(output.metrics["train_runtime"], 1)
+    trainer.cost.report(ctx)
     last = [row for row in history if "val_reward" in row][-1]
     best = best_step(history)
     ctx.metrics |= {

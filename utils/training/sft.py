@@ -18,8 +18,18 @@ from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
 from utils.models.loading import add_lora, load_policy
 from utils.stage import StageContext
+from utils.training.cost import CountsCost
 from utils.training.running import trainer_arguments
 from utils.training.settings import SftAlgo
+
+
+class CountingSFTTrainer(CountsCost, SFTTrainer):
+    """TRL's SFTTrainer, counting the tokens it teaches."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        taught = (inputs["labels"] != -100).sum()
+        self.cost.trained(int(self.accelerator.reduce(taught)))
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def tokenize_demonstrations(
@@ -81,7 +91,7 @@ def build_sft_trainer(
         completion_only_loss=True,
         max_length=None,  # nothing is cut here: too long demonstrations are left out above
     )
-    trainer = SFTTrainer(
+    trainer = CountingSFTTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
     return trainer, tokenizer

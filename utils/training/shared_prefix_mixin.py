@@ -20,6 +20,7 @@ from utils.common import UserError, derive_seed
 from utils.models.prefix_sampling import sample_completions
 from utils.models.prefix_scoring import accept_shared_prefix
 from utils.models.shared_prefix import CompletionBatch, drops_cache, group_prompts, obstacle
+from utils.training.cost import CountsCost
 from utils.training.trl_version import check_trl_version
 
 try:
@@ -93,7 +94,7 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-class SharedPrefix:
+class SharedPrefix(CountsCost):
     """Mixin for TRL's GRPOTrainer and RLOOTrainer; put it before the trainer among the base classes.
 
     Takes the trainer's arguments. Raises UserError on another TRL than 1.16.x, and where `save_steps` is no
@@ -216,6 +217,18 @@ class SharedPrefix:
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         """Sample one completion per prompt (list of token lists), as the stock method returns them."""
+        with self.cost.phase("sampling"):
+            sampled = self._sample_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        if self.model.training:
+            completions = sampled[0] if isinstance(self, GRPOTrainer) else sampled
+            self.cost.sampled(*self._over_processes(len(completions), sum(map(len, completions))))
+        return sampled
+
+    def _over_processes(self, *counts: int) -> list[int]:
+        """The sums of counts over all processes."""
+        return self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device)).tolist()
+
+    def _sample_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         if self._stock("sampling", self._sampling_obstacle(images, multimodal_fields)):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
         rows = [torch.tensor(ids) for ids in prompt_ids]
@@ -262,11 +275,21 @@ class SharedPrefix:
             return super()._prepare_inputs(generation_batch)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
-            rollout = self._generate_and_score_completions(generation_batch)
+            with self.cost.phase("scoring"):
+                rollout = self._generate_and_score_completions(generation_batch)
             order = self._shuffled_groups(rollout["prompt_ids"], rollout["prompt_mask"])
             rollout = {name: value[order] if value.ndim else value for name, value in rollout.items()}
             self._buffered_inputs = split_tensor_dict(rollout, steps)
         return self._buffered_inputs[self._step % steps]
+
+    def _compute_loss(self, model, inputs):
+        self._count_trained(inputs)
+        return super()._compute_loss(model, inputs)
+
+    def _count_trained(self, inputs: dict[str, Tensor]) -> None:
+        """Count the completion tokens of a micro-batch that goes through a gradient."""
+        if self.model.training:
+            self.cost.trained(*self._over_processes(int(inputs["completion_mask"].sum())))
 
     def _shuffled_groups(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """Return the rows, int64 [B], with the groups in random order and each group's rows together."""
