@@ -13,13 +13,13 @@ train() {
     for reward in combined task intrinsic; do
         python 12_driver.py --method ppo --reward "$reward" --seed "$seed" --run_id "reward_study_$seed"
     done
-    python 12_driver.py --method grpo --seed "$seed" --run_id "reward_study_$seed"
+    python 12_driver.py --method grpo --reward task --seed "$seed" --run_id "reward_study_$seed"
 }
 
 compare() {
     python 11_compare_runs.py --run_id reward_study --by_seed true \
         --runs reward_study_0,reward_study_1,reward_study_2 \
-        --policies sft,ppo,ppo_task,ppo_intrinsic,grpo --overwrite
+        --policies sft,ppo,ppo_task,ppo_intrinsic,grpo_task --overwrite
 }
 
 case "${1:-all}" in

@@ -5,6 +5,7 @@ import pytest
 from test_evaluation_comparison import result
 
 from utils.common import UserError
+from utils.evaluation.cost import Cost
 from utils.evaluation.plots import plot_seeds
 from utils.evaluation.seed_report import accuracy_table, render_seed_report, seed_conclusions
 from utils.evaluation.seed_runs import SeedRuns
@@ -183,16 +184,45 @@ def test_report_is_ready_to_quote():
     text = render_seed_report(found, pairs, runs, "comparison.png")
     table = text.split("## Accuracy\n\n")[1].split("\n\n")[0].splitlines()
     assert table[0] == (
-        "| method | accuracy (%) with seed 0, 1, 2 | mean (95 % interval) | over sft, points (95 % interval) "
-        "| p | p, these policies only |"
+        "| method | accuracy (%) with seed 0, 1, 2 | mean (95 % interval) "
+        "| over sft, points (95 % interval) | p |"
     )
     assert table[2].startswith("| base | 0.0, 0.0, 0.0 | 0.0 % (0.0–6.0) | -35.0 (")
-    assert table[3].startswith("| sft | 33.3, 35.0, 36.7 | 35.0 % (") and table[3].endswith("| – | – | – |")
+    assert table[3].startswith("| sft | 33.3, 35.0, 36.7 | 35.0 % (") and table[3].endswith("| – | – |")
     assert "| base | 0.0 % (0.0–11.4) | 0.0 % (0.0–11.4) |" in text  # by level
     assert "| sft → grpo | +35.0 (p < 0.0001) | +31.7 (p < 0.0001) | +33.3 (p < 0.0001) |" in text
     assert "- seed 1: `s1`" in text and "- Left out: dpo, which s1 did not evaluate." in text
     assert "different code: git_commit" in text and "![Mean" in text
     assert text == render_seed_report(found, compare_seeds(found), runs, "comparison.png")
+
+
+def test_findings_about_these_policies_share_a_sentence_where_there_are_many():
+    # Seeds that contradict each other: clear for these policies, nothing for the methods.
+    found = experiment(sft=(10, 11, 12), ppo=(15, 20, 45), grpo=(15, 42, 20), rloo=(50, 22, 18))
+    pairs = compare_seeds(found)
+    here = [pair for pair in pairs if pair.significant_here]
+    assert len(here) == 5 and not any(pair.significant for pair in pairs)
+    lines = seed_conclusions(found, pairs).splitlines()
+    assert lines[0].startswith("- For 5 pairs only the policies trained here are shown to differ")
+    assert "**ppo** over **sft** by 26.1, **grpo** over **sft** by 24.4, **rloo** over" in lines[0]
+    assert "and **rloo** over **grpo** by 7.2 points. That other seeds would show it too is not" in lines[0]
+    assert f"largest Holm-corrected p = {max(pair.p_items_holm for pair in here):.2g})" in lines[0]
+    assert lines[1].startswith("- For the other 1 of 6 pairs")
+
+
+def test_the_table_to_quote_holds_cost_and_failures():
+    found = experiment(**THREE)
+    costs = {name: [Cost(8192, 170_000, 700_000), Cost(8192, 180_000, 710_000)] for name in THREE}
+    costs["sft"] = [Cost(0, 0, 85_600)] * 2
+    costs["grpo"] = [Cost(8192, 1, 2), Cost(problem="older")]
+    lines = accuracy_table(found, compare_seeds(found), costs, {"rloo": "loss | nan"}).splitlines()
+    assert lines[0].endswith("| p | completions | trained tokens (k) |")
+    assert [line.split(" | ")[-2:] for line in lines[2:5]] == [
+        ["0", "86 |"],
+        ["8,192", "705 |"],
+        ["–", "– |"],
+    ]
+    assert lines[5] == "| rloo | – failed: loss \\| nan |  |  |  |  |  |"
 
 
 def test_tables_to_compute_with():

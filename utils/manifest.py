@@ -32,6 +32,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUNTIME = "runtime.json"
 RUN_MANIFEST = "run_manifest.json"
+# What 11 says of seconds, which differ between two executions of the same work.
+TIMING = ("timing.csv", "timing.md", "timing.png")
 
 PACKAGES = (
     "accelerate",
@@ -56,11 +58,13 @@ PACKAGES = (
 def is_output(relative: Path) -> bool:
     """Tell whether a file of a stage folder counts as output.
 
-    Left out: manifest.json, runtime.json, *.log, logs/timings.jsonl, all below resume/ and hidden names.
+    Left out: manifest.json, runtime.json, *.log, logs/timings.jsonl, the stage's own timing.{csv,md,png}, all
+    below resume/ and hidden names.
     """
     parts = relative.parts
     return not (
         relative.name in (MANIFEST, RUNTIME)
+        or relative.as_posix() in TIMING
         or relative.suffix == ".log"
         or parts[-2:] == ("logs", "timings.jsonl")
         or "resume" in parts[:-1]

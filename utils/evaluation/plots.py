@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.common import atomic_path
 from utils.evaluation.comparison import PolicyResult
+from utils.evaluation.policies import POLICIES, policy_order
 from utils.evaluation.seeds import Experiment, SeedMean
 from utils.evaluation.statistics import rate
 
-# Okabe and Ito's palette, told apart by colour-blind readers; black is left for text and axes.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5B5B5B")
-MARKERS = "osD^vPX<"
+# Okabe and Ito's palette, told apart by colour-blind readers; black is left for text and axes. In the order
+# of POLICIES: SFT, where the others start, is grey.
+PALETTE = ("#8C6D31", "#5B5B5B", "#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+MARKERS = "Xov<sD^P"
+
+
+class Style(NamedTuple):
+    """How a policy is drawn in every figure."""
+
+    colour: str
+    marker: str
+
+
+def styles_of(policies: Sequence[str]) -> dict[str, Style]:
+    """The style of every policy: a method's own, whichever others are drawn with it.
+
+    Variants of a method and policies of other names take what is left, each another pair of colour and
+    marker.
+    """
+    count = len(PALETTE)
+    pairs = [(i % count, (i + i // count) % count) for i in range(count * count)]
+    taken = {name: pairs[POLICIES.index(name)] for name in policies if name in POLICIES}
+    free = (pair for pair in pairs if pair not in taken.values())
+    for name in policies:
+        # A "<run>/<policy>" or a variant looks like its method where nothing else does.
+        position = policy_order(name)[0]
+        if name not in taken and position < len(POLICIES) and pairs[position] not in taken.values():
+            taken[name] = pairs[position]
+    for name in policies:
+        if name not in taken:
+            taken[name] = next(free)
+    return {name: Style(PALETTE[colour], MARKERS[marker]) for name, (colour, marker) in taken.items()}
 
 
 def plot_comparison(results: Sequence[PolicyResult], path: str | Path) -> None:
     """Accuracy of every policy with Wilson 95 % intervals, overall and, where levels exist, by level.
 
-    The PNG carries no date and no software version in its metadata: equal numbers give equal bytes.
+    Equal numbers give equal bytes.
     """
     levels = sorted({level for result in results for level in result.levels if level is not None})
     _draw(
@@ -44,32 +76,40 @@ def plot_seeds(experiment: Experiment, path: str | Path) -> None:
 
 def _draw(path: str | Path, policies: int, overall: Callable, by_level: Callable | None) -> None:
     """Write a PNG with a panel over all items and, where ``by_level`` draws one, a panel by level."""
+    height = max(3.6, 1.5 + 0.42 * policies)
+    widths = (1, 1.35) if by_level else (1,)
+    with drawing(path, (11 if by_level else 6, height), widths) as (figure, axes):
+        overall(axes[0])
+        if by_level:
+            by_level(axes[1])
+            if policies > 1:
+                legend(figure, *axes[1].get_legend_handles_labels())
+
+
+@contextlib.contextmanager
+def drawing(path: str | Path, size: tuple[float, float], widths: Sequence[float]) -> Iterator[tuple]:
+    """Yield (figure, its panels side by side, of these relative widths), then write it as PNG.
+
+    Equal numbers give equal bytes: the file holds no date and no version of a program.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    height = max(3.6, 1.5 + 0.42 * policies)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
-            1,
-            2 if by_level else 1,
-            figsize=(11 if by_level else 6, height),
-            width_ratios=(1, 1.35) if by_level else (1,),
-            squeeze=False,
-            layout="constrained",
+            1, len(widths), figsize=size, width_ratios=widths, squeeze=False, layout="constrained"
         )
-        overall(axes[0, 0])
-        if by_level:
-            by_level(axes[0, 1])
-            if policies > 1:
-                handles, names = axes[0, 1].get_legend_handles_labels()
-                figure.legend(
-                    handles, names, frameon=False, ncols=min(8, policies), loc="outside lower center"
-                )
+        yield figure, list(axes[0])
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
         plt.close(figure)
+
+
+def legend(figure, handles: Sequence, names: Sequence[str]) -> None:
+    """One legend below all panels."""
+    figure.legend(handles, names, frameon=False, ncols=min(8, len(names)), loc="outside lower center")
 
 
 _STYLE = {
@@ -88,15 +128,16 @@ _STYLE = {
 
 
 def _draw_overall(axis, results: Sequence[PolicyResult]) -> None:
+    styles = styles_of([result.name for result in results])
     for row, result in enumerate(results):
         value, below, above, _ = _percent(result.correct)
-        colour = PALETTE[row % len(PALETTE)]
+        style = styles[result.name]
         axis.errorbar(
             value,
             row,
             xerr=[[below], [above]],
-            fmt=MARKERS[row % len(MARKERS)],
-            color=colour,
+            fmt=style.marker,
+            color=style.colour,
             markersize=7,
             capsize=4,
             linewidth=2,
@@ -108,17 +149,19 @@ def _draw_overall(axis, results: Sequence[PolicyResult]) -> None:
 
 
 def _draw_seeds_overall(axis, experiment: Experiment) -> None:
-    for row, mean in enumerate(experiment.means):
+    styles = styles_of(experiment.policies)
+    for row, (name, mean) in enumerate(zip(experiment.policies, experiment.means, strict=True)):
         value, below, above = _whiskers(mean)
-        colour = PALETTE[row % len(PALETTE)]
+        style = styles[name]
         accuracies = 100 * experiment.accuracies[row]
-        axis.scatter(accuracies, [row + 0.22] * len(accuracies), s=16, color=colour, alpha=0.7, linewidths=0)
+        beside = [row + 0.22] * len(accuracies)
+        axis.scatter(accuracies, beside, s=16, color=style.colour, alpha=0.7, linewidths=0)
         axis.errorbar(
             value,
             row,
             xerr=[[below], [above]],
-            fmt=MARKERS[row % len(MARKERS)],
-            color=colour,
+            fmt=style.marker,
+            color=style.colour,
             markersize=7,
             capsize=4,
             linewidth=2,
@@ -141,6 +184,7 @@ def _finish_overall(axis, names: Sequence[str], label: str) -> None:
 
 def _draw_levels(axis, results: Sequence[PolicyResult], levels: Sequence[int]) -> None:
     spread = min(0.16, 0.66 / len(results))
+    styles = styles_of([result.name for result in results])
     for index, result in enumerate(results):
         shift = (index - (len(results) - 1) / 2) * spread
         points = []
@@ -153,8 +197,8 @@ def _draw_levels(axis, results: Sequence[PolicyResult], levels: Sequence[int]) -
             x,
             value,
             yerr=[below, above],
-            fmt=MARKERS[index % len(MARKERS)],
-            color=PALETTE[index % len(PALETTE)],
+            fmt=styles[result.name].marker,
+            color=styles[result.name].colour,
             markersize=5.5,
             capsize=2.5,
             linewidth=1.5,
@@ -168,22 +212,22 @@ def _draw_seeds_levels(axis, experiment: Experiment) -> None:
     levels, names = list(experiment.level_means), experiment.policies
     spread = min(0.2, 0.75 / len(names))
     by_seed = [100 * experiment.level_accuracies(level) for level in levels]
+    styles = styles_of(names)
     for index, name in enumerate(names):
         shift = (index - (len(names) - 1) / 2) * spread
         places = [position + shift for position in range(len(levels))]
         value, below, above = zip(
             *(_whiskers(means[index]) for means in experiment.level_means.values()), strict=True
         )
-        colour = PALETTE[index % len(PALETTE)]
         for place, accuracies in zip(places, by_seed, strict=True):
             beside = [place + 0.32 * spread] * len(experiment.seeds)
-            axis.scatter(beside, accuracies[index], s=9, color=colour, alpha=0.7, linewidths=0)
+            axis.scatter(beside, accuracies[index], s=9, color=styles[name].colour, alpha=0.7, linewidths=0)
         axis.errorbar(
             places,
             value,
             yerr=[below, above],
-            fmt=MARKERS[index % len(MARKERS)],
-            color=colour,
+            fmt=styles[name].marker,
+            color=styles[name].colour,
             markersize=5,
             capsize=2.5,
             linewidth=1.5,

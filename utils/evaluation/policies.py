@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from utils.common import UserError, resolve_path, shown
@@ -67,22 +67,35 @@ def checkpoint_of(policy: str, policy_ckpt: str, model: ModelConfig, run_dir: Pa
     return run_dir / stage / f"ckpt_{method}" / "best"
 
 
-def find_evaluations(run_dir: Path, runs: Sequence[str], policies: Sequence[str]) -> dict[str, Path]:
+def find_evaluations(
+    run_dir: Path, runs: Sequence[str], policies: Sequence[str], failures: Collection[str] = ()
+) -> dict[str, Path]:
     """Finished evaluations, in the order of the pipeline: name -> folder 10_evaluation/<policy>.
 
     Args:
         run_dir: the run that compares; its folder's siblings are what run ids in ``runs`` stand for.
         runs: run ids or run folders; empty for ``run_dir`` alone. With several, names are "<run>/<policy>".
         policies: which policies; empty for all.
+        failures: policies, or "<run>/<policy>", to leave out: an evaluation they have is of earlier work.
 
     Raises:
-        UserError: where a run, or a policy that was asked for, has no finished evaluation.
+        UserError: where a run, or a policy that was asked for and did not fail, has no finished evaluation,
+            or where all that was asked for failed.
     """
     found: dict[str, Path] = {}
     for run in runs or [run_dir.name]:
         folder = run_dir.parent / run if (run_dir.parent / run).is_dir() or not runs else resolve_path(run)
         done = {path.parent.name: path.parent for path in folder.glob("10_evaluation/*/manifest.json")}
-        wanted = list(policies) or sorted(done)
+        wanted = [
+            policy
+            for policy in (list(policies) or sorted(done))
+            if policy not in failures and f"{folder.name}/{policy}" not in failures
+        ]
+        if not wanted and (policies or done):
+            failed = ", ".join(policies or sorted(done))
+            raise UserError(
+                f"nothing to compare in {shown(folder)}: {failed} failed; mend that, then run again"
+            )
         missing = [policy for policy in wanted if policy not in done]
         if missing or not wanted:
             policy = f" --policy {missing[0]}" if missing else ""

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from utils.evaluation.comparison import ALPHA, POWER, Pair, PolicyResult
+from utils.evaluation.policies import policy_order
 from utils.evaluation.statistics import rate
 
 SHOWN_IDS = 10
 
 
-def render_report(results: Sequence[PolicyResult], pairs: Sequence[Pair], figure: str) -> str:
-    """The Markdown report of one comparison; ``figure`` is the plot's file name beside the report."""
+def render_report(
+    results: Sequence[PolicyResult],
+    pairs: Sequence[Pair],
+    figure: str,
+    failed: Mapping[str, str] | None = None,
+    costs: str = "",
+) -> str:
+    """The Markdown report of one comparison.
+
+    Args:
+        results, pairs: what is compared.
+        figure: the plot's file name beside the report.
+        failed: policy -> reason, for those that could not be compared.
+        costs: the sections on cost and training.
+    """
     first = results[0].metrics
     parts = [
         f"# Comparison on {first['dataset']}, {first['split']} split",
         conclusions(results, pairs),
         "## Accuracy",
-        _accuracy_table(results),
+        _accuracy_table(results, failed or {}),
         _level_table(results),
         f"![Accuracy of every policy with 95 % intervals]({figure})",
+        costs,
         _failure_table(results),
     ]
     if pairs:
@@ -57,7 +72,7 @@ def _finding(pair: Pair) -> str:
     )
 
 
-def _accuracy_table(results: Sequence[PolicyResult]) -> str:
+def _accuracy_table(results: Sequence[PolicyResult], failed: Mapping[str, str]) -> str:
     scores = [
         (key, title) for key, title in _SCORES.items() if any(key in result.metrics for result in results)
     ]
@@ -78,9 +93,8 @@ def _accuracy_table(results: Sequence[PolicyResult]) -> str:
                 "" if tokens is None else f"{tokens:.1f}",
             ]
         )
-    return markdown_table(
-        ["policy", "n", "accuracy", "95 % interval", *(t for _, t in scores), "mean tokens"], rows
-    )
+    heads = ["policy", "n", "accuracy", "95 % interval", *(t for _, t in scores), "mean tokens"]
+    return markdown_table(heads, with_failed_rows(rows, failed, place=2))
 
 
 _SCORES = {
@@ -188,6 +202,20 @@ def percent(value: float) -> str:
 def interval(ci95: Sequence[float]) -> str:
     """The ends of an interval of a share for print, in per cent: ``53.0–61.7``."""
     return f"{100 * ci95[0]:.1f}–{100 * ci95[1]:.1f}"
+
+
+def with_failed_rows(rows: Sequence[list[str]], failed: Mapping[str, str], place: int) -> list[list[str]]:
+    """A table's rows, with one for every policy that failed, the reason in the column at ``place``."""
+    more = []
+    for name, reason in failed.items():
+        more.append([name, *[""] * (len(rows[0]) - 1)])
+        more[-1][place] = f"– failed: {reason}"
+    return sorted([*rows, *more], key=lambda row: policy_order(row[0])) if more else list(rows)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for print: ``ppo, grpo and dpo``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def p_text(value: float) -> str:

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from utils.evaluation.comparison import ALPHA
-from utils.evaluation.report import interval, markdown_table, p_text, percent
+from utils.evaluation.cost import Costs, mean_count
+from utils.evaluation.report import (
+    interval,
+    listed,
+    markdown_table,
+    p_text,
+    percent,
+    with_failed_rows,
+)
 from utils.evaluation.seed_runs import SeedRuns
 from utils.evaluation.seeds import Experiment, SeedMean, SeedPair
 
 BASELINE = "sft"
+SPELT_OUT = 2  # findings about the policies trained here that get a sentence each; more share one
 
 
-def render_seed_report(experiment: Experiment, pairs: Sequence[SeedPair], runs: SeedRuns, figure: str) -> str:
-    """The Markdown report of a comparison over seeds; ``figure`` is the plot's file name beside it."""
+def render_seed_report(
+    experiment: Experiment,
+    pairs: Sequence[SeedPair],
+    runs: SeedRuns,
+    figure: str,
+    costs: Costs | None = None,
+    cost_section: str = "",
+) -> str:
+    """The Markdown report of a comparison over seeds.
+
+    Args:
+        experiment, pairs, runs: what is compared.
+        figure: the plot's file name beside the report.
+        costs: policy -> cost in each run.
+        cost_section: the sections on cost and training.
+    """
     first = next(iter(experiment.results.values()))[0].metrics
     count = len(experiment.seeds)
     parts = [
         f"# Comparison over {count} seeds on {first['dataset']}, {first['split']} split",
         seed_conclusions(experiment, pairs),
         "## Accuracy",
-        accuracy_table(experiment, pairs),
-        _accuracy_note(experiment, pairs),
+        accuracy_table(experiment, pairs, costs, runs.failed),
+        _accuracy_note(experiment, pairs, costs),
         _level_table(experiment),
         f"![Mean accuracy of every policy over {count} seeds with 95 % intervals]({figure})",
+        cost_section,
     ]
     if pairs:
         parts += ["## Tests", _pair_table(pairs), _test_note(experiment, pairs)]
@@ -38,12 +62,12 @@ def seed_conclusions(experiment: Experiment, pairs: Sequence[SeedPair]) -> str:
         name = experiment.policies[0]
         return f"Only one policy, {name}, was evaluated in every run: there is nothing to compare it with."
     lines = [f"- {_finding(experiment, pair)}" for pair in pairs if pair.significant]
-    lines += [
-        f"- {_finding_here(experiment, pair)}"
-        for pair in pairs
-        if pair.significant_here and not pair.significant
-    ]
-    rest = len(pairs) - len(lines)
+    here = [pair for pair in pairs if pair.significant_here and not pair.significant]
+    rest = len(pairs) - len(lines) - len(here)
+    if len(here) > SPELT_OUT:
+        lines.append(f"- {_findings_here(here)}")
+    else:
+        lines += [f"- {_finding_here(experiment, pair)}" for pair in here]
     at_level = f"at the {ALPHA:g} level after Holm's correction"
     if rest == len(pairs):
         lines.append(f"- The tests support no difference between the policies {at_level}.")
@@ -73,6 +97,17 @@ def _finding_here(experiment: Experiment, pair: SeedPair) -> str:
     )
 
 
+def _findings_here(pairs: Sequence[SeedPair]) -> str:
+    found = [
+        f"**{better}** over **{worse}** by {points}" for better, worse, points, _ in map(_best_first, pairs)
+    ]
+    return (
+        f"For {len(pairs)} pairs only the policies trained here are shown to differ (exact test over items, "
+        f"largest Holm-corrected p {p_text(max(p.p_items_holm for p in pairs))}): {listed(found)} points. "
+        "That other seeds would show it too is not supported."
+    )
+
+
 def _best_first(pair: SeedPair) -> tuple[str, str, str, str]:
     """Better policy, worse policy, points between them, and the interval of that difference."""
     low, high = pair.ci95 if pair.difference > 0 else (-pair.ci95[1], -pair.ci95[0])
@@ -85,20 +120,42 @@ def _means_of(experiment: Experiment, better: str, worse: str) -> str:
     return f"{percent(value[better])} against {percent(value[worse])}"
 
 
-def accuracy_table(experiment: Experiment, pairs: Sequence[SeedPair]) -> str:
-    """The table that a README quotes: accuracies by seed, their mean, and the difference from SFT."""
+def accuracy_table(
+    experiment: Experiment,
+    pairs: Sequence[SeedPair],
+    costs: Costs | None = None,
+    failed: Mapping[str, str] | None = None,
+) -> str:
+    """The table that a README quotes: accuracies by seed, their mean, the difference from SFT, and the cost.
+
+    Cost has no columns where that of no policy is known.
+    """
     baseline = _baseline(experiment)
     seeds = ", ".join(map(str, experiment.seeds))
     heads = ["method", f"accuracy (%) with seed {seeds}", "mean (95 % interval)"]
     if pairs:
-        heads += [f"over {baseline}, points (95 % interval)", "p", "p, these policies only"]
+        heads += [f"over {baseline}, points (95 % interval)", "p"]
+    counted = _is_known(costs)
+    if counted:
+        heads += ["completions", "trained tokens (k)"]
     rows = []
     for name, by_seed, mean in zip(experiment.policies, experiment.accuracies, experiment.means, strict=True):
         row = [name, ", ".join(f"{100 * value:.1f}" for value in by_seed), _mean(mean)]
         if pairs:
             row += _over(baseline, name, pairs)
+        if counted:
+            row.append(_count(mean_count(costs[name], "sampled_completions")))
+            row.append(_count(mean_count(costs[name], "trained_tokens"), 1000))
         rows.append(row)
-    return markdown_table(heads, rows)
+    return markdown_table(heads, with_failed_rows(rows, failed or {}, place=1))
+
+
+def _is_known(costs: Costs | None) -> bool:
+    return any(not cost.problem for of_policy in (costs or {}).values() for cost in of_policy)
+
+
+def _count(mean: float | None, unit: int = 1) -> str:
+    return "–" if mean is None else f"{mean / unit:,.0f}"
 
 
 def _baseline(experiment: Experiment) -> str:
@@ -106,17 +163,17 @@ def _baseline(experiment: Experiment) -> str:
 
 
 def _over(baseline: str, name: str, pairs: Sequence[SeedPair]) -> list[str]:
-    """Cells: difference from the baseline with its interval, and the two corrected p-values."""
+    """Cells: difference from the baseline with its interval, and its corrected p-value."""
     for pair in pairs:
         if {pair.a, pair.b} == {baseline, name}:
             sign = 1 if pair.b == name else -1
             low, high = sorted(sign * end for end in pair.ci95)
             difference = f"{_points(sign * pair.difference)} ({_ends((low, high))})"
-            return [difference, _p(pair.p_holm), _p(pair.p_items_holm)]
-    return ["–", "–", "–"]
+            return [difference, _p(pair.p_holm)]
+    return ["–", "–"]
 
 
-def _accuracy_note(experiment: Experiment, pairs: Sequence[SeedPair]) -> str:
+def _accuracy_note(experiment: Experiment, pairs: Sequence[SeedPair], costs: Costs | None) -> str:
     note = (
         f"{len(experiment.ids)} items. The interval of a mean is a percentile interval of a hierarchical "
         "bootstrap: seeds and items are both drawn anew."
@@ -124,9 +181,12 @@ def _accuracy_note(experiment: Experiment, pairs: Sequence[SeedPair]) -> str:
     if pairs:
         note += (
             " Interval and p of a difference are those of the test over seeds and items (would other seeds "
-            "and other items show it?); the last p is of the exact test over items alone (do the policies "
-            "trained here differ?). Both are corrected by Holm for the "
-            f"{_pairs(pairs)} of this comparison."
+            f"and other items show it?), p corrected by Holm for the {_pairs(pairs)} of this comparison."
+        )
+    if _is_known(costs):
+        note += (
+            " Completions and trained tokens (thousands; means over the seeds) are what a method took after "
+            "SFT; SFT's row is its own training."
         )
     return note
 
@@ -210,6 +270,9 @@ def _runs(experiment: Experiment, runs: SeedRuns) -> str:
     lines += [
         f"- Left out: {policy}, which {', '.join(lacking)} did not evaluate."
         for policy, lacking in runs.left_out.items()
+    ]
+    lines += [
+        f"- Failed, and compared in no run: {policy}: {reason}." for policy, reason in runs.failed.items()
     ]
     if runs.code:
         lines.append(f"- The runs were made by different code: {', '.join(runs.code)}.")

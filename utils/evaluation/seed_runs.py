@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.common import UserError
+from utils.evaluation.failed import failed_in_any, parse_failures
 from utils.evaluation.manifest_diff import ABSENT, Difference, diff_runs, load_manifests
 from utils.evaluation.policies import find_evaluations, policy_order
 
@@ -25,6 +26,7 @@ class SeedRuns:
         folders: policy -> folder 10_evaluation/<policy> of each run, in the order of the pipeline.
         left_out: policy -> runs that lack it, for policies that only some runs have evaluated.
         code: what differs in the code that made the runs, e.g. "git_commit" or "packages.torch".
+        failed: policy -> reason, for policies that failed in any run and so are compared in none.
     """
 
     runs: list[str]
@@ -32,6 +34,7 @@ class SeedRuns:
     folders: dict[str, list[Path]]
     left_out: dict[str, list[str]]
     code: list[str]
+    failed: dict[str, str] = field(default_factory=dict)
 
     def evaluations(self) -> dict[str, Path]:
         """All evaluations that are compared: "<run>/<policy>" -> folder."""
@@ -42,13 +45,16 @@ class SeedRuns:
         }
 
 
-def find_seed_runs(run_dir: Path, runs: Sequence[str], policies: Sequence[str]) -> SeedRuns:
+def find_seed_runs(
+    run_dir: Path, runs: Sequence[str], policies: Sequence[str], failures: Sequence[str] = ()
+) -> SeedRuns:
     """The evaluations of several runs as seeds of one experiment.
 
     Args:
         run_dir: the run that compares; its folder's siblings are what run ids in ``runs`` stand for.
         runs: run ids or run folders, two or more.
         policies: which policies; empty for all that every run has evaluated.
+        failures: "policy: reason" or "<run>/<policy>: reason" for policies to leave out.
 
     Raises:
         UserError: where there are fewer than two runs, a policy that was asked for has no evaluation, no
@@ -56,9 +62,10 @@ def find_seed_runs(run_dir: Path, runs: Sequence[str], policies: Sequence[str]) 
     """
     if len(runs) < 2:
         raise UserError("--by_seed needs two or more runs, one per seed: give them as --runs RUN,RUN,…")
+    failed = failed_in_any(parse_failures(failures))
     found: dict[str, dict[str, Path]] = {}
     for run in runs:
-        evaluations = find_evaluations(run_dir, [run], policies)
+        evaluations = find_evaluations(run_dir, [run], policies, failed)
         name = next(iter(evaluations.values())).parents[1].name
         if name in found:
             raise UserError(f"--runs names '{name}' twice: every run is one seed")
@@ -80,6 +87,7 @@ def find_seed_runs(run_dir: Path, runs: Sequence[str], policies: Sequence[str]) 
         folders={policy: [found[run][policy] for run in order] for policy in shared},
         left_out={policy: lacking[policy] for policy in every if lacking[policy]},
         code=code,
+        failed=failed,
     )
 
 
@@ -94,7 +102,7 @@ def lineage(manifests: dict[str, dict[str, Any]], stage: str) -> dict[str, dict[
             waiting += [
                 other
                 for other in manifests
-                if any(path.startswith(other + "/") for path in manifests[name]["inputs"])
+                if any(path.startswith(other + "/") for path in manifests[name].get("inputs", {}))
             ]
     return found
 

@@ -1,0 +1,96 @@
+"""Where an evaluated policy comes from: the stages it rests on, the log of its training (a light import)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.evaluation.manifest_diff import load_manifests
+from utils.evaluation.seed_runs import lineage
+
+LOG = "logs/metrics.jsonl"
+SFT = "03_"
+_AFTER_SFT = re.compile(r"0[4-9]_")
+_CHECKPOINT = re.compile(r"(?P<stage>0[3-9]_[^/]+)/ckpt_[^/]+/(?P<name>[^/]+)")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One policy of one run.
+
+    Attributes:
+        run_dir: the run's folder.
+        seed: that it was evaluated with.
+        stages: manifests of the stages whose cost is the policy's, by folder, in the order of the pipeline:
+            those after SFT that it rests on, or for SFT itself (and distillation) that stage. Empty for a
+            policy that no stage of the run trained.
+        training: the stage that trained the weights, "" where none did.
+        checkpoint: which of its checkpoints was evaluated, e.g. "best".
+    """
+
+    run_dir: Path
+    seed: int
+    stages: dict[str, dict[str, Any]]
+    training: str
+    checkpoint: str
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether the policy is where the other methods start: trained on demonstrations."""
+        return self.training.startswith(SFT)
+
+    @property
+    def log(self) -> Path | None:
+        """The log of its training, None where there is none that the stage's manifest lists."""
+        if not self.training:
+            return None
+        path = self.run_dir / self.training / LOG
+        listed = f"{self.training}/{LOG}" in self.stages[self.training].get("outputs", {})
+        return path if listed and path.is_file() else None
+
+
+def trained_policies(folders: Mapping[str, Sequence[Path]]) -> dict[str, list[Trained]]:
+    """Name -> where the policy of each of its evaluations (10_evaluation/<policy>) comes from.
+
+    Raises UserError where a manifest of such a run is damaged.
+    """
+    runs = {folder.parents[1] for of_policy in folders.values() for folder in of_policy}
+    manifests = {run: load_manifests(run) for run in runs}
+    return {
+        name: [_trained(folder, manifests[folder.parents[1]]) for folder in of_policy]
+        for name, of_policy in folders.items()
+    }
+
+
+def _trained(folder: Path, manifests: dict[str, dict[str, Any]]) -> Trained:
+    run_dir, evaluation = folder.parents[1], f"10_evaluation/{folder.name}"
+    rests_on = lineage(manifests, evaluation)
+    # Weights of an adapter and of the model below it may both lie in the run: the later stage trained it.
+    found = [
+        match for path in manifests[evaluation].get("inputs", {}) if (match := _CHECKPOINT.fullmatch(path))
+    ]
+    found = [match for match in found if match["stage"] in rests_on]
+    last = max(found, key=lambda match: match["stage"], default=None)
+    after = sorted(stage for stage in rests_on if _AFTER_SFT.match(stage))
+    before = [last["stage"]] if last else []
+    return Trained(
+        run_dir=run_dir,
+        seed=manifests[evaluation]["seed"],
+        stages={stage: rests_on[stage] for stage in after or before},
+        training=last["stage"] if last else "",
+        checkpoint=last["name"] if last else "",
+    )
+
+
+def training_logs(trained: Mapping[str, Sequence[Trained]]) -> dict[str, Path]:
+    """Name of an input ("<run>/<stage>:metrics.jsonl") -> training log, for all that there are."""
+    logs = {
+        f"{each.run_dir.name}/{each.training}:{each.log.name}": each.log
+        for of_policy in trained.values()
+        for each in of_policy
+        if each.log
+    }
+    return dict(sorted(logs.items()))
