@@ -1,80 +1,79 @@
-"""12: run a method from raw data to the comparison: what is missing runs, what is up to date is skipped.
+"""12: run methods from raw data to their comparison: what is missing runs, what is up to date is skipped.
 
 python 12_driver.py --method ppo
-python 12_driver.py --method ppo --reward intrinsic
+python 12_driver.py --method all --seeds 0 1 2
+python 12_driver.py --method grpo rloo dpo --reward task --completions 4096 --run_id short
 python 12_driver.py --method grpo --run_id mu2 --grpo.num_iterations 2 --sft.num_train_epochs 1
 python 12_driver.py --method grpo --dataset_config configs/datasets/gsm8k.yaml --config configs/models/X.yaml
 """
 
-import argparse
+import signal
 import sys
 
 from utils.common import UserError
-from utils.driver import FLAG_OF_TIER, METHODS, Goal, Overrides, run_goal, show_comparison
+from utils.driver.budget import check_budgets, set_completions
+from utils.driver.command import parse
+from utils.driver.execute import Execution, exit_code
+from utils.driver.graph import build_graph, run_of_seed
+from utils.driver.show import show_budgets, show_plan, show_results
 
 EPILOG = """\
 any option of a stage: --OWNER.KEY VALUE with OWNER a tier (model, dataset, reward: for every stage that has
-it) or a step (check, prepare, rewards, sft, candidates, ppo, grpo, evaluate, compare).
+it) or a step (check, prepare, rewards, sft, candidates, ppo, grpo, rloo, preferences, dpo, evaluate,
+compare).
+
+Methods that sample are compared under one budget: as many completions of as many prompts each; other
+settings are refused, and --completions sets them all. A step that fails takes down only what rests on it.
+
+With several jobs each step gets its share of the cores (OMP_NUM_THREADS, unless it is set). Another number of
+threads adds numbers up in another order, so results agree to the last byte only between equal numbers.
 
 reads    the raw data set, the models, and what earlier executions left in the run's folder
-writes   outputs/<run_id>/, a folder for each stage, and run_manifest.json
-exit     0 done, 1 a stage failed, 2 a mistake in the command or its files, 130 interrupted (run it again)
+writes   outputs/<run_id>/, a folder for each stage, and run_manifest.json; with --seeds
+         outputs/<run_id>_seed_<s>/ for each seed, and their comparison in outputs/<run_id>/11_comparison
+exit     0 done, else the code of the first step that failed: 1 a stage failed, 2 a mistake in the command,
+         its files or settings; 130 or 143 interrupted (run it again)
 """
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, Goal, Overrides]:
-    """Own options, goal, and what is passed on. Raises UserError for an option that has no owner."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--method", choices=list(METHODS), default="ppo", help="what to run (default: ppo)")
-    parser.add_argument("--reward", help="task, intrinsic or combined (default: ppo combined, grpo task)")
-    parser.add_argument("--run_id", default="run_001", help="name of the run (default: run_001)")
-    parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
-    parser.add_argument("--seed", default="0", help="seed of every stage (default: 0)")
-    parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
-    parser.add_argument("--overwrite", action="store_true", help="redo finished stages, deleting their files")
-    for tier, flag in FLAG_OF_TIER.items():
-        parser.add_argument(flag, help=f"{tier} tier (YAML)")
-    known, rest = parser.parse_known_args(argv)
-    goal = Goal(known.method, known.reward)
-    overrides = Overrides(shared=["--run_id", known.run_id, "--seed", known.seed])
-    if known.output_dir:
-        overrides.shared += ["--output_dir", known.output_dir]
-    if known.quick_test:
-        overrides.shared.append("--quick_test")
-    for tier, flag in FLAG_OF_TIER.items():
-        if value := getattr(known, flag[2:]):
-            overrides.tiers[tier] = [flag, value]
-    while rest:
-        key, values = rest.pop(0), []
-        if not key.startswith("--"):
-            raise UserError(f"'{key}' belongs to no option; see 12_driver.py --help")
-        if "=" in key:
-            key, value = key.split("=", 1)
-            values.append(value)
-        while rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        overrides.add(key[2:], values, goal)
-    return known, goal, overrides
+def drive(argv: list[str]) -> int:
+    """Plan, check, run, show. Raises UserError for a mistake that is found before anything has run."""
+    known, goal, overrides = parse(argv, __doc__, EPILOG)
+    seeds = known.seeds or [known.seed]
+    runs = [run_of_seed(known.run_id, seed) for seed in known.seeds] or [known.run_id]
+    if known.completions:
+        set_completions(known.completions, goal, overrides, runs[0], seeds[0])
+    nodes = build_graph(goal, overrides, known.run_id, known.seed, known.seeds)
+    budgets = [check_budgets(goal, overrides, run, seed) for run, seed in zip(runs, seeds, strict=True)]
+    show_budgets(budgets[0], every=known.dry_run)
+    if len(known.seeds) == 1:
+        print("one seed: a comparison over seeds needs two or more, so only the run's own is made")
+    if known.dry_run:
+        show_plan(nodes, known.jobs, known.overwrite)
+        return 0
+    execution = Execution(nodes, known.jobs, known.overwrite)
+    outcomes = execution.run()
+    show_results(execution)
+    return exit_code(nodes, outcomes)
 
 
 def main(argv: list[str]) -> int:
-    """Run the method; returns the exit code."""
+    """Run the methods; returns the exit code."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        known, goal, overrides = parse(argv)
-        run_dir = run_goal(goal, overrides, known.overwrite)
-        show_comparison(run_dir, goal, int(known.seed))
+        return drive(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("error: interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
-    return 0
+        return 143 if stopped.args == ("SIGTERM",) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,37 @@
-"""The driver without any training: where options go, what a status leads to, errors and exit codes."""
+"""The driver's command line: methods and their steps, where options go, mistakes and exit codes."""
 
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from utils import driver
 from utils.common import REPO_ROOT, UserError
-from utils.driver import Goal, Overrides, Step, run_goal
-from utils.plan import Prepared, command_for, load_script
+from utils.driver import command, goal
+from utils.driver.goal import COMPARE, METHODS, Goal, Overrides, Step
+from utils.driver.graph import build_graph
+from utils.plan import command_for, load_script, prepare
 
 SCRIPT = load_script("12_driver.py")
+SAMPLING = ("ppo", "grpo", "rloo", "dpo")
 
 
 def step(method: str, name: str) -> Step:
-    return next(step for step in Goal(method).steps() if step.name == name)
+    return next(step for step in [*Goal((method,)).steps(), COMPARE] if step.name == name)
+
+
+def parse(*argv: str):
+    return command.parse(list(argv), "", "")
 
 
 def routed(*argv: str, method: str = "grpo") -> dict[str, list[str]]:
-    """The words each script gets, but for the run's and the seed's."""
-    _, _, overrides = SCRIPT.parse([*argv, "--method", method])
+    """The words each step gets, but for the run's and the seed's."""
+    known, wanted, overrides = parse(*argv, "--method", method)
     return {
-        f"{step.name} {step.arguments[1]}" if step.name == "evaluate" else step.name: [
-            word for word in overrides.argv(step) if word not in ("--run_id", "run_001", "--seed", "0")
+        node.step.id: [
+            word for word in node.argv if word not in ("--run_id", known.run_id, "--seed", str(known.seed))
         ]
-        for step in Goal(method).steps()
+        for node in build_graph(wanted, overrides, known.run_id, known.seed)
     }
 
 
@@ -35,44 +40,82 @@ def routed(*argv: str, method: str = "grpo") -> dict[str, list[str]]:
 
 def test_the_steps_of_a_method_in_order():
     """From raw data to a comparison of the policies that the method made and started from."""
-    assert [(step.script[:2], step.name) for step in Goal("grpo").steps()] == [
+    nodes = build_graph(Goal(("grpo",)), Overrides(), "run_001", 0)
+    assert [(node.step.script[:2], node.step.id) for node in nodes] == [
         ("00", "check"),
         ("01", "prepare"),
         ("02", "rewards"),
         ("03", "sft"),
         ("04", "candidates"),
         ("06", "grpo"),
-        ("10", "evaluate"),
-        ("10", "evaluate"),
-        ("10", "evaluate"),
+        ("10", "evaluate base"),
+        ("10", "evaluate sft"),
+        ("10", "evaluate grpo"),
         ("11", "compare"),
     ]
-    assert [step.arguments[1] for step in Goal("grpo").steps() if step.name == "evaluate"] == [
-        "base",
-        "sft",
-        "grpo",
+
+
+def test_all_methods_share_their_steps():
+    steps = [step.id for step in Goal(tuple(METHODS)).steps()]
+    assert steps == [
+        *("check", "prepare", "rewards", "sft", "candidates", "ppo", "grpo", "rloo", "preferences", "dpo"),
+        *(f"evaluate {policy}" for policy in ("base", "sft", "ppo", "grpo", "rloo", "dpo")),
     ]
-    assert step("grpo", "compare").arguments == ("--policies", "[base, sft, grpo]")
-    assert step("sft", "compare").arguments == ("--policies", "[base, sft]")
+
+
+def test_every_step_comes_after_what_it_needs():
+    steps = Goal(tuple(METHODS)).steps()
+    for position, each in enumerate(steps):
+        assert set(each.needs) <= {before.id for before in steps[:position]}, each
+    needs = {each.id: each.needs for each in steps}
+    assert needs["dpo"] == ("preferences",) and needs["preferences"] == ("candidates",)
+    assert needs["evaluate base"] == ("rewards",)  # which does not wait for any training
+    assert needs["evaluate rloo"] == ("rloo",)
 
 
 @pytest.mark.parametrize(
-    ("method", "reward", "policy"),
+    ("words", "methods"),
     [
-        ("ppo", None, "ppo"),
-        ("ppo", "combined", "ppo"),
-        ("ppo", "intrinsic", "ppo_intrinsic"),
-        ("grpo", "task", "grpo"),
-        ("grpo", "combined", "grpo_combined"),
+        (["dpo", "ppo"], ("ppo", "dpo")),
+        (["rloo,grpo", "sft"], ("sft", "grpo", "rloo")),
+        (["all"], ("sft", "ppo", "grpo", "rloo", "dpo")),
+        (["ppo", "all"], ("sft", "ppo", "grpo", "rloo", "dpo")),
+        (["ppo", "ppo"], ("ppo",)),
     ],
 )
-def test_a_reward_that_is_not_the_default_names_the_policy(method, reward, policy):
+def test_methods_are_words_or_a_list(words, methods):
+    assert goal.parse_methods(words) == methods
+
+
+@pytest.mark.parametrize(("words", "message"), [(["pop"], 'no "pop".*"?ppo"?'), ([","], "needs one")])
+def test_a_method_that_is_none(words, message):
+    with pytest.raises(UserError, match=message):
+        goal.parse_methods(words)
+
+
+@pytest.mark.parametrize("method", SAMPLING)
+@pytest.mark.parametrize("reward", [None, "combined", "task", "intrinsic"])
+def test_a_reward_that_is_not_the_default_names_the_policy(method, reward, tmp_path):
     """The folder that the training stage writes is the one that the evaluation reads."""
-    goal = Goal(method, reward)
-    assert goal.policies() == ["base", "sft", policy]
-    prepared = driver.prepare(load_script(goal.training().script).STAGE, list(goal.training().arguments))
-    number = {"ppo": "05", "grpo": "06"}[method]
+    wanted = Goal((method,), reward)
+    policy = method if reward in (None, "combined") else f"{method}_{reward}"
+    assert wanted.trained() == ["sft", policy]
+    nodes = {node.step.id: node for node in build_graph(wanted, Overrides(), "r", 0)}
+    trains = nodes[METHODS[method][-1].id]
+    prepared = prepare(load_script(trains.step.script).STAGE, list(trains.argv))
+    number = {"ppo": "05", "grpo": "06", "rloo": "07", "dpo": "09"}[method]
     assert prepared.out.name == f"{number}_{policy}"
+    assert "--reward" not in nodes["candidates"].argv  # one set of candidates serves all rewards
+
+
+def test_a_reward_goes_to_preferences_too():
+    words = {step.id: step.arguments for step in Goal(("dpo",), "task").steps()}
+    assert words["preferences"] == words["dpo"] == ("--reward", "task")
+
+
+def test_a_reward_passes_by_methods_that_have_none():
+    assert Goal(("sft", "ppo"), "task").trained() == ["sft", "ppo_task"]
+    Goal(("sft", "ppo"), "task").steps()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +123,7 @@ def test_a_reward_that_is_not_the_default_names_the_policy(method, reward, polic
     [
         ("05_ppo", ""),
         ("05_ppo_intrinsic", " --reward intrinsic"),
-        ("06_grpo_combined", " --reward combined"),
+        ("06_grpo_task", " --reward task"),
         ("02_rewards_audit", " --audit"),
     ],
 )
@@ -89,21 +132,21 @@ def test_the_command_that_makes_a_variants_folder(folder, options, tmp_path):
     words = command_for(Path(folder), "run_001", None).split()
     assert words[2:] == ["--run_id", "run_001", *options.split()]
     argv = [*words[2:], "--output_dir", str(tmp_path)]
-    assert driver.prepare(load_script(words[1]).STAGE, argv).out.name == folder
+    assert prepare(load_script(words[1]).STAGE, argv).out.name == folder
 
 
 def test_a_reward_that_a_method_has_not_is_one_line():
     with pytest.raises(UserError, match="--reward task does not go with --method sft: .* pays no reward"):
-        Goal("sft", "task").steps()
+        Goal(("sft",), "task").steps()
     with pytest.raises(UserError, match="--reward gold .* choose from combined, task, intrinsic"):
-        Goal("ppo", "gold").steps()
+        Goal(("ppo",), "gold").steps()
 
 
-@pytest.mark.parametrize("method", driver.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_step_is_a_script_that_takes_its_arguments(method, tmp_path):
-    for step in Goal(method).steps():
-        stage = load_script(step.script).STAGE
-        prepared = driver.prepare(stage, [*step.arguments, "--output_dir", str(tmp_path)])
+    overrides = Overrides(shared=["--output_dir", str(tmp_path)])
+    for node in build_graph(Goal((method,)), overrides, "run_001", 0):
+        prepared = prepare(load_script(node.step.script).STAGE, list(node.argv))
         assert prepared.status == "missing" and prepared.run_dir == tmp_path / "run_001"
 
 
@@ -111,12 +154,18 @@ def test_every_step_is_a_script_that_takes_its_arguments(method, tmp_path):
 
 
 def test_options_of_a_step_go_to_it_alone():
-    words = routed("--grpo.num_iterations", "2", "--sft.learning_rate=1e-4", "--compare.alpha", "0.1")
-    assert words["grpo"] == ["--num_iterations", "2"]
+    words = routed("--grpo.num_iterations", "1", "--sft.learning_rate=1e-4", "--compare.policies", "sft")
+    assert words["grpo"] == ["--num_iterations", "1"]
     assert words["sft"] == ["--learning_rate", "1e-4"]
-    assert words["compare"][-2:] == ["--alpha", "0.1"]
+    assert words["compare"] == ["--policies", "sft"]
     assert words["check"] == words["candidates"] == []
     assert words["evaluate sft"] == ["--policy", "sft"]
+
+
+def test_every_step_of_dpo_is_an_owner():
+    words = routed("--preferences.min_pairs", "3", "--dpo.beta", "0.2", method="dpo")
+    assert words["dpo"] == ["--beta", "0.2"] and words["preferences"] == ["--min_pairs", "3"]
+    assert words["candidates"] == []
 
 
 def test_nested_keys_keep_their_dots():
@@ -141,11 +190,11 @@ def test_a_tiers_file_goes_before_its_keys():
 
 
 def test_options_of_all_stages_go_everywhere(tmp_path):
-    _, _, overrides = SCRIPT.parse(
-        ["--method", "grpo", "--run_id", "mine", "--seed", "7", "--output_dir", str(tmp_path), "--quick_test"]
+    known, wanted, overrides = parse(
+        *("--method", "all", "--run_id", "mine", "--seed", "7", "--output_dir", str(tmp_path), "--quick_test")
     )
-    for step in Goal("grpo").steps():
-        prepared = driver.prepare(load_script(step.script).STAGE, overrides.argv(step))
+    for node in build_graph(wanted, overrides, known.run_id, known.seed):
+        prepared = prepare(load_script(node.step.script).STAGE, list(node.argv))
         assert prepared.run_dir == tmp_path / "mine"
         assert prepared.config.seed == 7 and prepared.config.quick_test
 
@@ -157,96 +206,64 @@ def test_options_of_all_stages_go_everywhere(tmp_path):
         (["--modl.lora.r", "2"], "unknown option --modl.lora.r.*'?model'?"),
         (["--learning_rate", "2"], "unknown option --learning_rate.*--OWNER.KEY VALUE"),
         (["--grpo"], "unknown option --grpo"),
-        (["stray"], "'stray' belongs to no option"),
+        (["stray"], "'stray' belongs to no option|there is no"),
+        (["--seed", "0", "--seeds", "0", "1"], "--seed for one run or --seeds"),
+        (["--seeds", "0", "0"], "names a seed twice"),
+        (["--seeds", "0", "one"], "--seeds must be a whole number from 0 on, found 'one'"),
+        (["--seed", "-1"], "--seed must be"),
+        (["--jobs", "0"], "--jobs must be a whole number from 1 on"),
+        (["--completions", "many"], "--completions must be"),
+        (["--grpo.reward", "task"], "give --reward to the driver"),
     ],
 )
-def test_an_option_without_an_owner_is_one_line(argv, message):
+def test_an_option_that_cannot_be_is_one_line(argv, message):
     with pytest.raises(UserError, match=message) as caught:
-        SCRIPT.parse(["--method", "grpo", *argv])
+        parse("--method", "grpo", *argv)
     assert "\n" not in str(caught.value)
+
+
+def test_the_candidates_reward_is_their_own():
+    assert routed("--candidates.reward", "task")["candidates"] == ["--reward", "task"]
 
 
 def test_a_step_of_another_method_is_no_owner():
     with pytest.raises(UserError, match="unknown option --grpo.beta"):
-        SCRIPT.parse(["--method", "sft", "--grpo.beta", "0.1"])
+        parse("--method", "sft", "--grpo.beta", "0.1")
 
 
-# -------------------------------------------------------------------------------------------- statuses
+def test_jobs(monkeypatch):
+    """Two where there is more than one thing to do, on two cores, without a GPU."""
+    from utils.driver import execute
 
-
-@pytest.fixture
-def stages(monkeypatch, tmp_path):
-    """Statuses by step name, and the commands that are run instead of scripts; all succeed but ``codes``."""
-    world = SimpleNamespace(statuses={}, codes={}, commands=[])
-
-    def prepare(stage, argv):
-        status = world.statuses.get(stage.folder, "up_to_date")
-        return Prepared(None, tmp_path / "run_001", tmp_path / "run_001" / stage.folder, status)
-
-    def run(command, check):
-        assert command[0] == sys.executable and check is False
-        name = Path(command[1]).name
-        world.commands.append((name, command[2:]))
-        return SimpleNamespace(returncode=world.codes.get(name, 0))
-
-    monkeypatch.setattr(driver, "prepare", prepare)
-    monkeypatch.setattr(driver.subprocess, "run", run)
-    return world
-
-
-def test_what_is_up_to_date_is_skipped(stages, capsys):
-    assert run_goal(Goal("grpo"), Overrides()).name == "run_001"
-    assert stages.commands == []
-    assert capsys.readouterr().out.count("up to date") == len(Goal("grpo").steps())
-
-
-@pytest.mark.parametrize("status", ["missing", "interrupted", "stale: config.algo.beta: 0 -> 1"])
-def test_what_is_not_up_to_date_runs(stages, capsys, status):
-    """A stage that holds other work runs too, and itself refuses to overwrite it."""
-    stages.statuses = {"06_grpo": status}
-    run_goal(Goal("grpo"), Overrides(shared=["--seed", "1"], steps={"grpo": ["--beta", "1"]}))
-    assert stages.commands == [("06_train_grpo.py", ["--seed", "1", "--beta", "1"])]
-    assert f"[6/10] 06_grpo: 06_train_grpo.py ({status.split(':')[0]})" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("status", "again"), [("stale: inputs", True), ("missing", False)])
-def test_a_comparison_is_redone_when_what_it_compares_changes(stages, status, again):
-    stages.statuses = {"11_comparison": status}
-    run_goal(Goal("grpo"), Overrides())
-    [(name, words)] = stages.commands
-    assert name == "11_compare_runs.py" and ("--overwrite" in words) == again
-
-
-def test_overwrite_redoes_everything(stages):
-    run_goal(Goal("grpo"), Overrides(), overwrite=True)
-    assert [name for name, _ in stages.commands] == [step.script for step in Goal("grpo").steps()]
-    assert all(words[-1] == "--overwrite" for _, words in stages.commands)
-
-
-@pytest.mark.parametrize(("code", "exit_code"), [(1, 1), (2, 2), (130, 130), (-9, 1)])
-def test_a_failed_stage_ends_the_run_with_its_code(stages, capsys, code, exit_code):
-    stages.statuses = {"03_sft": "missing", "06_grpo": "missing"}
-    stages.codes = {"03_sft_train.py": code}
-    with pytest.raises(SystemExit) as caught:
-        run_goal(Goal("grpo"), Overrides())
-    assert caught.value.code == exit_code
-    assert [name for name, _ in stages.commands] == ["03_sft_train.py"]
-    assert f"03_sft_train.py failed (exit code {code})" in capsys.readouterr().err
+    monkeypatch.setattr(execute, "cores", lambda: 4)
+    monkeypatch.setattr(execute, "device_kind", lambda torch: "cpu")
+    assert parse("--method", "ppo")[0].jobs == 1
+    assert parse("--method", "ppo", "--seeds", "3")[0].jobs == 1
+    assert parse("--method", "ppo", "grpo")[0].jobs == 2
+    assert parse("--method", "ppo", "--seeds", "3,4")[0].jobs == 2
+    assert parse("--method", "all", "--jobs", "3")[0].jobs == 3
+    monkeypatch.setattr(execute, "device_kind", lambda torch: "cuda")
+    assert parse("--method", "all")[0].jobs == 1
+    monkeypatch.setattr(execute, "device_kind", lambda torch: "cpu")
+    monkeypatch.setattr(execute, "cores", lambda: 1)
+    assert parse("--method", "all")[0].jobs == 1
 
 
 # ---------------------------------------------------------------------------------------- command line
 
 
 def run_script(*argv: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(REPO_ROOT / "12_driver.py"), *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    words = [sys.executable, str(REPO_ROOT / "12_driver.py"), *argv]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_help_names_methods_owners_and_exit_codes():
     done = run_script("--help")
     assert done.returncode == 0
-    for words in ("--method {sft,ppo,grpo}", "--OWNER.KEY", "reads", "writes", "run_manifest.json", "130"):
+    for words in ("sft, ppo, grpo, rloo", "--OWNER.KEY", "reads", "writes", "run_manifest.json", "130"):
         assert words in done.stdout, words
+    for name in ("preferences", "OMP_NUM_THREADS", "--dry_run", "_seed_<s>", "--completions"):
+        assert name in done.stdout, name
 
 
 def test_mistakes_end_with_2_and_one_line(tmp_path):
@@ -256,24 +273,48 @@ def test_mistakes_end_with_2_and_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stages_mistake_is_found_before_anything_runs(tmp_path):
+    """A wrong value for the last stage: no stage has run for it."""
+    done = run_script("--output_dir", str(tmp_path), "--evaluate.max_items", "many")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "10_evaluate.py" in done.stderr and "max_items" in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unequal_budgets_end_before_anything_runs(tmp_path):
+    done = run_script("--output_dir", str(tmp_path), "--method", "ppo", "grpo", "--ppo.num_rollouts", "1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "ppo 128, grpo 8192" in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_all_and_does_nothing(tmp_path):
+    done = run_script(
+        *("--output_dir", str(tmp_path / "out"), "--method", "all", "--seeds", "4", "5", "--jobs", "2"),
+        *("--run_id", "mine", "--dry_run", "--quick_test"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    for method in SAMPLING:
+        assert f"budget of {method}: 64 completions of 8 prompts" in lines
+    assert "[8/35] mine_seed_4/07_rloo: 07_train_rloo.py (missing)" in lines
+    assert lines[-2].startswith("[35/35] mine/11_comparison: 11_compare_runs.py")
+    assert sum(line.startswith("[") for line in lines) == 35
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "message"),
     [
         (UserError("no good"), 2, "error: no good"),
         (KeyboardInterrupt(), 130, "error: interrupted; run the same command again to resume"),
+        (KeyboardInterrupt("SIGTERM"), 143, "error: interrupted; run the same command again to resume"),
     ],
 )
 def test_exit_codes(monkeypatch, capsys, raised, code, message):
     def fail(*_):
         raise raised
 
-    monkeypatch.setattr(SCRIPT, "run_goal", fail)
+    monkeypatch.setattr(SCRIPT, "drive", fail)
     assert SCRIPT.main([]) == code
     assert capsys.readouterr().err.strip() == message
-
-
-def test_a_stages_mistake_is_found_before_anything_runs_it(tmp_path):
-    """A wrong value for a stage whose turn it is: the driver says which, and leaves no traceback."""
-    done = run_script("--output_dir", str(tmp_path), "--check.error_threshold", "many")
-    assert done.returncode == 2
-    assert "error_threshold" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,284 @@
+"""The graph of steps as it is executed: order, jobs, failures and what they take down, what is compared."""
+
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from utils.common import UserError
+from utils.driver import execute
+from utils.driver.execute import Execution, duration, exit_code
+from utils.driver.goal import METHODS, Goal, Overrides, Step
+from utils.driver.graph import Comparison, Node, Outcome, build_graph
+from utils.plan import Prepared
+from utils.typed import Text, coerce
+
+ALL = Goal(tuple(METHODS))
+
+
+# --------------------------------------------------------------------- order and failures, without processes
+
+
+@pytest.fixture
+def stages(monkeypatch, tmp_path):
+    """A world in which every step succeeds but those in ``codes``, and has the status in ``statuses``.
+
+    Both are by folder ("05_ppo"), or by run and folder ("r_seed_1/05_ppo").
+    """
+    world = SimpleNamespace(statuses={}, codes={}, commands=[], most=0, alive=0)
+
+    def of(table, run_dir, out, default):
+        name = out.relative_to(run_dir).as_posix()
+        return table.get(f"{run_dir.name}/{name}", table.get(name, default))
+
+    def prepare(stage, argv):
+        words = dict(zip(argv[::2], argv[1::2], strict=True))
+        run_dir = tmp_path / words["--run_id"]
+        out = (
+            run_dir / stage.folder / words.get("--policy", "")
+            if stage.number == "10"
+            else run_dir / stage.folder
+        )
+        return Prepared(None, run_dir, out, of(world.statuses, run_dir, out, "missing"))
+
+    class FakeChild:
+        def __init__(self, command, label, env):
+            words = [word for word in command[2:] if word != "--overwrite"]
+            self.plan = prepare(execute.load_script(Path(command[1]).name).STAGE, words)
+            world.commands.append((Path(command[1]).name, command[2:]))
+            world.alive += 1
+            world.most = max(world.most, world.alive)
+
+        def wait(self):
+            time.sleep(0.01)
+            world.alive -= 1
+            return of(world.codes, self.plan.run_dir, self.plan.out, 0)
+
+        def reason(self, code, run_dir, folder):
+            return f"{folder}: reason {code}"
+
+    monkeypatch.setattr(execute, "prepare", prepare)
+    monkeypatch.setattr(execute, "Child", FakeChild)
+    return world
+
+
+def executed(goal=ALL, jobs=1, overwrite=False, seeds=(), overrides=None):
+    """(nodes, outcomes by "run/step") after one execution of run "r"."""
+    nodes = build_graph(goal, overrides or Overrides(), "r", 0, seeds)
+    outcomes = Execution(nodes, jobs, overwrite).run()
+    return nodes, {"/".join(key): outcome for key, outcome in outcomes.items()}
+
+
+def scripts(world) -> list[str]:
+    return [name[:2] for name, _ in world.commands]
+
+
+def options(words: list[str]) -> dict[str, str]:
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_one_job_runs_in_order(stages):
+    nodes, outcomes = executed()
+    assert [name for name, _ in stages.commands] == [node.step.script for node in nodes]
+    assert stages.most == 1 and {outcome.status for outcome in outcomes.values()} == {"done"}
+
+
+def test_two_jobs_keep_to_what_steps_need(stages):
+    nodes, _ = executed(jobs=2, seeds=(0, 1))
+    assert stages.most == 2 and len(stages.commands) == len(nodes)
+    begun = [
+        (options(words)["--run_id"], name, options(words).get("--policy")) for name, words in stages.commands
+    ]
+    for run in ("r_seed_0", "r_seed_1"):
+        at = {name: begun.index((run, name, None)) for of, name, policy in begun if of == run and not policy}
+        assert at["03_sft_train.py"] < at["04_generate_candidates.py"] < at["08_build_preferences.py"]
+        assert begun.index((run, "10_evaluate.py", "dpo")) > at["09_train_dpo.py"]
+        assert at["11_compare_runs.py"] == max(place for place, each in enumerate(begun) if each[0] == run)
+    assert begun[-1][0] == "r"
+
+
+def test_what_is_up_to_date_is_skipped(stages, capsys):
+    nodes = build_graph(ALL, Overrides(), "r", 0)
+    stages.statuses = {
+        **dict.fromkeys(("00_data_validation", "01_preprocessing", "02_rewards", "03_sft"), "up_to_date"),
+        **dict.fromkeys(("04_candidates", "05_ppo", "06_grpo", "07_rloo"), "up_to_date"),
+        **dict.fromkeys(("08_preferences", "09_dpo", "11_comparison"), "up_to_date"),
+        **{f"10_evaluation/{policy}": "up_to_date" for policy in ("base", *ALL.trained())},
+    }
+    _, outcomes = executed()
+    assert stages.commands == [] and {each.status for each in outcomes.values()} == {"up to date"}
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(nodes) and lines[5] == f"[6/{len(nodes)}] 05_ppo: up to date"
+
+
+@pytest.mark.parametrize("status", ["missing", "interrupted", "stale: config.algo.beta: 0 -> 1"])
+def test_what_is_not_up_to_date_runs(stages, capsys, status):
+    """A stage that holds other work runs too, and itself refuses to overwrite it."""
+    stages.statuses = {"06_grpo": status}
+    executed(Goal(("grpo",)), overrides=Overrides(steps={"grpo": ["--beta", "1"]}))
+    [words] = [words for name, words in stages.commands if name == "06_train_grpo.py"]
+    assert words == ["--run_id", "r", "--seed", "0", "--beta", "1"]
+    printed = capsys.readouterr().out
+    assert f"[6/10] 06_grpo: 06_train_grpo.py ({status.split(':')[0]})" in printed
+    assert re.search(r"^\[6/10\] 06_grpo: finished in \d\.\d s$", printed, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("status", "again"), [("stale: inputs", True), ("missing", False)])
+def test_a_comparison_is_redone_when_what_it_compares_changes(stages, status, again):
+    stages.statuses = {"11_comparison": status}
+    executed(Goal(("grpo",)))
+    name, words = stages.commands[-1]
+    assert name == "11_compare_runs.py" and ("--overwrite" in words) == again
+    assert all("--overwrite" not in words for _, words in stages.commands[:-1])
+
+
+def test_overwrite_redoes_everything(stages):
+    stages.statuses = dict.fromkeys(("03_sft", "06_grpo", "11_comparison"), "up_to_date")
+    nodes, _ = executed(Goal(("grpo",)), overwrite=True)
+    assert [name for name, _ in stages.commands] == [node.step.script for node in nodes]
+    assert all(words[-1] == "--overwrite" for _, words in stages.commands)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failed_method_takes_no_other_down(stages, capsys, jobs):
+    stages.codes = {"08_preferences": 2}
+    nodes, outcomes = executed(jobs=jobs)
+    assert {key for key, each in outcomes.items() if not each.ok} == {
+        "r/preferences",
+        "r/dpo",
+        "r/evaluate dpo",
+    }
+    assert outcomes["r/dpo"] == Outcome("blocked", "08_preferences: reason 2")
+    assert exit_code(nodes, {tuple(key.split("/")): each for key, each in outcomes.items()}) == 2
+    name, words = stages.commands[-1]
+    assert options(words)["--policies"] == "[base, sft, ppo, grpo, rloo]"
+    assert json.loads(options(words)["--failures"]) == ["dpo: 08_preferences: reason 2"]
+    assert capsys.readouterr().err == "error: dpo failed: 08_preferences: reason 2\n"
+
+
+def test_a_failed_sft_blocks_all_that_rests_on_it(stages, capsys):
+    stages.codes = {"03_sft": 1}
+    nodes, outcomes = executed()
+    assert scripts(stages) == ["00", "01", "02", "03", "10"]  # the base model can still be evaluated
+    assert outcomes["r/evaluate rloo"].reason == "03_sft: reason 1"
+    assert outcomes["r/compare"].status == "skipped"
+    assert capsys.readouterr().err == "error: sft, ppo, grpo, rloo, dpo failed: 03_sft: reason 1\n"
+
+
+def test_failed_data_ends_everything(stages):
+    stages.codes = {"00_data_validation": 1}
+    _, outcomes = executed()
+    assert scripts(stages) == ["00"]
+    assert outcomes["r/evaluate base"].reason == "00_data_validation: reason 1"
+
+
+def test_a_step_that_no_method_rests_on(stages, capsys):
+    """Candidates are an audit to PPO; their failure is one, but not the method's."""
+    stages.codes = {"04_candidates": 2}
+    nodes, outcomes = executed(Goal(("ppo",)))
+    assert outcomes["r/compare"].ok and "--failures" not in stages.commands[-1][1]
+    assert exit_code(nodes, {tuple(key.split("/")): each for key, each in outcomes.items()}) == 2
+    assert capsys.readouterr().err == "error: candidates failed: 04_candidates: reason 2\n"
+
+
+@pytest.mark.parametrize(("codes", "first"), [((1, 2), 1), ((2, 1), 2), ((-9, 2), 1), ((130, 1), 130)])
+def test_the_exit_code_is_the_first_failures(stages, codes, first):
+    stages.codes = {"05_ppo": codes[0], "06_grpo": codes[1]}
+    nodes = build_graph(ALL, Overrides(), "r", 0)
+    assert exit_code(nodes, Execution(nodes, jobs=2).run()) == first
+
+
+def test_a_check_that_refuses_is_a_failure(stages, capsys):
+    def refuse():
+        raise UserError("not enough prompts")
+
+    nodes = [
+        Node("r", Step("ppo", "05_train_ppo.py"), ("--run_id", "r"), (), refuse),
+        Node("r", Step("grpo", "06_train_grpo.py"), ("--run_id", "r")),
+    ]
+    outcomes = Execution(nodes).run()
+    assert outcomes["r", "ppo"] == Outcome("failed", "05_ppo: not enough prompts", 2)
+    assert scripts(stages) == ["06"]
+
+
+def test_a_graph_out_of_order_is_refused(stages):
+    with pytest.raises(ValueError, match="needs a step that is not before it"):
+        Execution([Node("r", Step("ppo", "05_train_ppo.py"), ("--run_id", "r"), (("r", "sft"),))]).run()
+
+
+# ------------------------------------------------------------------------------------------------ seeds
+
+
+def test_seeds_are_runs_and_are_compared(stages):
+    nodes, outcomes = executed(Goal(("ppo", "grpo")), seeds=(3, 5))
+    assert [node.run_id for node in nodes] == ["r_seed_3"] * 12 + ["r_seed_5"] * 12 + ["r"]
+    for name, words in stages.commands[:-1]:
+        given = options(words)
+        assert given["--run_id"] == f"r_seed_{given['--seed']}", name
+    assert options(stages.commands[11][1])["--policies"] == "[base, sft, ppo, grpo]"
+    assert options(stages.commands[-1][1]) == {
+        **{"--run_id": "r", "--seed": "0", "--by_seed": "true"},
+        **{"--runs": "r_seed_3,r_seed_5", "--policies": "[sft, ppo, grpo]"},
+    }
+
+
+def test_one_seed_is_a_run_with_its_own_comparison(stages):
+    nodes, _ = executed(Goal(("sft",)), seeds=(7,))
+    assert {node.run_id for node in nodes} == {"r_seed_7"}
+    assert nodes[-1].step.name == "compare" and "--by_seed" not in stages.commands[-1][1]
+
+
+def test_a_policy_that_a_seed_lacks_is_left_out_with_the_reason(stages, capsys):
+    stages.codes = {"r_seed_1/05_ppo": 1}
+    executed(Goal(("ppo", "grpo")), seeds=(0, 1), jobs=2)
+    given = options(stages.commands[-1][1])
+    assert given["--runs"] == "r_seed_0,r_seed_1" and given["--policies"] == "[sft, grpo]"
+    assert json.loads(given["--failures"]) == ["seed_1/ppo: 05_ppo: reason 1"]
+    assert capsys.readouterr().err == "error: r_seed_1: ppo failed: 05_ppo: reason 1\n"
+
+
+def test_a_seed_without_any_policy_is_left_out_with_the_reason(stages):
+    stages.codes = {"r_seed_1/03_sft": 1}
+    executed(Goal(("ppo",)), seeds=(0, 1, 2))
+    given = options(stages.commands[-1][1])
+    assert given["--runs"] == "r_seed_0,r_seed_2" and given["--policies"] == "[sft, ppo]"
+    assert json.loads(given["--failures"]) == ["seed_1: 03_sft: reason 1"]
+
+
+def test_fewer_than_two_seeds_are_not_compared(stages):
+    stages.codes = {"r_seed_1/03_sft": 1}
+    _, outcomes = executed(Goal(("ppo",)), seeds=(0, 1))
+    assert outcomes["r/compare"].status == "skipped" and outcomes["r_seed_0/compare"].ok
+
+
+def test_reasons_survive_the_command_line(stages):
+    """What the driver writes after --failures is the list that stage 11 reads."""
+    reason = "05_ppo: bad: \"quoted\", [1, 2] {x} — 'y' #z \\ é 🙂, 100 %"
+    compare = next(node for node in build_graph(ALL, Overrides(), "r", 0) if isinstance(node, Comparison))
+    outcomes = dict.fromkeys(compare.needs, Outcome("done"))
+    outcomes["r", "evaluate ppo"] = Outcome("blocked", reason)
+    word = options(compare.command(outcomes))["--failures"]
+    assert coerce(Text(word), list[str], "command line", "failures") == [f"ppo: {reason}"]
+
+
+# -------------------------------------------------------------------------------------------- the rest
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.96, "1 min 00 s"), (125, "2 min 05 s"), (7620, "2 h 07 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_threads_are_shared_between_jobs(monkeypatch):
+    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert execute.environment_of(1) is None
+    assert execute.environment_of(3)["OMP_NUM_THREADS"] == "2"
+    assert execute.environment_of(16)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert execute.environment_of(3)["OMP_NUM_THREADS"] == "5"

@@ -1,0 +1,2 @@
+"""The driver: goals and options (goal), budgets (budget), the graph of steps (graph), running it (execute,
+process), and what is shown (show)."""

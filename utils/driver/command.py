@@ -1,0 +1,81 @@
+"""The driver's command line."""
+
+from __future__ import annotations
+
+import argparse
+
+from utils.common import UserError
+from utils.driver.execute import default_jobs
+from utils.driver.goal import FLAG_OF_TIER, METHODS, Goal, Overrides, parse_methods
+
+
+def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
+    """The driver's own options."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = f"one or several of {', '.join(METHODS)}, or all (default: ppo)"
+    parser.add_argument("--method", nargs="+", default=["ppo"], metavar="NAME", help=names)
+    parser.add_argument("--reward", help="task, intrinsic or combined, for all methods (default: combined)")
+    parser.add_argument("--run_id", default="run_001", help="name of the run (default: run_001)")
+    parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
+    parser.add_argument("--seed", help="seed of every stage (default: 0)")
+    parser.add_argument("--seeds", nargs="+", metavar="S", help="a run for each seed, and their comparison")
+    parser.add_argument("--completions", metavar="N", help="completions that each method samples in a run")
+    jobs = "steps side by side (default: 2 for several methods or seeds on two cores without a GPU, else 1)"
+    parser.add_argument("--jobs", metavar="N", help=jobs)
+    parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
+    parser.add_argument("--overwrite", action="store_true", help="redo finished stages, deleting their files")
+    parser.add_argument("--dry_run", action="store_true", help="say what would run, and run nothing")
+    for tier, flag in FLAG_OF_TIER.items():
+        parser.add_argument(flag, help=f"{tier} tier (YAML)")
+    return parser
+
+
+def whole(name: str, text: str, least: int) -> int:
+    """An option's value as a whole number. Raises UserError where it is none, or below ``least``."""
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise UserError(f"--{name} must be a whole number from {least} on, found {text!r}")
+    return int(text)
+
+
+def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Namespace, Goal, Overrides]:
+    """Own options, goal, and what is passed on.
+
+    Of the own options ``seed``, ``seeds`` and ``jobs`` are whole numbers, ``completions`` one or None. Raises
+    UserError for a value that cannot be, and for an option that has no owner.
+    """
+    known, rest = build_parser(description, epilog).parse_known_args(argv)
+    goal, overrides = Goal(parse_methods(known.method), known.reward), Overrides()
+    if known.seed is not None and known.seeds:
+        raise UserError("give --seed for one run or --seeds for a run of each, not both")
+    seeds = [text for word in known.seeds or () for text in word.split(",") if text]
+    known.seeds = [whole("seeds", text, 0) for text in seeds]
+    if len(set(known.seeds)) < len(known.seeds):
+        raise UserError("--seeds names a seed twice: two runs of one seed are not two samples")
+    known.seed = whole("seed", known.seed or "0", 0)
+    several = len(goal.methods) > 1 or len(known.seeds) > 1
+    known.jobs = whole("jobs", known.jobs, 1) if known.jobs else default_jobs(several)
+    if known.completions:
+        known.completions = whole("completions", known.completions, 1)
+    if known.output_dir:
+        overrides.shared += ["--output_dir", known.output_dir]
+    if known.quick_test:
+        overrides.shared.append("--quick_test")
+    for tier, flag in FLAG_OF_TIER.items():
+        if value := getattr(known, flag[2:]):
+            overrides.tiers[tier] = [flag, value]
+    while rest:
+        key, values = rest.pop(0), []
+        if not key.startswith("--"):
+            raise UserError(f"'{key}' belongs to no option; see 12_driver.py --help")
+        if "=" in key:
+            key, value = key.split("=", 1)
+            values.append(value)
+        while rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        overrides.add(key[2:], values, goal)
+    return known, goal, overrides

@@ -1,0 +1,181 @@
+"""Running a graph of steps: what is up to date is skipped, what failed takes down only what rests on it."""
+
+from __future__ import annotations
+
+import concurrent.futures as futures
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.common import REPO_ROOT, UserError
+from utils.driver.graph import Comparison, Key, Node, Outcome, rests_on
+from utils.driver.process import Child, say, stop
+from utils.manifest import device_kind, update_run_manifest
+from utils.plan import Prepared, load_script, prepare
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_jobs(several: bool) -> int:
+    """Steps to run side by side: two where there is more than one thing to do, two cores and no GPU."""
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch = None
+    return 2 if several and cores() >= 2 and device_kind(torch) == "cpu" else 1
+
+
+def environment_of(jobs: int) -> dict[str, str] | None:
+    """The environment of a step: with several jobs each gets its share of the cores."""
+    if jobs == 1:
+        return None
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), **quiet, **os.environ}
+
+
+@dataclass
+class Running:
+    """A step that has been started."""
+
+    node: Node
+    prepared: Prepared
+    child: Child
+    begin: float
+
+
+@dataclass
+class Execution:
+    """One execution of a graph.
+
+    Args:
+        nodes: each after the nodes that it needs; started in this order as far as ``jobs`` and needs allow.
+        jobs: steps side by side.
+        overwrite: redo what is finished.
+
+    Attributes:
+        outcomes: what became of each node.
+        run_dirs: run id -> folder, of the runs that were begun.
+        seconds: how long it all took.
+    """
+
+    nodes: Sequence[Node]
+    jobs: int = 1
+    overwrite: bool = False
+    outcomes: dict[Key, Outcome] = field(default_factory=dict)
+    run_dirs: dict[str, Path] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def run(self) -> dict[Key, Outcome]:
+        """Run everything; returns what became of each node.
+
+        Where it is interrupted (KeyboardInterrupt), all steps are ended first; they resume another time.
+        """
+        begin = time.monotonic()
+        running: dict[futures.Future, Running] = {}
+        waiting = list(self.nodes)
+        with futures.ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                while waiting or running:
+                    for node in list(waiting):
+                        if len(running) == self.jobs:
+                            break
+                        if all(need in self.outcomes for need in node.needs):
+                            waiting.remove(node)
+                            if started := self._begin(node):
+                                running[pool.submit(started.child.wait)] = started
+                    if waiting and not running:
+                        raise ValueError(f"{waiting[0].key} needs a step that is not before it")
+                    for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                        self._end(running.pop(future), future.result())
+            except BaseException:
+                stop([each.child for each in running.values()])
+                raise
+        # Every stage does this; once more, for one that was killed after its manifest and before this, and
+        # for two that ended at the same time.
+        for run_dir in self.run_dirs.values():
+            if run_dir.is_dir():
+                update_run_manifest(run_dir)
+        self.seconds = time.monotonic() - begin
+        return self.outcomes
+
+    def _begin(self, node: Node) -> Running | None:
+        """Start a node whose needs have ended, or settle it without."""
+        blocked = node.blocked(self.outcomes)
+        argv = None if blocked else node.command(self.outcomes)
+        if argv is None:
+            self.outcomes[node.key] = blocked or Outcome("skipped")
+            return None
+        try:
+            if node.check:
+                node.check()
+            prepared = prepare(load_script(node.step.script).STAGE, argv)
+        except UserError as error:
+            folder = load_script(node.step.script).STAGE.folder
+            self._fail(node, Outcome("failed", f"{folder}: {error}", 2))
+            return None
+        self.run_dirs[node.run_id] = prepared.run_dir
+        name, status = self._name(node, prepared), prepared.status
+        if status == "up_to_date" and not self.overwrite:
+            say(f"{self._place(node)} {name}: up to date")
+            self.outcomes[node.key] = Outcome("up to date")
+            return None
+        say(f"{self._place(node)} {name}: {node.step.script} ({status.split(':')[0]})")
+        # A comparison is derived from what is compared, and is redone when that changes.
+        if self.overwrite or (isinstance(node, Comparison) and status.startswith("stale")):
+            argv = [*argv, "--overwrite"]
+        command = [sys.executable, str(REPO_ROOT / node.step.script), *argv]
+        label = name if self.jobs > 1 else None
+        return Running(node, prepared, Child(command, label, environment_of(self.jobs)), time.monotonic())
+
+    def _end(self, running: Running, code: int) -> None:
+        node, prepared = running.node, running.prepared
+        seconds = time.monotonic() - running.begin
+        if code == 0:
+            self.outcomes[node.key] = Outcome("done", seconds=seconds)
+            say(f"{self._place(node)} {self._name(node, prepared)}: finished in {duration(seconds)}")
+            return
+        folder = prepared.out.relative_to(prepared.run_dir).as_posix()
+        reason = running.child.reason(code, prepared.run_dir, folder)
+        self._fail(node, Outcome("failed", reason, code if code > 0 else 1, seconds))
+
+    def _fail(self, node: Node, outcome: Outcome) -> None:
+        """Note a failure and say, on one line, which methods it takes down and why."""
+        self.outcomes[node.key] = outcome
+        lost = [each.step.policy for each in rests_on(self.nodes, node.key) if each.step.policy]
+        who = f"{', '.join(lost)} failed" if lost else f"{node.step.name} failed"
+        where = f"{node.run_id}: " if self._several_runs else ""
+        say(f"error: {where}{who}: {outcome.reason}", sys.stderr)
+
+    @property
+    def _several_runs(self) -> bool:
+        return len({node.run_id for node in self.nodes}) > 1
+
+    def _name(self, node: Node, prepared: Prepared) -> str:
+        """What the step writes, from the run's folder or, with several runs, from the outputs folder."""
+        root = prepared.run_dir.parent if self._several_runs else prepared.run_dir
+        return prepared.out.relative_to(root).as_posix()
+
+    def _place(self, node: Node) -> str:
+        keys = [each.key for each in self.nodes]
+        return f"[{keys.index(node.key) + 1}/{len(keys)}]"
+
+
+def exit_code(nodes: Sequence[Node], outcomes: dict[Key, Outcome]) -> int:
+    """That of the first step, in the order of the nodes, that failed; 0 where none did."""
+    codes = [outcomes[node.key].code for node in nodes if outcomes[node.key].status == "failed"]
+    return codes[0] if codes else 0
+
+
+def duration(seconds: float) -> str:
+    """A time as it is read, e.g. "8.3 s", "4 min 05 s", "2 h 07 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,212 @@
+"""One step's process: its output is passed on, and why it failed is read from its standard error."""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from utils.common import shown
+
+ERROR = "error: "  # how the frame begins its one line about a user's mistake
+GRACE = 1.0  # seconds: Ctrl-C in a terminal reaches the steps as well, which then end by themselves
+PATIENCE = 30.0  # seconds between the polite and the other kill
+LINGER = 5.0  # seconds to wait for output that a step's own children may still hold open
+_LONGEST = 500  # characters of a reason
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt)\b")
+_screen = threading.Lock()
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print one whole line, however many steps print at the same time."""
+    stream = stream or sys.stdout
+    with _screen:
+        stream.write(line + "\n")
+        stream.flush()
+
+
+class Child:
+    """A running step.
+
+    Alone (``label`` None) it has the terminal to itself: its standard output goes there directly, and its
+    standard error through this process, which sees a terminal if this one does, so that progress bars work.
+    With a label, every line of both is printed whole, after the label; progress bars keep quiet, for they
+    find no terminal.
+
+    A line that begins with "error: " is kept back if nothing follows it and the step fails: the driver says
+    it, with the methods that it concerns.
+    """
+
+    def __init__(self, command: Sequence[str], label: str | None = None, env: dict[str, str] | None = None):
+        self.tail: collections.deque[str] = collections.deque(maxlen=200)
+        self.crashed = False
+        self._held = ""
+        self._label = label
+        if label is None:
+            read, write = _pipe_like(sys.stderr)
+            self.process = subprocess.Popen(command, stderr=write, env=env)
+            os.close(write)
+            readers = [(self._pass_on, read)]
+        else:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env
+            )
+            readers = [(self._relay, self.process.stdout), (self._relay_errors, self.process.stderr)]
+        self._threads = [threading.Thread(target=read, args=(end,), daemon=True) for read, end in readers]
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self) -> int:
+        """Wait for the end and all output; returns the exit code (negative: the signal that ended it)."""
+        code = self.process.wait()
+        for thread in self._threads:
+            thread.join(LINGER)
+        if self._held and not code:
+            self._print_error(self._held)
+        return code
+
+    def reason(self, code: int, run_dir: Path, folder: str) -> str:
+        """Why the step failed, on one line that names no place outside the run."""
+        log = f"see {folder}/stage.log"
+        said = [line.removeprefix(ERROR) for line in self.tail if line.startswith(ERROR)]
+        if code < 0:
+            text = f"ended by {_signal_name(-code)} ({log})"
+        elif said:
+            text = said[-1]
+        elif self.crashed and self.tail:
+            named = [
+                line for line in self.tail if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)
+            ]
+            text = f"{_shortened((named or self.tail)[-1].strip())} ({log})"
+        else:
+            text = f"exit code {code} ({log})"
+        return f"{folder}: {_shortened(_within(text, run_dir))}"
+
+    def _relay(self, end: BinaryIO) -> None:
+        """Print every line of standard output."""
+        for line in end:
+            say(f"[{self._label}] {_last_written(line.decode(errors='replace').rstrip())}")
+
+    def _relay_errors(self, end: BinaryIO) -> None:
+        """Print every line of standard error."""
+        for line in end:
+            self._finish(_last_written(line.decode(errors="replace").rstrip()))
+
+    def _pass_on(self, end: int) -> None:
+        """Write what arrives at once, whole lines or not; only what may become an error line waits."""
+        line, written = "", 0
+        for piece in _pieces(end):
+            *whole, line_begun = (line + piece).split("\n")
+            for finished in whole:
+                self._finish(finished, written)
+                written = 0
+            line = line_begun
+            if not (ERROR.startswith(line) or line.startswith(ERROR)):
+                self._release()
+                _write(line[written:])
+                written = len(line)
+        if line:
+            self._finish(line, written)
+
+    def _finish(self, line: str, written: int = 0) -> None:
+        """Keep a line of standard error, and print what is not yet written of it."""
+        self.tail.append(_last_written(line.rstrip("\r")))
+        self.crashed |= line.startswith("Traceback (most recent call last)")
+        self._release()
+        if line.startswith(ERROR):
+            self._held = line
+        else:
+            self._print_error(line[written:])
+
+    def _release(self) -> None:
+        """Print the error line that was kept back, for it is not the last."""
+        if self._held:
+            self._print_error(self._held)
+            self._held = ""
+
+    def _print_error(self, line: str) -> None:
+        say(line if self._label is None else f"[{self._label}] {line}", sys.stderr)
+
+
+def stop(children: Sequence[Child]) -> None:
+    """End all that still run: politely, so that they can tidy up, then for certain."""
+    running = [child.process for child in children if child.process.poll() is None]
+    try:
+        for pause, number in ((GRACE, signal.SIGTERM), (PATIENCE, signal.SIGKILL)):
+            end = time.monotonic() + pause
+            while any(process.poll() is None for process in running) and time.monotonic() < end:
+                time.sleep(0.02)
+            for process in running:
+                if process.poll() is None:
+                    process.send_signal(number)
+    finally:  # also where a second Ctrl-C cuts the waiting short
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def _pipe_like(stream: TextIO) -> tuple[int, int]:
+    """Two ends of a pipe, or of a terminal of the same size where the stream is one."""
+    try:
+        size = fcntl.ioctl(stream.fileno(), termios.TIOCGWINSZ, bytes(8)) if stream.isatty() else None
+    except (OSError, ValueError):
+        size = None
+    if size is None:
+        return os.pipe()
+    read, write = os.openpty()
+    tty.setraw(write)  # what is written comes out unchanged; the real terminal does the rest
+    fcntl.ioctl(write, termios.TIOCSWINSZ, size)
+    return read, write
+
+
+def _pieces(end: int) -> Iterator[str]:
+    """The text that arrives at a file descriptor, as it arrives."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    with contextlib.suppress(OSError):  # how a pseudo-terminal says that its other end is closed
+        while piece := os.read(end, 1 << 16):
+            yield decoder.decode(piece)
+    os.close(end)
+
+
+def _write(text: str) -> None:
+    with _screen:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _last_written(line: str) -> str:
+    """What a carriage return has not written over, as of a progress bar."""
+    return line.rpartition("\r")[2]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _within(text: str, run_dir: Path) -> str:
+    """The text with paths relative to the run, and only what can be printed."""
+    for folder in (str(run_dir), shown(run_dir)):
+        text = text.replace(f"{folder}/", "")
+    text = text.replace(str(run_dir.parent), "outputs")
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

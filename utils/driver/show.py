@@ -1,0 +1,131 @@
+"""What the driver shows: what would run, and what came out."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.driver.budget import Budget
+from utils.driver.execute import Execution, duration
+from utils.driver.graph import Comparison, Node, SeedComparison, seeds_to_compare
+from utils.plan import load_script, make_plan, prepare
+
+WIDTH = 100
+COMPARISON = "11_comparison"
+
+
+def show_budgets(budgets: Mapping[str, Budget], every: bool) -> None:
+    """Say what is sampled: one line for methods that are alike, or with ``every`` one for each."""
+    if every:
+        for method, budget in budgets.items():
+            print(f"budget of {method}: {budget}")
+    elif len(budgets) > 1:
+        print(f"budget of {', '.join(budgets)} alike: {next(iter(budgets.values()))}")
+
+
+def show_plan(nodes: Sequence[Node], jobs: int, overwrite: bool) -> None:
+    """Print every step with its status, as things are now; nothing is run or written."""
+    several = len({node.run_id for node in nodes}) > 1
+    for number, node in enumerate(nodes, start=1):
+        stage, argv = load_script(node.step.script).STAGE, list(node.argv)
+        if isinstance(node, Comparison):
+            plan, status = make_plan(stage, argv), "when the evaluations have ended"
+        else:
+            plan = prepare(stage, argv)
+            status = plan.status.replace("_", " ")
+            status += ", to be redone" if overwrite and status == "up to date" else ""
+        name = plan.out.relative_to(plan.run_dir.parent if several else plan.run_dir).as_posix()
+        print(f"[{number}/{len(nodes)}] {name}: {node.step.script} ({status})")
+    print(f"jobs: {jobs}; nothing was run (--dry_run)")
+
+
+def show_results(execution: Execution) -> None:
+    """Print what ran, then the comparison over seeds, or else of each run, failed methods included."""
+    nodes, outcomes, run_dirs = execution.nodes, execution.outcomes, execution.run_dirs
+    ran = [outcome.status for outcome in outcomes.values() if outcome.status in ("done", "failed")]
+    failed = ran.count("failed")
+    kept = "; what is finished is kept, run the same command again to continue" if failed else ""
+    print(f"{len(ran)} of {len(nodes)} steps ran in {duration(execution.seconds)}, {failed} failed{kept}")
+    made = [node for node in nodes if isinstance(node, Comparison) and outcomes[node.key].ok]
+    for node in [each for each in made if isinstance(each, SeedComparison)] or made:
+        folder = run_dirs[node.run_id]
+        if isinstance(node, SeedComparison):
+            runs, _, failures = seeds_to_compare(node, outcomes)
+            title = f"{node.run_id}: mean accuracy over {len(runs)} seeds"
+            _print_table(title, _rows_of_seeds(folder / COMPARISON), failures, folder)
+        else:
+            done = [policy for policy, key in node.policies() if outcomes[key].ok]
+            seed = int(node.argv[node.argv.index("--seed") + 1])
+            title = f"{node.run_id}: accuracy on the test set"
+            _print_table(title, _rows_of_run(folder, done, seed), node.lost(outcomes), folder)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy's accuracy and its difference to SFT's, each with its interval; p is corrected by Holm."""
+
+    policy: str
+    accuracy: tuple[float, float, float]
+    difference: tuple[float, float, float] | None = None
+    p_value: float | None = None
+
+
+def _rows_of_run(run_dir: Path, policies: Sequence[str], seed: int) -> list[Row]:
+    from utils.evaluation.comparison import compare_all, load_result
+    from utils.evaluation.policies import evaluation_files, find_evaluations
+
+    found = find_evaluations(run_dir, [], policies)
+    results = [load_result(name, *evaluation_files(folder)) for name, folder in found.items()]
+    over_sft = {pair.b: pair for pair in compare_all(results, seed) if pair.a == "sft"}
+    rows = []
+    for result in results:
+        rate, pair = result.metrics["accuracy"], over_sft.get(result.name)
+        difference = (pair.difference, *pair.ci95) if pair else None
+        accuracy = (rate["value"], *rate["ci95"])
+        rows.append(Row(result.name, accuracy, difference, pair.p_holm if pair else None))
+    return rows
+
+
+def _rows_of_seeds(folder: Path) -> list[Row]:
+    """The rows of summary.csv and pairs.csv of a comparison over seeds."""
+    pairs = {row["b"]: row for row in _read_csv(folder / "pairs.csv") if row["a"] == "sft"}
+    rows = []
+    for row in _read_csv(folder / "summary.csv"):
+        if not row["accuracy"]:
+            continue  # a failed policy, which has its own row below
+        accuracy = tuple(float(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
+        pair = pairs.get(row["policy"])
+        difference = tuple(float(pair[key]) for key in ("difference", "low", "high")) if pair else None
+        rows.append(Row(row["policy"], accuracy, difference, float(pair["p_holm"]) if pair else None))
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _print_table(title: str, rows: Sequence[Row], failures: Sequence[str], run_dir: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("policy", "accuracy", "95 % interval", "over sft", "95 % interval", "p (Holm)"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for row in rows:
+        value, low, high = (100 * number for number in row.accuracy)
+        cells = [row.policy, f"{value:.1f} %", f"{low:.1f} to {high:.1f} %"]
+        if row.difference:
+            value, low, high = (100 * number for number in row.difference)
+            cells += [f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{row.p_value:.2g}"]
+        table.add_row(*cells)
+    for policy in dict.fromkeys(failure.partition(": ")[0].rpartition("/")[2] for failure in failures):
+        table.add_row(policy, "failed")
+    console = Console(width=WIDTH, highlight=False, markup=False)
+    console.print(table)
+    for failure in failures:
+        who, _, reason = failure.partition(": ")
+        console.print(f"{who} failed: {reason}", soft_wrap=True)
+    console.print(f"report: {run_dir / COMPARISON / 'report.md'}", soft_wrap=True)
