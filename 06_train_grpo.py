@@ -1,6 +1,6 @@
 """06: group-relative policy optimisation (GRPO) of the SFT policy.
 
-    python 06_train_grpo.py [--reward task|intrinsic|combined] [--learning_rate 5e-4] [--num_iterations 2]
+    python 06_train_grpo.py [--reward combined|task|intrinsic] [--learning_rate 5e-4] [--num_iterations 2]
 
 TRL's GRPOTrainer with shared prefixes (utils/training/shared_prefix_mixin.py). The reference is the SFT
 policy. Greedy answers to validation items choose the best checkpoint. In this stage save_steps, logging_steps
@@ -36,7 +36,7 @@ PANELS = {
 }
 
 
-DEFAULT_REWARD = "task"
+DEFAULT_REWARD = "combined"
 
 
 @dataclass

@@ -2,78 +2,78 @@
 
 Departures from stock TRL: prompts are encoded once per group for sampling, scoring and the gradient
 (``SharedPrefix``); prompts are tokenised as everywhere else in this project, without special
-tokens beyond the rendered ones.
+tokens beyond the rendered ones; and under process supervision every token has an advantage of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from utils.common import UserError
-from utils.config import ModelConfig
-from utils.data.prompts import render_prompt
 from utils.data.records import Record
-from utils.models.loading import device, load_policy
-from utils.models.sampling import eos_token_ids
-from utils.models.shared_prefix import CompletionBatch
-from utils.rewards.rollout import ALL_COMPONENTS, RewardPipeline
+from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards
 from utils.rewards.spec import RewardSpec
-from utils.rewards.task import COMPONENTS
 from utils.stage import StageContext
-from utils.training.reward_state import KeepsRewardState, open_pipeline
-from utils.training.running import trainer_arguments
+from utils.training.advantages import process_advantages
+from utils.training.outcome_rewards import (
+    OutcomeRewards,
+    RenderedPrompts,
+    Start,
+    check_prompts,
+    group_arguments,
+)
+from utils.training.reward_state import KeepsRewardState
 from utils.training.settings import GrpoAlgo
-from utils.training.shared_prefix_mixin import SharedPrefix, updates_per_rollout
+from utils.training.shared_prefix_mixin import SharedPrefix
+
+__all__ = ["OutcomeRewards", "SharedPrefixGRPOTrainer", "build_grpo_trainer", "check_prompts"]
 
 
-class SharedPrefixGRPOTrainer(KeepsRewardState, SharedPrefix, GRPOTrainer):
-    """TRL's GRPOTrainer, every prompt encoded once per group, on a reward pipeline (``pipeline``)."""
+class SharedPrefixGRPOTrainer(RenderedPrompts, KeepsRewardState, SharedPrefix, GRPOTrainer):
+    """TRL's GRPOTrainer, every prompt encoded once per group, on a reward pipeline (``pipeline``).
 
-    def _tokenize_prompts(self, prompts: list[str]):
-        """Token ids of rendered prompts, and TRL's two empty multimodal fields."""
-        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
-
-
-class OutcomeRewards:
-    """The rewards of a rollout as TRL asks for them: a function per component, so that it logs each by name.
-
-    Their sum is the total. The data set's ``record`` column indexes the pipeline's records. TRL calls the
-    functions one after the other on the same completions: the first scores them, and logs
-    ``train_accuracy``, the share of right answers in the rollout.
+    ``process_rewards``, where it is set, holds the rewards of the rollout's tokens: each token's advantage is
+    then that of its completion's other rewards, and what its later tokens earn from the teacher.
     """
 
-    def __init__(self, pipeline: RewardPipeline, tokenizer: PreTrainedTokenizerBase, eos: set[int]):
-        self.pipeline, self.tokenizer, self.eos = pipeline, tokenizer, eos
-        weights = pipeline.combiner.base
-        self.names = [name for name in ALL_COMPONENTS if name in COMPONENTS or weights[name] > 0]
+    process_rewards: OutcomeRewards | None = None
 
-    def functions(self) -> list[Callable]:
-        """One reward function per component that can be paid."""
-        return [self._function(name) for name in self.names]
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The stock rollout; advantages [B], or [B, C] under process supervision."""
+        rollout = super()._generate_and_score_completions(inputs)
+        mask = rollout["completion_mask"]
+        if self.process_rewards is not None:
+            paid = self.process_rewards.paid
+            tokens = intrinsic_tokens(paid, self.process_rewards.mask)
+            advantages = process_advantages(tokens, mask, self.num_generations) * paid.weights["intrinsic"]
+            rollout["advantages"] = (advantages + rollout["advantages"][:, None].double()).float()
+            self._log_total(self.accelerator.gather(paid.total))
+        advantages = rollout["advantages"]
+        weights = mask if advantages.ndim == 2 else torch.ones_like(advantages)
+        sums = torch.stack([(advantages.abs() * weights).sum(), weights.sum().float()])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._metrics["train"]["advantages/abs_mean"].append(total / max(count, 1))
+        return rollout
 
-    def _function(self, name: str) -> Callable:
-        def reward(prompts, completions, completion_ids, record, log_metric, **_) -> list[float]:
-            if name == self.names[0]:
-                self._score(prompts, completions, completion_ids, record, log_metric)
-            return self.paid[name].tolist()
+    def _log_total(self, total: Tensor) -> None:
+        """Log as ``reward`` what is paid in all; TRL knows the outcome's part alone."""
+        self._metrics["train"]["reward"][-1] = total.mean().item()
+        self._metrics["train"]["reward_std"][-1] = total.std().item()
 
-        reward.__name__ = name
-        return reward
 
-    def _score(self, prompts, completions, completion_ids, record, log_metric) -> None:
-        prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        truncated = torch.tensor([not ids or ids[-1] not in self.eos for ids in completion_ids])
-        batch = CompletionBatch.of(prompt_ids, completion_ids, device())
-        rewards = self.pipeline.score_outcomes(record, batch, completions, truncated)
-        self.paid = rewards.components
-        log_metric("train_accuracy", rewards.correct.float().mean().item())
-        for name in self.pipeline.combiner.adapted:
-            log_metric(f"weights/{name}", rewards.weights[name])
+def intrinsic_tokens(paid: RolloutRewards, mask: Tensor) -> Tensor:
+    """The teacher's part of the token rewards, as paid, float64 [B, C].
+
+    What else a completion earns is on its last unmasked token, and is taken off there.
+    """
+    others = sum(paid.components[name].double() for name in ALL_COMPONENTS if name != "intrinsic")
+    last = mask.bool() & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return paid.token_rewards.double() - others[:, None] * last
 
 
 def build_grpo_trainer(
@@ -81,58 +81,27 @@ def build_grpo_trainer(
 ) -> tuple[SharedPrefixGRPOTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
 
-    Raises UserError where a prompt is longer than ``model.max_prompt_length``.
+    Raises UserError as `Start.of`.
     """
-    model_config: ModelConfig = ctx.config.model
     algo: GrpoAlgo = ctx.config.algo
-    model, tokenizer = load_policy(ctx.inputs["checkpoint"], model_config.model, trainable=True)
-    prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    check_prompts(prompts, records, tokenizer, model_config.model.max_prompt_length)
-    pipeline = open_pipeline(records, spec, ctx.config.options.reward, model_config, tokenizer)
-    updates = updates_per_rollout(algo)
+    by_token = algo.supervision == "process"
+    start = Start.of(ctx, records, spec, tokens=by_token)
     arguments = GRPOConfig(
-        **trainer_arguments(ctx, updates),
-        learning_rate=algo.learning_rate,
-        lr_scheduler_type=algo.lr_scheduler_type,
-        warmup_steps=algo.warmup_steps,
-        max_steps=algo.num_rollouts * updates,
-        per_device_train_batch_size=algo.per_device_train_batch_size,
-        gradient_accumulation_steps=algo.gradient_accumulation_steps,
-        steps_per_generation=algo.steps_per_generation,
-        num_generations=algo.num_generations,
-        num_iterations=algo.num_iterations,
-        beta=algo.beta,
-        epsilon=algo.epsilon,
-        epsilon_high=algo.epsilon_high,
+        **group_arguments(ctx, algo.num_generations),
         loss_type=algo.loss_type,
         scale_rewards=algo.scale_rewards,
         importance_sampling_level=algo.importance_sampling_level,
-        mask_truncated_completions=algo.mask_truncated_completions,
-        weight_decay=algo.weight_decay,
-        max_completion_length=model_config.generation.max_new_tokens,
-        temperature=model_config.generation.temperature,
-        top_p=model_config.generation.top_p,
-        top_k=model_config.generation.top_k,
+        # Under process supervision the teacher's part is not in the outcome that groups compare.
+        reward_weights=[float(name != "intrinsic") for name in start.rewards.names] if by_token else None,
     )
-    dataset = Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))})
     trainer = SharedPrefixGRPOTrainer(
-        model=model,
-        reward_funcs=OutcomeRewards(pipeline, tokenizer, eos_token_ids(model, tokenizer)).functions(),
+        model=start.model,
+        reward_funcs=start.rewards.functions(),
         args=arguments,
-        train_dataset=dataset,
-        processing_class=tokenizer,
+        train_dataset=start.dataset,
+        processing_class=start.tokenizer,
     )
-    trainer.pipeline = pipeline
-    return trainer, tokenizer
-
-
-def check_prompts(
-    prompts: Sequence[str], records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> None:
-    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] > limit:
-        raise UserError(
-            f"the prompt of {records[longest].id} has {lengths[longest]} tokens, model.max_prompt_length is "
-            f"{limit}: raise it, or lower dataset.max_input_tokens and prepare again with 01_prepare.py"
-        )
+    trainer.pipeline = start.pipeline
+    if by_token:
+        trainer.process_rewards = start.rewards
+    return trainer, start.tokenizer

@@ -1,0 +1,111 @@
+"""07: REINFORCE leave-one-out (RLOO) of the SFT policy.
+
+    python 07_train_rloo.py [--reward combined|task|intrinsic] [--baseline_type loo|mean|none]
+
+TRL's RLOOTrainer with shared prefixes (utils/training/shared_prefix_mixin.py). The reference is the SFT
+policy, and the KL to it is part of the reward. Greedy answers to validation items choose the best checkpoint.
+Before the first update the variance of RLOO's gradient is measured against that of plain REINFORCE, on the
+same samples. In this stage save_steps, logging_steps and eval_steps count rollouts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from utils.config import ModelConfig, StageConfig, setting
+from utils.stage import Stage, StageContext, main
+from utils.training.policy_inputs import sft_policy, teacher_inputs, training_inputs
+from utils.training.settings import RlooAlgo
+
+PANELS = {
+    "mean reward of the rollout": ["reward", "train_accuracy"],
+    "reward components": [
+        "rewards/exact_match/mean",
+        "rewards/numeric_match/mean",
+        "rewards/program_partial/mean",
+        "rewards/format_penalty/mean",
+        "rewards/reasoning/mean",
+        "rewards/intrinsic/mean",
+    ],
+    "adaptive weights": ["weights/intrinsic", "weights/reasoning"],
+    "validation": ["val_reward", "val_accuracy", "val_format_valid"],
+    "baseline": ["baselines/mean"],
+    "size of the advantage": ["advantages/abs_mean"],
+    "KL to the reference (nats per token)": ["kl"],
+    "KL to the reference (nats per completion)": ["kl_sequence"],
+    "entropy (nats per token)": ["entropy"],
+    "share of completions clipped": ["clip_ratio/region_mean"],
+    "share of groups without signal": ["frac_reward_zero_std"],
+    "completion length (tokens)": ["completions/mean_length", "val_length"],
+    "share of completions cut off": ["completions/clipped_ratio", "val_truncated"],
+    "gradient norm": ["grad_norm"],
+}
+DEFAULT_REWARD = "combined"
+
+
+@dataclass
+class Options:
+    """Options of 07_train_rloo.py."""
+
+    reward: Literal["combined", "task", "intrinsic"] = setting(
+        DEFAULT_REWARD,
+        "which parts of the reward specification are paid; a folder 07_rloo_<reward> for others",
+    )
+    variance_prompts: int = setting(
+        64, "prompts on which gradient variances are compared before the first update; 0: not at all"
+    )
+
+    def validate(self) -> None:
+        if self.variance_prompts < 0 or self.variance_prompts == 1:
+            raise ValueError(f"variance_prompts must be 0 or at least 2, found {self.variance_prompts}")
+
+
+def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    teacher = teacher_inputs(run_dir, config.model, config.options.reward)
+    return training_inputs(run_dir) | sft_policy(run_dir) | teacher
+
+
+def variant(config: StageConfig) -> str:
+    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
+
+
+def run(ctx: StageContext) -> None:
+    from utils.training.gradient_variance import check_gradient_variance
+    from utils.training.rloo import build_rloo_trainer
+    from utils.training.running import train_stage
+    from utils.training.shared_prefix_mixin import updates_per_rollout
+
+    def build(records, spec):
+        trainer, tokenizer = build_rloo_trainer(ctx, records, spec)
+        check_gradient_variance(ctx, trainer)
+        return trainer, tokenizer
+
+    train_stage(ctx, "rloo", build, PANELS, unit=updates_per_rollout(ctx.config.algo))
+
+
+STAGE = Stage(
+    number="07",
+    folder="07_rloo",
+    summary="Improve the SFT policy by RLOO.",
+    reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
+    writes="07_rloo/: ckpt_rloo/{best,final,step_N}, valid_samples/, "
+    "logs/{metrics.jsonl,rollouts.jsonl,gradient_variance.json,curves.png}",
+    tiers={
+        "model": (ModelConfig, "configs/models/sample.yaml"),
+        "algo": (RlooAlgo, "configs/algorithms/rloo.yaml"),
+    },
+    options=Options,
+    inputs=inputs,
+    variant=variant,
+    quick={
+        "variance_prompts": 8,
+        "algo.num_rollouts": 4,
+        "algo.per_device_train_batch_size": 8,
+        "model.training.save_steps": 2,
+        "model.validation.eval_steps": 2,
+        "model.validation.num_items": 8,
+    },
+)
+
+if __name__ == "__main__":
+    main(STAGE, run)

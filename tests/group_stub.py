@@ -1,0 +1,269 @@
+"""What the tests of GRPO and RLOO share: made-up rewards, completions fed in, tiny trainers and stages."""
+
+import importlib.util
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, RLOOTrainer
+
+from utils.common import REPO_ROOT, write_jsonl
+from utils.config import (
+    GenerationSection,
+    LoraSection,
+    ModelConfig,
+    ModelSection,
+    StageConfig,
+    TrainingSection,
+    ValidationSection,
+)
+from utils.data.records import Record
+from utils.models.loading import add_lora, load_policy, save_policy
+from utils.models.shared_prefix import CompletionBatch
+from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards
+from utils.rewards.spec import RewardSpec, write_reward_spec
+from utils.stage import StageContext, _clear
+from utils.training.grpo import SharedPrefixGRPOTrainer
+from utils.training.outcome_rewards import OutcomeRewards
+from utils.training.rloo import BaselineRLOOConfig
+
+PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?"]
+SIZE = 4  # completions per prompt
+WEIGHT = 0.3  # of the intrinsic reward
+
+
+def token_reward(token: int) -> float:
+    """The made-up teacher's reward of a token, unweighted."""
+    return (token % 11 - 7) / 5
+
+
+def outcome(ids: list[int]) -> float:
+    """The made-up verified reward of a completion."""
+    return (sum(ids) % 7) / 4 - 0.5
+
+
+class StubPipeline:
+    """The interface of RewardPipeline on made-up rewards."""
+
+    teacher = None
+
+    def __init__(self):
+        base = {"exact_match": 1.0, "reasoning": 0.0, "intrinsic": WEIGHT}
+        self.combiner = SimpleNamespace(adapted=(), base=base)
+        self.records = [SimpleNamespace(id=f"train-{number}") for number in range(len(PROMPTS))]
+
+    def score_tokens(self, record, batch: CompletionBatch, texts, truncated, update=True) -> RolloutRewards:
+        mask = batch.completion_mask.bool()
+        tokens = torch.zeros(mask.shape, dtype=torch.float64)
+        outcomes = []
+        for row, ids in enumerate(batch.completion_ids):
+            kept = ids[mask[row]].tolist()
+            tokens[row, : len(kept)] = WEIGHT * torch.tensor([token_reward(token) for token in kept])
+            outcomes.append(outcome(kept))
+        components = {name: torch.zeros(len(mask)) for name in ALL_COMPONENTS}
+        components |= {"exact_match": torch.tensor(outcomes), "intrinsic": tokens.sum(1).float()}
+        paid = tokens.clone()
+        paid[torch.arange(len(mask)), mask.sum(1) - 1] += torch.tensor(outcomes, dtype=torch.float64)
+        right = components["exact_match"] > 0
+        return RolloutRewards(paid.float(), components, {}, right, {"intrinsic": WEIGHT})
+
+    score_outcomes = score_tokens  # whoever asks for outcomes reads the components alone
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        assert state == {}
+
+
+def group_trainer(kind: type, folder: Path, out: Path, *, tokens: bool = False, **changes):
+    """A trainer of ``kind`` on the tiny model in ``folder``, in float64, whose policy has left its reference.
+
+    Rollouts of 16 completions of up to 6 tokens, 4 of each prompt. ``tokens``: process supervision.
+    """
+    settings = {
+        "output_dir": str(out),
+        "per_device_train_batch_size": 16,
+        "num_generations": SIZE,
+        "steps_per_generation": 1,
+        "num_iterations": 2,
+        "max_completion_length": 6,
+        "max_steps": 4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "beta": 0.1,
+        "temperature": 0.9,
+        "learning_rate": 1e-2,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": 5,
+        **changes,
+    }
+    config = BaselineRLOOConfig if issubclass(kind, RLOOTrainer) else GRPOConfig
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pipeline = StubPipeline()
+    rewards = OutcomeRewards(pipeline, tokenizer, {tokenizer.eos_token_id}, tokens)
+    if tokens:
+        settings["reward_weights"] = [float(name != "intrinsic") for name in rewards.names]
+    trainer = kind(
+        model=AutoModelForCausalLM.from_pretrained(folder),
+        reward_funcs=rewards.functions(),
+        args=config(**settings),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS, "record": list(range(len(PROMPTS)))}),
+        processing_class=tokenizer,
+    )
+    trainer.pipeline = pipeline
+    if tokens:
+        trainer.process_rewards = rewards
+    for model in (trainer.model, trainer.ref_model):
+        if model is not None:
+            model.double()
+    move(trainer.model, 0.01, 1)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    feed(trainer)
+    return trainer
+
+
+def move(model, size: float, seed: int) -> None:
+    """Add noise to every weight."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+def feed(trainer) -> None:
+    """Replace sampling by completions of 1 to 6 tokens that depend on the step and the row."""
+
+    def sample(prompt_ids, *_):
+        draw = random.Random(trainer.state.global_step)
+        rows = [[draw.randrange(2, 90) for _ in range(draw.choice([1, 2, 3, 6]))] for _ in prompt_ids]
+        return (rows, None) if isinstance(trainer, SharedPrefixGRPOTrainer) else rows
+
+    trainer._generate_single_turn = sample
+
+
+def rollout_inputs() -> list[dict]:
+    """What the data loader gives for a rollout: every prompt SIZE times."""
+    return [{"prompt": text, "record": row} for row, text in enumerate(PROMPTS) for _ in range(SIZE)]
+
+
+def log_probs_of(model, rollout: dict, temperature: float) -> np.ndarray:
+    """Log-probabilities of the completions' tokens, float64 [B, C], from each row's whole padded sequence.
+
+    (Padding counts in the position ids, as in TRL: the rounding of rotary embeddings would show otherwise.)
+    """
+    found = np.zeros(rollout["completion_ids"].shape)
+    for row in range(len(found)):
+        ids, mask = (
+            torch.cat([rollout[f"prompt_{kind}"][row], rollout[f"completion_{kind}"][row]])[None]
+            for kind in ("ids", "mask")
+        )
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask).logits[0].double().numpy() / temperature
+        completion = rollout["completion_ids"][row][rollout["completion_mask"][row].bool()].numpy()
+        start = rollout["prompt_ids"].shape[1] - 1
+        logits = logits[start : start + len(completion)]
+        top = logits.max(1, keepdims=True, initial=-np.inf)
+        normal = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
+        found[row, : len(completion)] = logits[np.arange(len(completion)), completion] - normal
+    return found
+
+
+def completions_of(rollout: dict) -> list[list[int]]:
+    """The token ids of each row's completion."""
+    rows = zip(rollout["completion_ids"], rollout["completion_mask"], strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in rows]
+
+
+# ----------------------------------------------------------------------------------------- whole stages
+
+
+class Killed(BaseException):
+    """The end of a process, as far as one can have it within one."""
+
+
+class KillAt(TrainerCallback):
+    """End at an event ("on_step_begin", "on_step_end", "on_train_end") of a step."""
+
+    def __init__(self, event: str, step: int):
+        def kill(args, state, control, **kwargs):
+            if state.global_step == step:
+                raise Killed
+
+        setattr(self, event, kill)
+
+
+def stage_inputs(folder: Path, model: Path) -> dict[str, Path]:
+    """The inputs of a training stage below ``folder``; the checkpoint is a random adapter on ``model``."""
+    rows = [
+        Record(
+            id=f"train-{number}",
+            dataset="sample",
+            question="the change ?",
+            input_text=f"cash 2001 {10 + number} 2002 {30 + 2 * number}\nthe change ?" + "?" * (number % 3),
+            target_text="{}",
+            target_answer=str(20 + number),
+            target_program=f"subtract({30 + 2 * number}, {10 + number})",
+            level=1,
+        ).to_json()
+        for number in range(8)
+    ]
+    write_jsonl(folder / "train.jsonl", rows)
+    write_jsonl(folder / "val.jsonl", rows)
+    write_reward_spec(folder / "reward_spec.yaml", RewardSpec(required_fields=["program"]))
+    policy, tokenizer = load_policy(model, ModelSection(), trainable=True)
+    adapter = add_lora(policy, LoraSection(r=4), 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # new adapters do nothing, and have a gradient in one of their halves alone
+        for parameter in adapter.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    save_policy(adapter, tokenizer, folder / "checkpoint")
+    names = ("train.jsonl", "val.jsonl", "reward_spec.yaml", "checkpoint")
+    return {name.split(".")[0]: folder / name for name in names}
+
+
+def stage_context(out: Path, inputs: dict[str, Path], model: Path, algo, *, resuming=False, **options):
+    """The context of 06 or 07 on the tiny model, which is the teacher as well; dropout is on, so that a lost
+    random state shows."""
+    config = ModelConfig(
+        model=ModelSection(name_or_path=str(model), teacher_name_or_path=str(model), max_prompt_length=200),
+        lora=LoraSection(r=4, lora_dropout=0.1),
+        training=TrainingSection(save_steps=1, logging_steps=3),
+        validation=ValidationSection(eval_steps=2, num_items=2),
+        generation=GenerationSection(max_new_tokens=8, batch_size=8),
+    )
+    options = SimpleNamespace(**{"reward": "combined", "variance_prompts": 4, **options})
+    out.mkdir(exist_ok=True)
+    if resuming:
+        _clear(out, keep_files=True)  # as the frame does
+    settings = StageConfig(model=config, algo=algo, options=options, seed=3)
+    return StageContext(settings, "run", out.parent, out, resuming, inputs)
+
+
+def run_script(number: str, ctx: StageContext) -> None:
+    """What the numbered script does with a context."""
+    path = next(REPO_ROOT.glob(f"{number}_*.py"))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.PANELS = {"reward": ["reward"]}  # drawing all of them takes longer than the training
+    module.run(ctx)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a stage's folder that its manifest would list."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "stage.log"
+    }

@@ -1,0 +1,327 @@
+"""DPO: TRL's DPOTrainer on the pairs of 08, from the SFT policy, which is also the reference.
+
+Departures from stock TRL: a pair's prompt is encoded once for both completions, for the policy, its gradient
+and the reference (utils/models/shared_prefix.py); prompts and completions are tokenised apart and without
+further special tokens, as sampling sees them; nothing is cut; the reference's log-probabilities are computed
+once per stage and kept among the resume points, not in a cache of the ``datasets`` library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.utils import FusedCausalLMOutput, use_adapter
+
+from utils.common import UserError, atomic_path, derive_seed, read_jsonl, shown
+from utils.config import ModelConfig
+from utils.data.prompts import render_prompt
+from utils.data.records import load_records
+from utils.models.loading import load_policy
+from utils.models.prefix_scoring import accept_shared_prefix, score_completions
+from utils.models.sampling import generate
+from utils.models.shared_prefix import CompletionBatch, obstacle
+from utils.rewards.spec import load_reward_spec
+from utils.stage import StageContext
+from utils.training.cost import CountsCost
+from utils.training.ppo_math import k1, k3
+from utils.training.running import compute_reproducibly, plot_curves, run_training, trainer_arguments
+from utils.training.settings import DpoAlgo
+from utils.training.validation import GenerationValidation
+
+
+class PairTrainer(CountsCost, DPOTrainer):
+    """TRL's DPOTrainer on tokenised pairs, prompts encoded once, whose reference log-probabilities outlive an
+    interruption.
+
+    Where prefixes cannot be shared (``stock`` says why), TRL's own forward pass runs.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, args: DPOConfig, **kwargs: Any):
+        reason = "gradient checkpointing drops the cache" if args.gradient_checkpointing else obstacle(model)
+        self.stock = reason or ""
+        if not self.stock:
+            accept_shared_prefix(model)
+        super().__init__(model=model, args=args, **kwargs)
+
+    def _forward(self, model: nn.Module, *, input_ids: Tensor, labels: Tensor, **kwargs: Any):
+        """TRL's fused forward pass: log-probability and entropy, float32 [B, L-1], of the tokens to come, 0
+        where ``labels`` is -100.
+
+        TRL logs two more figures per token, which are made of the logits: not with shared prefixes.
+        """
+        if self.stock or "output_router_logits" in kwargs:  # a router's loss counts every full sequence
+            return model(input_ids=input_ids, labels=labels, **kwargs)
+        batch = pairs_apart(input_ids, labels)
+        scores = model(shared_prefix=batch, entropy=True)
+        scored = labels[:, 1:] != -100
+        log_probs, entropy = (
+            values.new_zeros(scored.shape).masked_scatter(scored, values)
+            for values in (scores.log_prob, scores.entropy)
+        )
+        nothing = torch.zeros_like(scored)
+        return FusedCausalLMOutput(
+            log_probs=log_probs, entropy=entropy, mean_logits=nothing.float(), is_top1=nothing
+        )
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """TRL's, over shared prefixes."""
+        return super().compute_ref_log_probs(partial(self._forward, model), inputs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """TRL's, without what shared prefixes do not tell."""
+        if not self.stock:
+            for name in ("logits/chosen", "logits/rejected", "mean_token_accuracy"):
+                self._metrics["train"].pop(name, None)
+        super().log(logs, *args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        """The pairs have been tokenised (`tokenize_pairs`); TRL would join prompt and completion first."""
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Add ``ref_chosen_logps`` and ``ref_rejected_logps``, float32: sums over the completion's tokens.
+
+        Called before training, while policy and reference are the same; the result is kept until the stage
+        is done, so that an interrupted one goes on with the very same numbers.
+        """
+        path = Path(self.args.output_dir) / f"reference_{name}.safetensors"
+        if not path.is_file():
+            with self.cost.phase("scoring"):
+                parts = [self.compute_ref_log_probs(self.model, batch) for batch in self.batches(dataset)]
+            chosen, rejected = (torch.cat(column).float().cpu() for column in zip(*parts, strict=True))
+            if not (chosen.isfinite().all() and rejected.isfinite().all()):
+                raise UserError(
+                    "the SFT policy's log-probabilities are not finite: set model.torch_dtype float32"
+                )
+            with atomic_path(path) as temporary:
+                save_file({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}, temporary)
+        columns = {name: values.tolist() for name, values in load_file(path).items()}
+        return Dataset.from_dict(dataset.to_dict() | columns)
+
+    def batches(self, dataset: Dataset) -> Iterator[dict[str, Tensor]]:
+        """The pairs in their order, collated as in training, on the device."""
+        size = self.args.per_device_train_batch_size
+        for start in range(0, len(dataset), size):
+            rows = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
+            yield {
+                name: values.to(self.accelerator.device) for name, values in self.data_collator(rows).items()
+            }
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """TRL's, counting the tokens that are trained on: those of both completions."""
+        if self.model.training:
+            self.cost.trained(int(self.accelerator.reduce(inputs["completion_mask"].sum())))
+        return super().compute_loss(partial(self._forward, model), inputs, *args, **kwargs)
+
+    @torch.no_grad()
+    def held_out_metrics(self) -> dict[str, float]:
+        """Preference accuracy, margin and loss on the held-out pairs, against the reference.
+
+        With r = beta * (log pi - log pi_ref), summed over a completion: the share of pairs with
+        r(chosen) > r(rejected), equal ones as halves (all are, before the first step), and the mean of
+        r(chosen) - r(rejected).
+        """
+        margins, losses = [], []
+        training = self.model.training
+        self.model.eval()
+        for batch in self.batches(self.eval_dataset):
+            seen = []
+
+            def recorded(seen=seen, **kwargs):
+                seen.append(self._forward(self.model, **kwargs))
+                return seen[-1]
+
+            with self.compute_loss_context_manager():
+                loss = super().compute_loss(recorded, batch)
+            chosen, rejected = seen[0].log_probs.sum(1).chunk(2)
+            reference = batch["ref_chosen_logps"] - batch["ref_rejected_logps"]
+            margins.append(self.beta * (chosen - rejected - reference))
+            losses.append(loss * len(chosen))
+        self.model.train(training)
+        self._metrics["eval"].clear()
+        margin = torch.cat(margins)
+        return {
+            "val_preference_accuracy": ((margin > 0).float() + 0.5 * (margin == 0)).mean().item(),
+            "val_preference_margin": margin.mean().item(),
+            "val_preference_loss": (sum(losses) / len(margin)).item(),
+        }
+
+    @torch.no_grad()
+    def divergence(
+        self, prompts: list[list[int]], completions: list[list[int]], temperature: float
+    ) -> Tensor:
+        """log pi - log pi_ref of every token of the policy's own completions, at the sampling temperature.
+
+        Returns float32 [B, C], 0 after a completion's end.
+        """
+        policy = self.accelerator.unwrap_model(self.model)
+        batch = CompletionBatch.of(prompts, completions, self.accelerator.device)
+        how = {"temperature": temperature, "shared": not self.stock}
+        own = score_completions(policy, batch, **how).log_prob
+        if self.ref_model is not None:
+            reference = score_completions(self.ref_model, batch, **how).log_prob
+        else:
+            with use_adapter(policy, "ref"):
+                reference = score_completions(policy, batch, **how).log_prob
+        return batch.scatter(own - reference)
+
+
+def pairs_apart(input_ids: Tensor, labels: Tensor) -> CompletionBatch:
+    """Prompts and completions of sequences padded on the right, int64 [B, L]; ``labels`` is -100 outside the
+    completion, which is not empty.
+    """
+    prompts, completions = [], []
+    for ids, mask in zip(input_ids.tolist(), (labels != -100).tolist(), strict=True):
+        start, length = mask.index(True), sum(mask)
+        prompts.append(ids[:start])
+        completions.append(ids[start : start + length])
+    return CompletionBatch.of(prompts, completions, input_ids.device)
+
+
+class PreferenceValidation(GenerationValidation):
+    """GenerationValidation, and a row about the held-out pairs and the distance to the reference.
+
+    Logs ``val_preference_{accuracy,margin,loss}`` (`PairTrainer.held_out_metrics`) and, from one sample of
+    each validation prompt at ``generation.temperature``, ``val_kl_sequence`` (k1, nats per completion) and
+    ``val_kl`` (k3, nats per token). The samples come from the same random numbers every time.
+    """
+
+    def __init__(self, *args: Any, seed: int):
+        super().__init__(*args)
+        self.seed = seed
+
+    def validate(self) -> dict[str, float]:
+        """As GenerationValidation's; then the row of preferences."""
+        metrics = super().validate()
+        more = self.trainer.held_out_metrics() | self.measure_kl()
+        Trainer.log(self.trainer, {name: round(value, 6) for name, value in more.items()})
+        return metrics | more
+
+    def measure_kl(self) -> dict[str, float]:
+        """KL(pi || pi_ref) on the policy's own samples."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        generation = self.config.generation
+        prompts = [render_prompt(self.tokenizer, record.input_text) for record in self.records]
+        completions = generate(
+            model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=generation.max_new_tokens,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            batch_size=generation.batch_size,
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, "validation_kl")),
+        )
+        prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        sequences, tokens, count = 0.0, 0.0, 0
+        training = model.training
+        model.eval()
+        for start in range(0, len(prompts), generation.batch_size):
+            part = slice(start, start + generation.batch_size)
+            ids = [completion.token_ids for completion in completions[part]]
+            log_ratio = self.trainer.divergence(prompt_ids[part], ids, generation.temperature).double()
+            sequences += k1(log_ratio).sum().item()
+            tokens += k3(log_ratio).sum().item()
+            count += sum(map(len, ids))
+        model.train(training)
+        return {"val_kl_sequence": sequences / len(prompts), "val_kl": tokens / count}
+
+
+def tokenize_pairs(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, model: ModelConfig
+) -> Dataset:
+    """``prompt_ids, chosen_ids, rejected_ids`` of the rows of 08: prompt and completions tokenised apart.
+
+    Raises UserError where a prompt exceeds ``model.max_prompt_length`` or a completion
+    ``generation.max_new_tokens``.
+    """
+    columns = {}
+    for name, limit, key in (
+        ("prompt", model.model.max_prompt_length, "model.max_prompt_length"),
+        ("chosen", model.generation.max_new_tokens, "generation.max_new_tokens"),
+        ("rejected", model.generation.max_new_tokens, "generation.max_new_tokens"),
+    ):
+        ids = tokenizer([row[name] for row in rows], add_special_tokens=False)["input_ids"] if rows else []
+        for row, tokens in zip(rows, ids, strict=True):
+            if len(tokens) > limit:
+                raise UserError(
+                    f"{name} of pair {row['id']} has {len(tokens)} tokens, {key} is {limit}: raise it"
+                )
+        columns[f"{name}_ids"] = ids
+    return Dataset.from_dict(columns)
+
+
+def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokenizerBase]:
+    """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
+
+    Raises UserError where there are no pairs to train on, or none held out.
+    """
+    model_config: ModelConfig = ctx.config.model
+    algo: DpoAlgo = ctx.config.algo
+    start = ctx.inputs["checkpoint"]
+    model, tokenizer = load_policy(start, model_config.model, trainable=True)
+    datasets = {}
+    for name in ("pairs", "val_pairs"):
+        rows = read_jsonl(ctx.inputs[name])
+        if not rows:
+            raise UserError(
+                f"{shown(ctx.inputs[name])}: holds no pairs: run 08_build_preferences.py again with "
+                "algo.val_fraction above 0"
+            )
+        datasets[name] = tokenize_pairs(rows, tokenizer, model_config)
+    arguments = DPOConfig(
+        **trainer_arguments(ctx),
+        learning_rate=algo.learning_rate,
+        lr_scheduler_type=algo.lr_scheduler_type,
+        warmup_steps=algo.warmup_steps,
+        num_train_epochs=algo.num_train_epochs,
+        max_steps=algo.max_steps,
+        per_device_train_batch_size=algo.per_device_train_batch_size,
+        gradient_accumulation_steps=algo.gradient_accumulation_steps,
+        weight_decay=algo.weight_decay,
+        beta=algo.beta,
+        loss_type=list(algo.loss_type),
+        loss_weights=list(algo.loss_weights) or None,
+        label_smoothing=algo.label_smoothing,
+        precompute_ref_log_probs=True,
+        max_length=None,  # nothing is cut: too long ones are an error above
+    )
+    # Adapters keep the reference beside the policy; a full model needs a second one for the KL.
+    reference = None if hasattr(model, "peft_config") else load_policy(start, model_config.model)[0]
+    trainer = PairTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=datasets["pairs"],
+        eval_dataset=datasets["val_pairs"],
+        processing_class=tokenizer,
+    )
+    if trainer.stock:
+        ctx.log(f"prompts are encoded once per completion: {trainer.stock}")
+    ctx.metrics |= {"pairs": len(datasets["pairs"]), "held_out_pairs": len(datasets["val_pairs"])}
+    return trainer, tokenizer
+
+
+def train_dpo(ctx: StageContext, panels: dict[str, Sequence[str]]) -> None:
+    """The stage from its inputs to its curves; validation as in every method, and on the held-out pairs."""
+    compute_reproducibly()
+    trainer, tokenizer = build_dpo_trainer(ctx)
+    model = ctx.config.model
+    records = load_records(ctx.inputs["val"])[: model.validation.num_items]
+    spec = load_reward_spec(ctx.inputs["reward_spec"])
+    validation = PreferenceValidation(records, spec, model, tokenizer, ctx.out, "dpo", seed=ctx.seed)
+    history = run_training(ctx, trainer, validation)
+    plot_curves(history, panels, ctx.out / "logs" / "curves.png")
+    last = [row for row in history if "val_kl" in row][-1]
+    ctx.metrics |= {name: last[name] for name in ("val_preference_accuracy", "val_kl_sequence")}

@@ -1,0 +1,162 @@
+"""What GRPO and RLOO have in common: where they start, and how their completions are paid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from utils.common import UserError
+from utils.config import ModelConfig
+from utils.data.prompts import render_prompt
+from utils.data.records import Record
+from utils.models.loading import device, load_policy
+from utils.models.sampling import eos_token_ids
+from utils.models.shared_prefix import CompletionBatch
+from utils.rewards.rollout import ALL_COMPONENTS, RewardPipeline, RolloutRewards
+from utils.rewards.spec import RewardSpec
+from utils.rewards.task import COMPONENTS
+from utils.stage import StageContext
+from utils.training.reward_state import open_pipeline
+from utils.training.running import trainer_arguments
+from utils.training.settings import GrpoAlgo, RlooAlgo
+from utils.training.shared_prefix_mixin import updates_per_rollout
+
+
+class OutcomeRewards:
+    """The rewards of a rollout as TRL asks for them: a function per component, so that it logs each by name.
+
+    Their sum is the total. The data set's ``record`` column indexes the pipeline's records. TRL calls the
+    functions one after the other on the same completions: the first scores them, and logs
+    ``train_accuracy``, the share of right answers in the rollout. ``tokens`` asks the teacher for rewards by
+    token instead of its outcome. ``paid`` and ``mask`` (int64 [B, C]) are those of the last rollout.
+    """
+
+    paid: RolloutRewards
+    mask: Tensor
+
+    def __init__(
+        self,
+        pipeline: RewardPipeline,
+        tokenizer: PreTrainedTokenizerBase,
+        eos: set[int],
+        tokens: bool = False,
+    ):
+        self.pipeline, self.tokenizer, self.eos = pipeline, tokenizer, eos
+        self.score = pipeline.score_tokens if tokens else pipeline.score_outcomes
+        weights = pipeline.combiner.base
+        self.names = [name for name in ALL_COMPONENTS if name in COMPONENTS or weights[name] > 0]
+
+    def functions(self) -> list[Callable]:
+        """One reward function per component that can be paid."""
+        return [self._function(name) for name in self.names]
+
+    def _function(self, name: str) -> Callable:
+        def reward(prompts, completions, completion_ids, record, log_metric, **_) -> list[float]:
+            if name == self.names[0]:
+                self._score(prompts, completions, completion_ids, record, log_metric)
+            return self.paid.components[name].tolist()
+
+        reward.__name__ = name
+        return reward
+
+    def _score(self, prompts, completions, completion_ids, record, log_metric) -> None:
+        prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        truncated = torch.tensor([not ids or ids[-1] not in self.eos for ids in completion_ids])
+        batch = CompletionBatch.of(prompt_ids, completion_ids, device())
+        self.mask = batch.completion_mask
+        self.paid = self.score(record, batch, completions, truncated)
+        log_metric("train_accuracy", self.paid.correct.float().mean().item())
+        for name in self.pipeline.combiner.adapted:
+            log_metric(f"weights/{name}", self.paid.weights[name])
+
+
+class RenderedPrompts:
+    """Trainer mixin: prompts are rendered already, and tokenised as everywhere else in this project, without
+    special tokens beyond the rendered ones."""
+
+    def _tokenize_prompts(self, prompts: list[str]):
+        """Token ids of rendered prompts, and TRL's two empty multimodal fields."""
+        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a trainer of groups starts from: the SFT policy, the training prompts and how they are paid."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    pipeline: RewardPipeline
+    rewards: OutcomeRewards
+    dataset: Dataset
+
+    @classmethod
+    def of(
+        cls, ctx: StageContext, records: Sequence[Record], spec: RewardSpec, tokens: bool = False
+    ) -> Start:
+        """Load what ``ctx``'s configuration names.
+
+        Raises UserError where a prompt is longer than ``model.max_prompt_length``, or rewards by ``tokens``
+        are asked of a reward without a teacher.
+        """
+        config: ModelConfig = ctx.config.model
+        reward = ctx.config.options.reward
+        if tokens and not RewardPipeline.needs_teacher(spec, reward):
+            raise UserError(
+                f"algo.supervision process needs the teacher's token rewards, which --reward {reward} does "
+                "not pay under 02_rewards/reward_spec.yaml: use --reward combined with a weight on "
+                "intrinsic, or algo.supervision outcome"
+            )
+        model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
+        prompts = [render_prompt(tokenizer, record.input_text) for record in records]
+        check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
+        pipeline = open_pipeline(records, spec, reward, config, tokenizer)
+        rewards = OutcomeRewards(pipeline, tokenizer, eos_token_ids(model, tokenizer), tokens)
+        dataset = Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))})
+        return cls(model, tokenizer, pipeline, rewards, dataset)
+
+
+def group_arguments(ctx: StageContext, num_generations: int) -> dict[str, Any]:
+    """The arguments that GRPOConfig and RLOOConfig share, from the algo and the model tier."""
+    algo: GrpoAlgo | RlooAlgo = ctx.config.algo
+    generation = ctx.config.model.generation
+    updates = updates_per_rollout(algo)
+    return {
+        **trainer_arguments(ctx, updates),
+        "learning_rate": algo.learning_rate,
+        "lr_scheduler_type": algo.lr_scheduler_type,
+        "warmup_steps": algo.warmup_steps,
+        "weight_decay": algo.weight_decay,
+        "max_steps": algo.num_rollouts * updates,
+        "per_device_train_batch_size": algo.per_device_train_batch_size,
+        "gradient_accumulation_steps": algo.gradient_accumulation_steps,
+        "steps_per_generation": algo.steps_per_generation,
+        "num_generations": num_generations,
+        "num_iterations": algo.num_iterations,
+        "beta": algo.beta,
+        "epsilon": algo.epsilon,
+        "epsilon_high": algo.epsilon_high,
+        "mask_truncated_completions": algo.mask_truncated_completions,
+        "max_completion_length": generation.max_new_tokens,
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "top_k": generation.top_k,
+    }
+
+
+def check_prompts(
+    prompts: Sequence[str], records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> None:
+    """Raise UserError where a rendered prompt has more than ``limit`` tokens, naming the longest."""
+    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] > limit:
+        raise UserError(
+            f"the prompt of {records[longest].id} has {lengths[longest]} tokens, model.max_prompt_length is "
+            f"{limit}: raise it, or lower dataset.max_input_tokens and prepare again with 01_prepare.py"
+        )
