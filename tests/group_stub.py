@@ -203,7 +203,8 @@ class KillAt(TrainerCallback):
 
 
 def stage_inputs(folder: Path, model: Path) -> dict[str, Path]:
-    """The inputs of a training stage below ``folder``; the checkpoint is a random adapter on ``model``."""
+    """The inputs of a training stage below ``folder``; the checkpoint is a random adapter on ``model``, with
+    dropout, so that a lost random state shows."""
     rows = [
         Record(
             id=f"train-{number}",
@@ -221,7 +222,7 @@ def stage_inputs(folder: Path, model: Path) -> dict[str, Path]:
     write_jsonl(folder / "val.jsonl", rows)
     write_reward_spec(folder / "reward_spec.yaml", RewardSpec(required_fields=["program"]))
     policy, tokenizer = load_policy(model, ModelSection(), trainable=True)
-    adapter = add_lora(policy, LoraSection(r=4), 0)
+    adapter = add_lora(policy, LoraSection(r=4, lora_dropout=0.1), 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # new adapters do nothing, and have a gradient in one of their halves alone
         for parameter in adapter.parameters():
@@ -233,11 +234,9 @@ def stage_inputs(folder: Path, model: Path) -> dict[str, Path]:
 
 
 def stage_context(out: Path, inputs: dict[str, Path], model: Path, algo, *, resuming=False, **options):
-    """The context of 06 or 07 on the tiny model, which is the teacher as well; dropout is on, so that a lost
-    random state shows."""
+    """The context of 06 or 07 on the tiny model, which is the teacher as well."""
     config = ModelConfig(
         model=ModelSection(name_or_path=str(model), teacher_name_or_path=str(model), max_prompt_length=200),
-        lora=LoraSection(r=4, lora_dropout=0.1),
         training=TrainingSection(save_steps=1, logging_steps=3),
         validation=ValidationSection(eval_steps=2, num_items=2),
         generation=GenerationSection(max_new_tokens=8, batch_size=8),

@@ -327,6 +327,13 @@ def test_a_right_answer_is_never_rejected_for_its_form():
     assert found.reasons == {"no rule applies": 1}
 
 
+def test_what_was_cut_off_is_not_chosen():
+    """A right answer in the right form that never ended: training on it would teach not to end."""
+    endless = candidate("endless", correct=True, intrinsic=-0.5, truncated=True)
+    found = build([row(0, endless, WRONG), row(1, RIGHT, endless)], NO_SPLIT)
+    assert pairs_of(found) == {("right", "endless", "valid_over_invalid")}
+
+
 def test_rewards_are_summed_by_reward():
     """The teacher likes the wrong answer better: under combined no pair, under task one, under intrinsic the
     other way round, with the gold not looked at."""

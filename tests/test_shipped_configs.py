@@ -5,9 +5,16 @@ import pytest
 from utils.common import REPO_ROOT
 from utils.config import DatasetConfig, ModelConfig, load_tier
 from utils.rewards.spec import RewardSpec
-from utils.training.settings import GrpoAlgo, PpoAlgo, SftAlgo
+from utils.training.settings import DpoAlgo, GrpoAlgo, PpoAlgo, PreferencesAlgo, RlooAlgo, SftAlgo
 
-ALGORITHMS = {"sft": SftAlgo, "ppo": PpoAlgo, "grpo": GrpoAlgo}
+ALGORITHMS = {
+    "sft": SftAlgo,
+    "ppo": PpoAlgo,
+    "grpo": GrpoAlgo,
+    "rloo": RlooAlgo,
+    "preferences": PreferencesAlgo,
+    "dpo": DpoAlgo,
+}
 TIERS = {"models": ModelConfig, "datasets": DatasetConfig, "rewards": RewardSpec}
 FILES = sorted((REPO_ROOT / "configs").glob("*/*.yaml"))
 
