@@ -115,7 +115,7 @@ def real(tmp_path_factory):
         rows = sampling.sample_candidates(ctx, records[:24], SPEC, 8, "combined")
     for each, completion in zip((c for row in rows for c in row["candidates"]), sampled, strict=True):
         assert each["text"] == completion.text
-        each["token_ids"] = completion.token_ids
+        assert each["token_ids"] == list(completion.token_ids)
     tokenizer = load_tokenizer(REPO_ROOT / "assets/teacher")
     return SimpleNamespace(rows=rows, records=records[:24], tokenizer=tokenizer, config=config, ctx=ctx)
 
@@ -173,17 +173,6 @@ def test_the_text_of_a_pair_gives_back_the_sampled_tokens(real):
             assert each.text.endswith(real.tokenizer.eos_token) != cut
         lost, kept = lost + left_out, kept + len(answers)
     assert lost > 5 and kept > 50
-
-
-def test_the_number_of_tokens_stands_in_where_ids_are_not_known(real):
-    """It misses a few of those whose tokens differ, and never leaves out more."""
-    for row in real.rows:
-        blind = row | {
-            "candidates": [{k: v for k, v in c.items() if k != "token_ids"} for c in row["candidates"]]
-        }
-        exact, lost = candidate_answers(row, "combined", real.tokenizer)
-        seen, fewer = candidate_answers(blind, "combined", real.tokenizer)
-        assert fewer <= lost and {each.text for each in exact} <= {each.text for each in seen}
 
 
 def test_gold_answers_are_right_and_rewarded_as_04_would(real):

@@ -28,9 +28,9 @@ def sample_candidates(
 ) -> list[dict[str, Any]]:
     """A row per record: ``id, level, prompt, candidates``; sampled at ``generation.temperature``.
 
-    A candidate has ``text, tokens, truncated, correct, parsed``, ``reward`` (every component as ``reward``
-    pays it, the intrinsic one by its outcome, and the total) and ``raw`` (unweighted: ``reasoning``, and
-    ``intrinsic`` = alpha log pi_hat(completion), null where no teacher is asked).
+    A candidate has ``text, tokens, token_ids, truncated, correct, parsed``, ``reward`` (every component as
+    ``reward`` pays it, the intrinsic one by its outcome, and the total) and ``raw`` (unweighted:
+    ``reasoning``, and ``intrinsic`` = alpha log pi_hat(completion), null where no teacher is asked).
     """
     config = ctx.config.model
     model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
@@ -71,7 +71,8 @@ def sample_candidates(
             "reward": paid | {"total": round(sum(paid.values()), 6)},
             "raw": {"intrinsic": None} | raw,
         }
-        candidates.append(graded_row(records[number], completion, spec) | reward_row)
+        row = graded_row(records[number], completion, spec) | {"token_ids": list(completion.token_ids)}
+        candidates.append(row | reward_row)
     return [
         {
             "id": record.id,

@@ -165,22 +165,13 @@ def candidate_answers(
     for each, text, ids in zip(
         candidates, texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True
     ):
-        if not gives_back(ids, each):
+        if ids != each["token_ids"]:
             lost += 1
             continue
         paid = reward_under(each["reward"], reward)
         valid = each["parsed"] and not each["truncated"]
         answers.setdefault(text, Answer(text, paid, each["correct"], valid, len(ids)))
     return list(answers.values()), lost
-
-
-def gives_back(ids: Sequence[int], candidate: dict[str, Any]) -> bool:
-    """Whether ``ids``, the tokens of a candidate's text, are those that were sampled.
-
-    Without ``token_ids`` in the candidate their number has to do.
-    """
-    sampled = candidate.get("token_ids")
-    return len(ids) == candidate["tokens"] if sampled is None else ids == sampled
 
 
 def reward_under(components: dict[str, float], reward: str) -> float:
