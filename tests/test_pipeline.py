@@ -242,7 +242,7 @@ def test_every_method_has_the_same_budget_and_the_same_prompts(outputs, run):
     ]
     assert drawn == [row["id"] for row in read_jsonl(folder / "04_candidates" / "candidates.jsonl")]
     pairs = [
-        row["id"]
+        row["id"].rpartition("/")[0]  # a pair is its prompt and a number
         for name in ("pairs", "val_pairs")
         for row in read_jsonl(folder / "08_preferences" / f"{name}.jsonl")
     ]
