@@ -17,7 +17,7 @@ from utils.driver import process
 from utils.driver.execute import Execution, exit_code
 from utils.driver.goal import Step
 from utils.driver.graph import Node
-from utils.driver.process import Child, stop
+from utils.driver.process import Child, interrupts_held_back, stop
 
 # ---------------------------------------------------------------------------------------- one process
 
@@ -306,6 +306,17 @@ def test_an_interrupt_ends_the_steps_which_resume(fake, number, code):
         note.with_suffix("").unlink()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and sorted(fake.calls()) == ["a", "a+", "b", "b+"]
+
+
+def test_an_interrupt_waits_until_a_step_that_is_being_started_is_known():
+    """Otherwise the step runs on, and the driver waits for what it writes."""
+    begun = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held_back():
+        signal.raise_signal(signal.SIGINT)
+        begun.append("known")
+    assert begun == ["known"]
+    with pytest.raises(KeyboardInterrupt):  # as before
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_driver_is_refused_by_the_lock(fake):

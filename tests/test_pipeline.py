@@ -106,10 +106,10 @@ def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def kill_when_new(outputs: Path, name: str) -> None:
-    """Start the driver and kill its process group as soon as file ``name`` is new."""
+    """Start the driver, one step at a time, and kill its process group as soon as file ``name`` is new."""
     path, begin = outputs / name, time.time()
     process = subprocess.Popen(
-        driver(outputs),
+        driver(outputs, "--jobs", "1"),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -127,7 +127,7 @@ def kill_when_new(outputs: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
-    """``whole``, one step at a time, and ``broken``, of several jobs and killed nine times: the same runs."""
+    """``whole``, and ``broken``, killed nine times and ended by two jobs: the same runs."""
     folder = tmp_path_factory.mktemp("outputs")
     run(driver(folder / "whole", "--jobs", "1"))
     for name in KILLS:
@@ -201,16 +201,22 @@ def test_the_killed_run_did_resume(outputs):
     """Otherwise the tests above would compare two uninterrupted runs."""
     first, second = RUNS
     points = {}
-    for stage in (f"{first}/03_sft", f"{first}/05_ppo", f"{first}/07_rloo", f"{second}/06_grpo"):
+    for stage in (
+        f"{first}/03_sft",
+        f"{first}/05_ppo",
+        f"{first}/07_rloo",
+        f"{first}/09_dpo",
+        f"{second}/06_grpo",
+    ):
         log = (outputs / "broken" / stage / "stage.log").read_text()
         points[stage] = re.findall(r"resuming from step (\d+)", log)
         sessions = read_json(outputs / "broken" / stage / "runtime.json")["sessions"]
-        # Another stage's kill may have caught it too: two jobs run side by side.
-        assert len(sessions) > len([name for name in KILLS if name.startswith(stage)])
+        assert len(sessions) == len([name for name in KILLS if name.startswith(stage)]) + 1
         assert "resuming" not in (outputs / "whole" / stage / "stage.log").read_text()
     assert len(points[f"{first}/03_sft"]) == 1  # the first kill came before the first resume point
-    assert {"8"} <= set(points[f"{first}/05_ppo"]) and len(points[f"{first}/05_ppo"]) >= 2
-    assert {"4"} <= set(points[f"{first}/07_rloo"]) and {"4"} <= set(points[f"{second}/06_grpo"])
+    for stage, step in ((f"{first}/05_ppo", "8"), (f"{first}/07_rloo", "4"), (f"{second}/06_grpo", "4")):
+        assert len(points[stage]) == 2 and points[stage][0] == step
+    assert points[f"{first}/09_dpo"] == ["2"]
 
 
 def test_the_policies_did_change(outputs):

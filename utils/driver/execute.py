@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils.common import REPO_ROOT, UserError
 from utils.driver.graph import Comparison, Key, Node, Outcome, rests_on
-from utils.driver.process import Child, say, stop
+from utils.driver.process import Child, interrupts_held_back, say, stop
 from utils.manifest import device_kind, update_run_manifest
 from utils.plan import Prepared, load_script, prepare
 
@@ -71,6 +71,7 @@ class Execution:
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
     run_dirs: dict[str, Path] = field(default_factory=dict)
     seconds: float = 0.0
+    _children: list[Child] = field(default_factory=list)
 
     def run(self) -> dict[Key, Outcome]:
         """Run everything; returns what became of each node.
@@ -95,7 +96,7 @@ class Execution:
                     for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
                         self._end(running.pop(future), future.result())
             except BaseException:
-                stop([each.child for each in running.values()])
+                stop(self._children)
                 raise
         # Every stage does this; once more, for one that was killed after its manifest and before this, and
         # for two that ended at the same time.
@@ -132,7 +133,9 @@ class Execution:
             argv = [*argv, "--overwrite"]
         command = [sys.executable, str(REPO_ROOT / node.step.script), *argv]
         label = name if self.jobs > 1 else None
-        return Running(node, prepared, Child(command, label, environment_of(self.jobs)), time.monotonic())
+        with interrupts_held_back():
+            self._children.append(Child(command, label, environment_of(self.jobs)))
+        return Running(node, prepared, self._children[-1], time.monotonic())
 
     def _end(self, running: Running, code: int) -> None:
         node, prepared = running.node, running.prepared

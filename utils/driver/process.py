@@ -141,6 +141,24 @@ class Child:
         say(line if self._label is None else f"[{self._label}] {line}", sys.stderr)
 
 
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait for the block's end: no process is to be started and then lost sight of.
+
+    For the main thread. What is started within has the signals' default handlers.
+    """
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda which, _: held.append(which)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
 def stop(children: Sequence[Child]) -> None:
     """End all that still run: politely, so that they can tidy up, then for certain."""
     running = [child.process for child in children if child.process.poll() is None]
