@@ -422,6 +422,12 @@ def test_prompts_are_split_by_their_text():
     assert len({pair.prompt for pair in train}) == len({pair.prompt for pair in held_out}) == 1
 
 
+def test_candidates_of_an_earlier_version_are_refused():
+    old = row(0, *({k: v for k, v in each.items() if k != "token_ids"} for each in (RIGHT, WRONG)))
+    with pytest.raises(UserError, match="no token_ids; run 04_generate_candidates.py --overwrite"):
+        build([old], NO_SPLIT)
+
+
 def test_too_few_pairs_say_why():
     rows = [
         row(0, RIGHT),

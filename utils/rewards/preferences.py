@@ -152,10 +152,14 @@ def candidate_answers(
 ) -> tuple[list[Answer], int]:
     """The different answers among a prompt's candidates, in their order, and how many were left out because
     their text does not give back their tokens.
+
+    Raises UserError for candidates without their tokens.
     """
     candidates = row["candidates"]
     if not candidates:
         return [], 0
+    if any("token_ids" not in each for each in candidates):
+        raise UserError(f"candidates of {row['id']}: no token_ids; run 04_generate_candidates.py --overwrite")
     texts = [
         each["text"] if each["truncated"] else render_completion(tokenizer, each["text"])
         for each in candidates
