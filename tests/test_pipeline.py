@@ -262,19 +262,21 @@ def test_the_report_compares_all_methods_over_seeds(outputs):
     assert f"{COMPLETIONS}" in report and "Failed" not in report
 
 
-def test_without_pairs_dpo_fails_in_one_line_and_the_rest_is_kept(outputs):
+def test_without_pairs_dpo_fails_in_one_line_and_the_rest_is_kept(tmp_path):
     """The driver's exit code is 08's; what SFT gave is compared all the same, and the report says why."""
-    settings = ["--preferences.min_pairs", "1000", "--run_id", "no_pairs", "--jobs", "1", "--method", "dpo"]
-    failed = run(driver(outputs / "other", *settings), code=2)
+    settings = {key: value for key, value in SETTINGS.items() if key.split(".")[0] in ("reward", "sft")}
+    settings |= {"preferences.min_pairs": "1000", "candidates.max_items": "10"}
+    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    script = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--quick_test", "--output_dir", str(tmp_path)]
+    failed = run([*script, "--method", "dpo", "--run_id", "no_pairs", *words], code=2)
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == len(SEEDS)
-    assert all("dpo failed" in line and "pairs" in line for line in errors)
-    for seed in SEEDS:
-        folder = outputs / "other" / f"no_pairs_seed_{seed}"
-        assert (folder / "10_evaluation/sft/manifest.json").exists()
-        assert not (folder / "08_preferences/manifest.json").exists()
-    report = (outputs / "other" / "no_pairs" / "11_comparison" / "report.md").read_text()
-    assert "dpo" in report and "pairs" in report
+    assert len(errors) == 1 and "dpo failed: 08_preferences: too few preference pairs" in errors[0]
+    folder = tmp_path / "no_pairs"
+    for kept in ("04_candidates", "10_evaluation/base", "10_evaluation/sft", "11_comparison"):
+        assert (folder / kept / "manifest.json").exists()
+    assert not (folder / "08_preferences/manifest.json").exists() and not (folder / "09_dpo").exists()
+    report = (folder / "11_comparison" / "report.md").read_text()
+    assert "failed: 08_preferences: too few preference pairs" in report
 
 
 def test_candidates_carry_every_component_and_are_audited(outputs):
