@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from utils.config import ModelConfig, StageConfig, setting
+from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
 from utils.training.policy_inputs import sft_policy, teacher_inputs
 
@@ -25,7 +26,7 @@ class Options:
         1024, "only the first prompts of the split, in the order of the seed; null for all"
     )
     reward: Literal["combined", "task", "intrinsic"] = setting(
-        "combined", "which parts of the reward specification are paid"
+        DEFAULT_REWARD, "which parts of the reward specification are paid"
     )
 
     def validate(self) -> None:

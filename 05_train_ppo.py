@@ -12,13 +12,13 @@ checkpoint. In this stage save_steps, logging_steps and eval_steps count rollout
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from utils.cli import wants_help
-from utils.config import ModelConfig, StageConfig, setting
+from utils.config import ModelConfig, setting
+from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy, teacher_inputs, training_inputs
+from utils.training.policy_inputs import reward_variant, rollout_inputs
 from utils.training.settings import PpoAlgo
 
 PANELS = {
@@ -48,7 +48,6 @@ PANELS = {
     "share of completions cut off": ["completions/clipped_ratio", "val_truncated"],
     "gradient norm": ["grad_norm", "grad_norm/value"],
 }
-DEFAULT_REWARD = "combined"
 
 
 @dataclass
@@ -59,15 +58,6 @@ class Options:
         DEFAULT_REWARD,
         "which parts of the reward specification are paid; a folder 05_ppo_<reward> for others",
     )
-
-
-def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    teacher = teacher_inputs(run_dir, config.model, config.options.reward)
-    return training_inputs(run_dir) | sft_policy(run_dir) | teacher
-
-
-def variant(config: StageConfig) -> str:
-    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
 
 
 def run(ctx: StageContext) -> None:
@@ -90,8 +80,8 @@ STAGE = Stage(
         "algo": (PpoAlgo, "configs/algorithms/ppo.yaml"),
     },
     options=Options,
-    inputs=inputs,
-    variant=variant,
+    inputs=rollout_inputs,
+    variant=reward_variant,
     quick={
         "algo.num_rollouts": 4,
         "algo.rollout_batch_size": 16,

@@ -8,12 +8,12 @@ and eval_steps count rollouts.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from utils.config import ModelConfig, StageConfig, setting
+from utils.config import ModelConfig, setting
+from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy, teacher_inputs, training_inputs
+from utils.training.policy_inputs import reward_variant, rollout_inputs
 from utils.training.settings import GrpoAlgo
 
 PANELS = {
@@ -36,9 +36,6 @@ PANELS = {
 }
 
 
-DEFAULT_REWARD = "combined"
-
-
 @dataclass
 class Options:
     """Options of 06_train_grpo.py."""
@@ -47,15 +44,6 @@ class Options:
         DEFAULT_REWARD,
         "which parts of the reward specification are paid; a folder 06_grpo_<reward> for others",
     )
-
-
-def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    teacher = teacher_inputs(run_dir, config.model, config.options.reward)
-    return training_inputs(run_dir) | sft_policy(run_dir) | teacher
-
-
-def variant(config: StageConfig) -> str:
-    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
 
 
 def run(ctx: StageContext) -> None:
@@ -83,8 +71,8 @@ STAGE = Stage(
         "algo": (GrpoAlgo, "configs/algorithms/grpo.yaml"),
     },
     options=Options,
-    inputs=inputs,
-    variant=variant,
+    inputs=rollout_inputs,
+    variant=reward_variant,
     quick={
         "algo.num_rollouts": 4,
         "algo.per_device_train_batch_size": 8,

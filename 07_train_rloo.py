@@ -9,12 +9,12 @@ same samples. In this stage save_steps, logging_steps and eval_steps count rollo
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from utils.config import ModelConfig, StageConfig, setting
+from utils.config import ModelConfig, setting
+from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy, teacher_inputs, training_inputs
+from utils.training.policy_inputs import reward_variant, rollout_inputs
 from utils.training.settings import RlooAlgo
 
 PANELS = {
@@ -40,7 +40,6 @@ PANELS = {
     "share of completions cut off": ["completions/clipped_ratio", "val_truncated"],
     "gradient norm": ["grad_norm"],
 }
-DEFAULT_REWARD = "combined"
 
 
 @dataclass
@@ -58,15 +57,6 @@ class Options:
     def validate(self) -> None:
         if self.variance_prompts < 0 or self.variance_prompts == 1:
             raise ValueError(f"variance_prompts must be 0 or at least 2, found {self.variance_prompts}")
-
-
-def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    teacher = teacher_inputs(run_dir, config.model, config.options.reward)
-    return training_inputs(run_dir) | sft_policy(run_dir) | teacher
-
-
-def variant(config: StageConfig) -> str:
-    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
 
 
 def run(ctx: StageContext) -> None:
@@ -95,8 +85,8 @@ STAGE = Stage(
         "algo": (RlooAlgo, "configs/algorithms/rloo.yaml"),
     },
     options=Options,
-    inputs=inputs,
-    variant=variant,
+    inputs=rollout_inputs,
+    variant=reward_variant,
     quick={
         "variance_prompts": 8,
         "algo.num_rollouts": 4,

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from utils.config import ModelConfig, StageConfig, setting
+from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy, teacher_inputs
+from utils.training.policy_inputs import reward_variant, sft_policy, teacher_inputs
 from utils.training.settings import PreferencesAlgo
-
-DEFAULT_REWARD = "combined"
 
 
 @dataclass
@@ -40,10 +39,6 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
         **sft_policy(run_dir),
         **teacher,
     }
-
-
-def variant(config: StageConfig) -> str:
-    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
 
 
 def run(ctx: StageContext) -> None:
@@ -111,7 +106,7 @@ STAGE = Stage(
     },
     options=Options,
     inputs=inputs,
-    variant=variant,
+    variant=reward_variant,
     quick={"algo.min_pairs": 1, "algo.val_fraction": 0.25, "algo.gold_as_chosen": True},
 )
 

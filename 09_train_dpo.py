@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from utils.config import ModelConfig, StageConfig, setting
+from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy
+from utils.training.policy_inputs import reward_variant, sft_policy
 from utils.training.settings import DpoAlgo
 
 PANELS = {
@@ -29,7 +30,6 @@ PANELS = {
     "share of completions cut off": ["val_truncated"],
     "gradient norm": ["grad_norm"],
 }
-DEFAULT_REWARD = "combined"
 
 
 @dataclass
@@ -41,12 +41,8 @@ class Options:
     )
 
 
-def variant(config: StageConfig) -> str:
-    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
-
-
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    suffix = f"_{variant(config)}" if variant(config) else ""
+    suffix = f"_{reward_variant(config)}" if reward_variant(config) else ""
     pairs = run_dir / f"08_preferences{suffix}"
     return {
         "pairs": pairs / "pairs.jsonl",
@@ -76,7 +72,7 @@ STAGE = Stage(
     },
     options=Options,
     inputs=inputs,
-    variant=variant,
+    variant=reward_variant,
     quick={
         "algo.max_steps": 4,
         "algo.per_device_train_batch_size": 8,

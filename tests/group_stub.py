@@ -192,7 +192,7 @@ class Killed(BaseException):
 
 
 class KillAt(TrainerCallback):
-    """End at an event ("on_step_begin", "on_step_end", "on_train_end") of a step."""
+    """End at an event ("on_step_begin", "on_step_end", "on_save", "on_train_end") of a step."""
 
     def __init__(self, event: str, step: int):
         def kill(args, state, control, **kwargs):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from group_stub import KillAt, Killed
 from transformers import AutoTokenizer, TrainerCallback, TrainerControl
 
 from utils.common import UserError, read_json, read_jsonl, write_jsonl
@@ -385,21 +386,6 @@ def test_curves_are_the_numbers_alone(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- resuming
-
-
-class Killed(BaseException):
-    """The end of a process, as far as one can have it within one."""
-
-
-class KillAt(TrainerCallback):
-    """End at an event ("on_step_begin", "on_step_end", "on_save") of a step."""
-
-    def __init__(self, event: str, step: int):
-        def kill(args, state, control, **kwargs):
-            if state.global_step == step:
-                raise Killed
-
-        setattr(self, event, kill)
 
 
 def varied_rewards(self):

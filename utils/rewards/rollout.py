@@ -154,7 +154,7 @@ class RewardPipeline:
             raw["intrinsic"] = outcome_reward(scores.q, scores.v, mask)
             filled = mask.bool().any(1, keepdim=True)
             outcomes = self.combiner.normalise(raw["intrinsic"][:, None], filled, "outcome", update)
-            intrinsic = _at_last_token(outcomes[:, 0], mask)
+            intrinsic = at_last_token(outcomes[:, 0], mask)
         return self._combined(record, batch, texts, truncated, intrinsic, raw, update)
 
     def _combined(
@@ -178,7 +178,7 @@ class RewardPipeline:
         raw["reasoning"] = column([score for _, score, _ in rows])
         components["reasoning"] = weights["reasoning"] * raw["reasoning"]
         whole = sum(part.double() for part in components.values())
-        rewards = _at_last_token(whole, mask)
+        rewards = at_last_token(whole, mask)
         seen = {"reasoning": raw["reasoning"].tolist()}
         components["intrinsic"] = torch.zeros_like(components["reasoning"])
         if intrinsic is not None:
@@ -205,7 +205,7 @@ class RewardPipeline:
         self.combiner.load_state_dict(state)
 
 
-def _at_last_token(values: Tensor, mask: Tensor) -> Tensor:
+def at_last_token(values: Tensor, mask: Tensor) -> Tensor:
     """Spread [B] to [B, C]: each value on its row's last unmasked column, nowhere where there is none."""
     kept = mask.bool()
     from_here = kept.flip(1).cumsum(1).flip(1)  # unmasked columns from this one on

@@ -10,6 +10,7 @@ from utils.common import UserError, write_text
 from utils.config import load_tier, setting
 
 REWARDS = ("task", "intrinsic", "combined")  # option --reward of training stages: which components are paid
+DEFAULT_REWARD = "combined"  # of every stage, so that methods are compared on one
 
 
 @dataclass

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from utils.data.records import Record
-from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards
+from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
 from utils.training.advantages import process_advantages
@@ -24,14 +24,13 @@ from utils.training.outcome_rewards import (
     OutcomeRewards,
     RenderedPrompts,
     Start,
-    check_prompts,
     group_arguments,
 )
 from utils.training.reward_state import KeepsRewardState
 from utils.training.settings import GrpoAlgo
 from utils.training.shared_prefix_mixin import SharedPrefix
 
-__all__ = ["OutcomeRewards", "SharedPrefixGRPOTrainer", "build_grpo_trainer", "check_prompts"]
+__all__ = ["OutcomeRewards", "SharedPrefixGRPOTrainer", "build_grpo_trainer"]
 
 
 class SharedPrefixGRPOTrainer(RenderedPrompts, KeepsRewardState, SharedPrefix, GRPOTrainer):
@@ -72,8 +71,7 @@ def intrinsic_tokens(paid: RolloutRewards, mask: Tensor) -> Tensor:
     What else a completion earns is on its last unmasked token, and is taken off there.
     """
     others = sum(paid.components[name].double() for name in ALL_COMPONENTS if name != "intrinsic")
-    last = mask.bool() & (mask.flip(1).cumsum(1).flip(1) == 1)
-    return paid.token_rewards.double() - others[:, None] * last
+    return paid.token_rewards.double() - at_last_token(others, mask)
 
 
 def build_grpo_trainer(

@@ -1,4 +1,4 @@
-"""What GRPO and RLOO have in common: where they start, and how their completions are paid."""
+"""Where PPO, GRPO and RLOO start, and how the completions of the latter two are paid."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class RenderedPrompts:
 
 @dataclass(frozen=True)
 class Start:
-    """What a trainer of groups starts from: the SFT policy, the training prompts and how they are paid."""
+    """What a trainer on rollouts starts from: the SFT policy, the training prompts and how they are paid."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -97,9 +97,14 @@ class Start:
 
     @classmethod
     def of(
-        cls, ctx: StageContext, records: Sequence[Record], spec: RewardSpec, tokens: bool = False
+        cls,
+        ctx: StageContext,
+        records: Sequence[Record],
+        spec: RewardSpec,
+        tokens: bool = False,
+        gamma: float = 1.0,
     ) -> Start:
-        """Load what ``ctx``'s configuration names.
+        """Load what ``ctx``'s configuration names; ``gamma`` is the trainer's discount.
 
         Raises UserError where a prompt is longer than ``model.max_prompt_length``, or rewards by ``tokens``
         are asked of a reward without a teacher.
@@ -115,7 +120,7 @@ class Start:
         model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
         prompts = [render_prompt(tokenizer, record.input_text) for record in records]
         check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
-        pipeline = open_pipeline(records, spec, reward, config, tokenizer)
+        pipeline = open_pipeline(records, spec, reward, config, tokenizer, gamma=gamma)
         rewards = OutcomeRewards(pipeline, tokenizer, eos_token_ids(model, tokenizer), tokens)
         dataset = Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))})
         return cls(model, tokenizer, pipeline, rewards, dataset)

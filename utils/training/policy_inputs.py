@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from utils.common import read_json, resolve_path
-from utils.config import ModelConfig
-from utils.rewards.spec import load_reward_spec, paid_weights
+from utils.config import ModelConfig, StageConfig
+from utils.rewards.spec import DEFAULT_REWARD, load_reward_spec, paid_weights
 
 
 def training_inputs(run_dir: Path) -> dict[str, Path]:
@@ -52,3 +52,14 @@ def teacher_inputs(run_dir: Path, model: ModelConfig, reward: str) -> dict[str, 
     folders = configured_model(model.model.teacher_name_or_path)
     names = {"checkpoint": "teacher", "base_model": "teacher_base"}
     return {names[name]: folder for name, folder in folders.items()}
+
+
+def rollout_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    """What a stage reads that learns from rollouts of the SFT policy."""
+    teacher = teacher_inputs(run_dir, config.model, config.options.reward)
+    return training_inputs(run_dir) | sft_policy(run_dir) | teacher
+
+
+def reward_variant(config: StageConfig) -> str:
+    """The suffix of a stage's folder by its ``--reward``: none for the default."""
+    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward

@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from utils.common import UserError
 from utils.config import ModelConfig
-from utils.data.prompts import render_prompt
 from utils.data.records import Record
 from utils.models.loading import load_policy
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
-from utils.training.grpo import check_prompts
+from utils.training.outcome_rewards import Start
 from utils.training.ppo_trainer import PPOTrainer
-from utils.training.reward_state import open_pipeline
 from utils.training.running import trainer_arguments
 from utils.training.settings import PpoAlgo
 
@@ -75,14 +72,7 @@ def build_ppo_trainer(
     """
     model_config: ModelConfig = ctx.config.model
     algo: PpoAlgo = ctx.config.algo
-    start = ctx.inputs["checkpoint"]
-    model, tokenizer = load_policy(start, model_config.model, trainable=True)
-    prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    check_prompts(prompts, records, tokenizer, model_config.model.max_prompt_length)
-    pipeline = open_pipeline(
-        records, spec, ctx.config.options.reward, model_config, tokenizer, gamma=algo.gamma
-    )
-    separate = algo.value_model == "separate"
+    start = Start.of(ctx, records, spec, gamma=algo.gamma)
     arguments = PPOConfig(
         **trainer_arguments(ctx, algo.updates_per_rollout),
         learning_rate=algo.learning_rate,
@@ -115,12 +105,15 @@ def build_ppo_trainer(
         top_p=model_config.generation.top_p,
         top_k=model_config.generation.top_k,
     )
+    critic = None
+    if algo.value_model == "separate":
+        critic, _ = load_policy(ctx.inputs["checkpoint"], model_config.model, trainable=True)
     trainer = PPOTrainer(
-        model=model,
-        pipeline=pipeline,
+        model=start.model,
+        pipeline=start.pipeline,
         args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))}),
-        processing_class=tokenizer,
-        value_model=load_policy(start, model_config.model, trainable=True)[0] if separate else None,
+        train_dataset=start.dataset,
+        processing_class=start.tokenizer,
+        value_model=critic,
     )
-    return trainer, tokenizer
+    return trainer, start.tokenizer
