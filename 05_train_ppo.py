@@ -18,7 +18,7 @@ from utils.cli import wants_help
 from utils.config import ModelConfig, setting
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import reward_variant, rollout_inputs
+from utils.training.policy_inputs import rollout_inputs, variant
 from utils.training.settings import PpoAlgo
 
 PANELS = {
@@ -81,7 +81,7 @@ STAGE = Stage(
     },
     options=Options,
     inputs=rollout_inputs,
-    variant=reward_variant,
+    variant=variant,
     quick={
         "algo.num_rollouts": 4,
         "algo.rollout_batch_size": 16,

@@ -13,7 +13,7 @@ from typing import Literal
 from utils.config import ModelConfig, setting
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import reward_variant, rollout_inputs
+from utils.training.policy_inputs import rollout_inputs, variant
 from utils.training.settings import GrpoAlgo
 
 PANELS = {
@@ -72,7 +72,7 @@ STAGE = Stage(
     },
     options=Options,
     inputs=rollout_inputs,
-    variant=reward_variant,
+    variant=variant,
     quick={
         "algo.num_rollouts": 4,
         "algo.per_device_train_batch_size": 8,

@@ -14,7 +14,7 @@ from typing import Literal
 from utils.config import ModelConfig, setting
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import reward_variant, rollout_inputs
+from utils.training.policy_inputs import rollout_inputs, variant
 from utils.training.settings import RlooAlgo
 
 PANELS = {
@@ -86,7 +86,7 @@ STAGE = Stage(
     },
     options=Options,
     inputs=rollout_inputs,
-    variant=reward_variant,
+    variant=variant,
     quick={
         "variance_prompts": 8,
         "algo.num_rollouts": 4,

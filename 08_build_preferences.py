@@ -13,7 +13,7 @@ from typing import Literal
 from utils.config import ModelConfig, StageConfig, setting
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import reward_variant, sft_policy, teacher_inputs
+from utils.training.policy_inputs import sft_policy, teacher_inputs, variant
 from utils.training.settings import PreferencesAlgo
 
 
@@ -106,7 +106,7 @@ STAGE = Stage(
     },
     options=Options,
     inputs=inputs,
-    variant=reward_variant,
+    variant=variant,
     quick={"algo.min_pairs": 1, "algo.val_fraction": 0.25, "algo.gold_as_chosen": True},
 )
 

@@ -13,7 +13,7 @@ from typing import Literal
 from utils.config import ModelConfig, StageConfig, setting
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import reward_variant, sft_policy
+from utils.training.policy_inputs import sft_policy, variant
 from utils.training.settings import DpoAlgo
 
 PANELS = {
@@ -42,7 +42,7 @@ class Options:
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    suffix = f"_{reward_variant(config)}" if reward_variant(config) else ""
+    suffix = f"_{variant(config)}" if variant(config) else ""
     pairs = run_dir / f"08_preferences{suffix}"
     return {
         "pairs": pairs / "pairs.jsonl",
@@ -72,7 +72,7 @@ STAGE = Stage(
     },
     options=Options,
     inputs=inputs,
-    variant=reward_variant,
+    variant=variant,
     quick={
         "algo.max_steps": 4,
         "algo.per_device_train_batch_size": 8,

@@ -5,6 +5,7 @@ from pathlib import Path
 from utils.common import read_json, resolve_path
 from utils.config import ModelConfig, StageConfig
 from utils.rewards.spec import DEFAULT_REWARD, load_reward_spec, paid_weights
+from utils.training.curriculum_settings import DEFAULT_CURRICULUM
 
 
 def training_inputs(run_dir: Path) -> dict[str, Path]:
@@ -60,6 +61,9 @@ def rollout_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     return training_inputs(run_dir) | sft_policy(run_dir) | teacher
 
 
-def reward_variant(config: StageConfig) -> str:
-    """The suffix of a stage's folder by its ``--reward``: none for the default."""
-    return "" if config.options.reward == DEFAULT_REWARD else config.options.reward
+def variant(config: StageConfig) -> str:
+    """The suffix of a stage's folder: its ``--reward``, then its ``--curriculum``, each unless the default."""
+    reward = getattr(config.options, "reward", DEFAULT_REWARD)
+    curriculum = getattr(config.options, "curriculum", DEFAULT_CURRICULUM)
+    named = ((reward, DEFAULT_REWARD), (curriculum, DEFAULT_CURRICULUM))
+    return "_".join(value for value, default in named if value != default)

@@ -255,7 +255,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
         place = self._step % self.args.steps_per_generation
         if self._step % self._micro_batches == 0:
             with self.cost.phase("scoring"):
-                self._rollout = self._generate_and_score_completions(generation_batch)
+                self._rollout = self._next_rollout(generation_batch)
         if place == 0:
             self._buffered_inputs = self._shuffled_micro_batches()
         return self._buffered_inputs[place]

@@ -276,11 +276,15 @@ class SharedPrefix(CountsCost):
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             with self.cost.phase("scoring"):
-                rollout = self._generate_and_score_completions(generation_batch)
+                rollout = self._next_rollout(generation_batch)
             order = self._shuffled_groups(rollout["prompt_ids"], rollout["prompt_mask"])
             rollout = {name: value[order] if value.ndim else value for name, value in rollout.items()}
             self._buffered_inputs = split_tensor_dict(rollout, steps)
         return self._buffered_inputs[self._step % steps]
+
+    def _next_rollout(self, generation_batch: list[dict]) -> dict[str, Tensor]:
+        """The rollout on the given rows of the data set, several of one prompt in a row."""
+        return self._generate_and_score_completions(generation_batch)
 
     def _compute_loss(self, model, inputs):
         self._count_trained(inputs)
