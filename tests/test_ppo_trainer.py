@@ -111,8 +111,16 @@ def padded(rows, columns=6):
     ],
 )
 def test_a_rollout_equals_a_slow_one(make, tiny_models, architecture, lora, separate):
-    """Log-probabilities at the sampling temperature, values, KL to the start policy, GAE, whitening, logs."""
-    trainer = make(architecture, lora=lora, separate=separate, moved=True, gamma=0.9, lam=0.8)
+    """Log-probabilities at the sampling temperature, values, KL and entropy rewards, GAE, whitening, logs."""
+    trainer = make(
+        architecture,
+        lora=lora,
+        separate=separate,
+        moved=True,
+        gamma=0.9,
+        lam=0.8,
+        entropy_reward_coef=0.05,
+    )
     found = rollout_of(trainer)
     lengths = [len(completion) for completion in COMPLETIONS]
     mask = np.arange(6) < np.array(lengths)[:, None]
@@ -124,7 +132,7 @@ def test_a_rollout_equals_a_slow_one(make, tiny_models, architecture, lora, sepa
     log_probs, entropies, values = (padded(column) for column in zip(*scores, strict=True))
     log_ratio = log_probs - padded([row[0] for row in reference])
     paid = padded([token_values(completion) for completion in COMPLETIONS])
-    advantages = numpy_gae(paid - 0.1 * log_ratio, values, lengths, 0.9, 0.8)
+    advantages = numpy_gae(paid - 0.1 * log_ratio - 0.05 * log_probs, values, lengths, 0.9, 0.8)
     flat = advantages[mask]
     whitened = np.where(mask, (advantages - flat.mean()) / flat.std(ddof=1), 0)
     for name, expected in (

@@ -62,7 +62,7 @@ def rollout_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
 
 def variant(config: StageConfig) -> str:
-    """The suffix of a stage's folder: its ``--reward``, then its ``--curriculum``, each unless the default."""
+    """The suffix of a stage's folder: ``--reward``, then ``--curriculum``, each unless the default."""
     reward = getattr(config.options, "reward", DEFAULT_REWARD)
     curriculum = getattr(config.options, "curriculum", DEFAULT_CURRICULUM)
     named = ((reward, DEFAULT_REWARD), (curriculum, DEFAULT_CURRICULUM))

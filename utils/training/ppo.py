@@ -40,6 +40,7 @@ class PPOConfig(GRPOConfig):
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the ratio."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values."})
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    entropy_reward_coef: float = field(default=0.0, metadata={"help": "Entropy bonus in the reward."})
     kl_coef: float = field(default=0.05, metadata={"help": "Weight of the KL penalty; 0: no reference."})
     adaptive_kl: bool = field(default=False, metadata={"help": "Let the weight follow kl_target."})
     kl_target: float = field(default=6.0, metadata={"help": "KL to hold, nats per completion."})
@@ -93,6 +94,7 @@ def build_ppo_trainer(
         cliprange_value=algo.cliprange_value,
         vf_coef=algo.vf_coef,
         entropy_coef=algo.entropy_coef,
+        entropy_reward_coef=algo.entropy_reward_coef,
         kl_coef=algo.kl_coef,
         adaptive_kl=algo.adaptive_kl,
         kl_target=algo.kl_target,

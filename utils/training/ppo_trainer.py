@@ -4,7 +4,8 @@ TRL no longer has a PPO trainer. This one is TRL's GRPOTrainer (sampling, rollou
 with the two steps that make it PPO replaced; the rest of the method is `ppo_math.py` and `value.py`:
 
     rollout   sample completions; log-probabilities and values from one pass of the policy, log-probabilities
-              of the frozen reference; token rewards from the reward pipeline, less kl_coef * k1; GAE
+              of the frozen reference; token rewards from the reward pipeline, less kl_coef * k1 and
+              entropy_reward_coef * log pi; GAE
     update    num_ppo_epochs passes of num_mini_batches optimizer steps on the clipped losses
 
 Log-probabilities are those at the sampling temperature, dropout is off, a completion's end-of-sequence token
@@ -165,6 +166,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
         log_ratio = log_probs - (self._reference_log_probs(batch) if args.kl_coef else log_probs)
         rewards = self.pipeline.score_tokens(record, batch, texts, truncated)
         token_rewards = rewards.token_rewards - self.kl.coef * k1(log_ratio)
+        token_rewards = token_rewards - args.entropy_reward_coef * log_probs
         if args.whiten_rewards:
             token_rewards = whiten(token_rewards, mask, shift_mean=False, total=self._total)
         advantages = gae(token_rewards, values, mask, gamma=args.gamma, lam=args.lam)

@@ -179,7 +179,10 @@ class PpoAlgo:
     cliprange: float = setting(0.2, "clip range of the probability ratio")
     cliprange_value: float = setting(0.2, "how far a value may move from the rollout's without being clipped")
     vf_coef: float = setting(0.1, "weight of the value loss")
-    entropy_coef: float = setting(0.0, "weight of the entropy bonus")
+    entropy_coef: float = setting(0.0, "weight of the entropy bonus in the loss: of each token alone")
+    entropy_reward_coef: float = setting(
+        0.0, "entropy bonus in the reward, -coef * log pi per token: credit for later entropy too"
+    )
     kl_coef: float = setting(
         0.005, "weight of the KL penalty (k1, per token, in the reward); 0: no reference"
     )
@@ -227,7 +230,7 @@ class PpoAlgo:
         for name in ("value_learning_rate", "target_kl"):
             if getattr(self, name) is not None:
                 _positive(**{name: getattr(self, name)})
-        for name in ("warmup_steps", "weight_decay", "entropy_coef", "kl_coef"):
+        for name in ("warmup_steps", "weight_decay", "entropy_coef", "entropy_reward_coef", "kl_coef"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
         for name in ("gamma", "lam"):
