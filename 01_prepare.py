@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.common import UserError, resolve_path, shown, write_jsonl
+from utils.common import UserError, resolve_path, shown, write_json, write_jsonl
 from utils.config import DatasetConfig, StageConfig
 from utils.data import checks
 from utils.data.plots import plot_lengths
-from utils.data.preparation import cut_statistics, dropped_counts, prepare
+from utils.data.preparation import Prepared, cut_statistics, dropped_counts, prepare
+from utils.data.records import HELD_OUT
 from utils.data.rendering import approximate_tokens
 from utils.data.sources import raw_files, read_splits
 from utils.stage import Stage, StageContext, main
@@ -24,7 +25,7 @@ STAGE = Stage(
     summary="Turn raw rows into records: render inputs and targets, cut long inputs, drop unusable rows.",
     reads="the raw files below dataset.data_root (the embedded set is generated where it is missing)",
     writes="train.jsonl, val.jsonl, test.jsonl (one record a line), dropped.jsonl (rows left out, and why), "
-    "length.png",
+    "length.png, held_out_levels.json (with dataset.hold_out_levels)",
     tiers={"dataset": (DatasetConfig, "configs/datasets/sample.yaml")},
     inputs=inputs,
     quick={"dataset.max_train": 64, "dataset.max_val": 16, "dataset.max_test": 16},
@@ -61,12 +62,33 @@ def run(ctx: StageContext) -> None:
         write_jsonl(ctx.out / f"{split}.jsonl", (record.to_json() for record in records))
         cut = cut_statistics(prepared.cuts[split])
         ctx.metrics[split] = {"records": len(records)} | cut
-        ctx.log(f"{split}: {len(records)} records, {cut['inputs_cut']} over-long inputs cut")
+        over = cut["inputs_still_over_limit"]
+        still = f", {over} still over the limit" if over else ""
+        ctx.log(f"{split}: {len(records)} records, {cut['inputs_cut']} over-long inputs cut{still}")
     write_jsonl(ctx.out / "dropped.jsonl", prepared.dropped)
     ctx.metrics["dropped"] = dropped_counts(prepared.dropped)
     for code, count in ctx.metrics["dropped"].items():
         ctx.log(f"WARNING: {count} rows left out: {code} (named in dropped.jsonl)")
+    if prepared.held_out:
+        report_held_out(ctx, prepared)
     plot_lengths(ctx.out / "length.png", prepared.records)
+
+
+def report_held_out(ctx: StageContext, prepared: Prepared) -> None:
+    """Say and write down which levels nothing learns from; 10 reports their accuracy apart."""
+    levels, rows = sorted(ctx.config.dataset.hold_out_levels), prepared.held_out
+    kept = sum(record.level in levels for record in prepared.records["test"])
+    write_json(ctx.out / HELD_OUT, {"levels": levels})
+    ctx.metrics["held_out_levels"] = {
+        "levels": levels,
+        "left_out_of_train": rows["train"],
+        "left_out_of_val": rows["val"],
+        "test_records": kept,
+    }
+    ctx.log(
+        f"held out: level {', '.join(map(str, levels))}: {rows['train']} rows left out of train, "
+        f"{rows['val']} of val; test has {kept} of its records"
+    )
 
 
 if __name__ == "__main__":

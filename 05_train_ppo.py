@@ -1,6 +1,7 @@
 """05: proximal policy optimisation (PPO) of the SFT policy, with a reward for every token.
 
     python 05_train_ppo.py [--reward combined|task|intrinsic] [--learning_rate 5e-4] [--num_ppo_epochs 2]
+    python 05_train_ppo.py --curriculum easy_to_hard|hard_to_easy|sec|pass_rate [--curriculum.tau 0.4]
     python 05_train_ppo.py --diagnose DIR [--json FILE]
 
 The intrinsic reward is read from the teacher's logits (utils/rewards/intrinsic.py); the task reward is paid
@@ -18,6 +19,7 @@ from utils.cli import wants_help
 from utils.config import ModelConfig, setting
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
+from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName
 from utils.training.policy_inputs import rollout_inputs, variant
 from utils.training.settings import PpoAlgo
 
@@ -58,6 +60,10 @@ class Options:
         DEFAULT_REWARD,
         "which parts of the reward specification are paid; a folder 05_ppo_<reward> for others",
     )
+    curriculum: CurriculumName = setting(
+        DEFAULT_CURRICULUM,
+        "which prompts to learn from next (docs/curricula.md); a folder 05_ppo_<curriculum> for others",
+    )
 
 
 def run(ctx: StageContext) -> None:
@@ -74,7 +80,8 @@ STAGE = Stage(
     summary="Improve the SFT policy by PPO, with token rewards read from the teacher's logits. With "
     "--diagnose DIR [--json FILE]: say what is healthy in any method's training folder, and do nothing else.",
     reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
-    writes="05_ppo/: ckpt_ppo/{best,final,step_N}, logs/{metrics.jsonl,curves.png}, valid_samples/",
+    writes="05_ppo/: ckpt_ppo/{best,final,step_N}, logs/{metrics.jsonl,curves.png}, valid_samples/; "
+    "with --curriculum: logs/curriculum.{jsonl,png}",
     tiers={
         "model": (ModelConfig, "configs/models/sample.yaml"),
         "algo": (PpoAlgo, "configs/algorithms/ppo.yaml"),

@@ -1,6 +1,7 @@
 """06: group-relative policy optimisation (GRPO) of the SFT policy.
 
     python 06_train_grpo.py [--reward combined|task|intrinsic] [--learning_rate 5e-4] [--num_iterations 2]
+    python 06_train_grpo.py --curriculum easy_to_hard|hard_to_easy|sec|pass_rate [--curriculum.tau 0.4]
 
 TRL's GRPOTrainer with shared prefixes (utils/training/shared_prefix_mixin.py). The reference is the SFT
 policy. Greedy answers to validation items choose the best checkpoint. In this stage save_steps, logging_steps
@@ -13,6 +14,7 @@ from typing import Literal
 from utils.config import ModelConfig, setting
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
+from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName
 from utils.training.policy_inputs import rollout_inputs, variant
 from utils.training.settings import GrpoAlgo
 
@@ -44,6 +46,10 @@ class Options:
         DEFAULT_REWARD,
         "which parts of the reward specification are paid; a folder 06_grpo_<reward> for others",
     )
+    curriculum: CurriculumName = setting(
+        DEFAULT_CURRICULUM,
+        "which prompts to learn from next (docs/curricula.md); a folder 06_grpo_<curriculum> for others",
+    )
 
 
 def run(ctx: StageContext) -> None:
@@ -65,7 +71,8 @@ STAGE = Stage(
     folder="06_grpo",
     summary="Improve the SFT policy by GRPO.",
     reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
-    writes="06_grpo/: ckpt_grpo/{best,final,step_N}, logs/{metrics.jsonl,curves.png}, valid_samples/",
+    writes="06_grpo/: ckpt_grpo/{best,final,step_N}, logs/{metrics.jsonl,curves.png}, valid_samples/; "
+    "with --curriculum: logs/curriculum.{jsonl,png}",
     tiers={
         "model": (ModelConfig, "configs/models/sample.yaml"),
         "algo": (GrpoAlgo, "configs/algorithms/grpo.yaml"),

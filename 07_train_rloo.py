@@ -1,6 +1,7 @@
 """07: REINFORCE leave-one-out (RLOO) of the SFT policy.
 
     python 07_train_rloo.py [--reward combined|task|intrinsic] [--baseline_type loo|mean|none]
+    python 07_train_rloo.py --curriculum easy_to_hard|hard_to_easy|sec|pass_rate [--curriculum.tau 0.4]
 
 TRL's RLOOTrainer with shared prefixes (utils/training/shared_prefix_mixin.py). The reference is the SFT
 policy, and the KL to it is part of the reward. Greedy answers to validation items choose the best checkpoint.
@@ -14,6 +15,7 @@ from typing import Literal
 from utils.config import ModelConfig, setting
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
+from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName
 from utils.training.policy_inputs import rollout_inputs, variant
 from utils.training.settings import RlooAlgo
 
@@ -50,6 +52,10 @@ class Options:
         DEFAULT_REWARD,
         "which parts of the reward specification are paid; a folder 07_rloo_<reward> for others",
     )
+    curriculum: CurriculumName = setting(
+        DEFAULT_CURRICULUM,
+        "which prompts to learn from next (docs/curricula.md); a folder 07_rloo_<curriculum> for others",
+    )
     variance_prompts: int = setting(
         64, "prompts on which gradient variances are compared before the first update; 0: not at all"
     )
@@ -79,7 +85,8 @@ STAGE = Stage(
     summary="Improve the SFT policy by RLOO.",
     reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
     writes="07_rloo/: ckpt_rloo/{best,final,step_N}, valid_samples/, "
-    "logs/{metrics.jsonl,rollouts.jsonl,gradient_variance.json,curves.png}",
+    "logs/{metrics.jsonl,rollouts.jsonl,gradient_variance.json,curves.png}; "
+    "with --curriculum: logs/curriculum.{jsonl,png}",
     tiers={
         "model": (ModelConfig, "configs/models/sample.yaml"),
         "algo": (RlooAlgo, "configs/algorithms/rloo.yaml"),

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.common import UserError, resolve_path
+from utils.common import UserError, read_json, resolve_path
 from utils.config import DatasetConfig, ModelConfig, StageConfig, setting
+from utils.data.records import HELD_OUT
 from utils.evaluation.policies import checkpoint_of, policy_name
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import model_inputs
+from utils.training.policy_inputs import configured_model, model_inputs
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Options:
     predictions: str = setting("", "grade this file instead of a model (JSON or JSONL)", path=True)
     split: Literal["train", "val", "dev", "test"] = setting("test", "which items; dev is val")
     max_items: int | None = setting(None, "only the first items of the split; null for all")
+    teacher_metrics: bool = setting(True, "also hold a model's answers and the gold text against the teacher")
 
     def validate(self) -> None:
         if self.max_items is not None and self.max_items < 1:
@@ -52,38 +54,46 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
         return {"predictions": resolve_path(options.predictions), "gold": gold_file(config.dataset, split)}
     checkpoint = checkpoint_of(variant(config), options.policy_ckpt, config.model, run_dir)
+    teacher = configured_model(config.model.model.teacher_name_or_path) if options.teacher_metrics else {}
+    held_out = run_dir / "01_preprocessing" / HELD_OUT
     return {
         "records": run_dir / "01_preprocessing" / f"{split}.jsonl",
         "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
+        **({"held_out_levels": held_out} if held_out.is_file() else {}),
         **model_inputs(checkpoint),
+        **{f"teacher_{name}": folder for name, folder in teacher.items()},
     }
 
 
 def run(ctx: StageContext) -> None:
     from utils.data.records import load_records
     from utils.data.sources import gold_records
-    from utils.evaluation.evaluate import generate_predictions, summary_lines, write_evaluation
+    from utils.evaluation.evaluate import ask_policy, summary_lines, write_evaluation
     from utils.evaluation.items import grade_items
     from utils.evaluation.metrics import compute_metrics, headline
     from utils.evaluation.predictions import read_predictions
     from utils.rewards.spec import load_reward_spec
 
     config, options = ctx.config, ctx.config.options
-    policy, split, required_fields = variant(config), split_of(options), ()
+    policy, split, required_fields, against_teacher = variant(config), split_of(options), (), {}
     if options.predictions:
         every = gold_records(config.dataset, split)
         records = every[: options.max_items]
         predictions = read_predictions(ctx.inputs["predictions"], every)
+        held_out = config.dataset.hold_out_levels
     else:
         records = load_records(ctx.inputs["records"])[: options.max_items]
         required_fields = load_reward_spec(ctx.inputs["reward_spec"]).required_fields
+        held_out = (
+            read_json(ctx.inputs["held_out_levels"])["levels"] if "held_out_levels" in ctx.inputs else ()
+        )
         checkpoint = checkpoint_of(policy, options.policy_ckpt, config.model, ctx.run_dir)
         ctx.log(f"{policy}: answering {len(records)} items of the {split} split")
-        predictions = generate_predictions(records, checkpoint, config.model, ctx.runtime)
+        predictions, against_teacher = ask_policy(ctx, records, checkpoint, options.teacher_metrics)
     if not records:
         raise UserError(f"the {split} split has no items; prepare one with 01_prepare.py")
     items = grade_items(ctx.progress(records, description="grading"), predictions, required_fields)
-    metrics = compute_metrics(items, policy, split)
+    metrics = compute_metrics(items, policy, split, held_out) | against_teacher
     write_evaluation(ctx.out, items, metrics)
     for line in [f"{policy} on {metrics['dataset']} {split}", *summary_lines(metrics)]:
         ctx.log(line)
@@ -94,8 +104,8 @@ STAGE = Stage(
     number="10",
     folder="10_evaluation",
     summary="Evaluate one policy by greedy answers, or grade predictions made elsewhere.",
-    reads="01_preprocessing/<split>.jsonl, 02_rewards/reward_spec.yaml and the policy's checkpoint; "
-    "with --predictions FILE only that file and the split below --data_root",
+    reads="01_preprocessing/<split>.jsonl, 02_rewards/reward_spec.yaml, the policy's checkpoint and the "
+    "teacher; with --predictions FILE only that file and the split below --data_root",
     writes="10_evaluation/<policy>/: metrics.json, breakdown.csv, samples/predictions.jsonl",
     tiers={
         "model": (ModelConfig, "configs/models/sample.yaml"),

@@ -27,11 +27,18 @@ class Options:
     policies: list[str] = setting([], "which policies; empty for all that were evaluated")
     runs: list[str] = setting([], "run ids beside this run's folder, or folders; empty for this run")
     by_seed: bool = setting(False, "take the runs as seeds of one experiment")
+    efficiency_fraction: float = setting(
+        0.9, "sample efficiency: completions to this fraction of the best mean validation accuracy"
+    )
     failures: list[str] = setting([], 'policies that failed, "policy: reason"; shown, and not compared')
     diff_json: str = setting("", "with --diff: also write the differences to this file", path=True)
 
     def validate(self) -> None:
         parse_failures(self.failures)
+        if not 0 < self.efficiency_fraction <= 1:
+            raise ValueError(
+                f"efficiency_fraction must be above 0 and at most 1, found {self.efficiency_fraction}"
+            )
 
 
 def run(ctx: StageContext) -> None:
@@ -52,7 +59,8 @@ STAGE = Stage(
     reads="10_evaluation/<policy>/{metrics.json,breakdown.csv} of this run, or of --runs; of the stages that "
     "trained them manifest.json, runtime.json and logs/metrics.jsonl",
     writes="11_comparison/: summary.csv, curves.csv, timing.csv, {comparison,curves,efficiency,timing}.png, "
-    "report.md, timing.md; with --by_seed also by_seed.csv, pairs.csv",
+    "curriculum.png where curricula are compared, report.md, timing.md; with --by_seed also by_seed.csv, "
+    "pairs.csv",
     tiers={},
     options=Options,
     inputs=comparison_inputs,

@@ -3,6 +3,7 @@
 python 12_driver.py --method ppo
 python 12_driver.py --method all --seeds 0 1 2
 python 12_driver.py --method grpo rloo dpo --reward task --completions 4096 --run_id short
+python 12_driver.py --method distill --curriculum all --seeds 0 1 2
 python 12_driver.py --method grpo --run_id mu2 --grpo.num_iterations 2 --sft.num_train_epochs 1
 python 12_driver.py --method grpo --dataset_config configs/datasets/gsm8k.yaml --config configs/models/X.yaml
 """
@@ -19,11 +20,12 @@ from utils.driver.show import show_budgets, show_plan, show_results
 
 EPILOG = """\
 any option of a stage: --OWNER.KEY VALUE with OWNER a tier (model, dataset, reward: for every stage that has
-it) or a step (check, prepare, rewards, sft, candidates, ppo, grpo, rloo, preferences, dpo, evaluate,
-compare).
+it) or a step (check, prepare, rewards, sft, distill, candidates, ppo, grpo, rloo, preferences, dpo,
+evaluate, compare).
 
 Methods that sample are compared under one budget: as many completions of as many prompts each; other
-settings are refused, and --completions sets them all. A step that fails takes down only what rests on it.
+settings are refused, and --completions sets them all. With --curriculum a method that follows curricula is
+trained under each, with the same options. A step that fails takes down only what rests on it.
 
 With several jobs each step gets its share of the cores (OMP_NUM_THREADS, unless it is set). Another number of
 threads adds numbers up in another order, so results agree to the last byte only between equal numbers.
@@ -45,6 +47,8 @@ def drive(argv: list[str]) -> int:
         set_completions(known.completions, goal, overrides, runs[0], seeds[0])
     nodes = build_graph(goal, overrides, known.run_id, known.seed, known.seeds)
     budgets = [check_budgets(goal, overrides, run, seed) for run, seed in zip(runs, seeds, strict=True)]
+    if goal.unordered():
+        print(f"trained once, without a curriculum: {', '.join(goal.unordered())}")
     show_budgets(budgets[0], every=known.dry_run)
     if len(known.seeds) == 1:
         print("one seed: a comparison over seeds needs two or more, so only the run's own is made")

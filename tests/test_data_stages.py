@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import make_tiny_tokenizer
 
-from utils.common import REPO_ROOT, read_json, read_jsonl
+from utils.common import REPO_ROOT, UserError, read_json, read_jsonl
 from utils.config import DatasetConfig, load_tier
 from utils.data import checks
 from utils.data.preparation import hold_out, prepare
@@ -183,6 +184,67 @@ def test_val_is_part_of_train_and_never_of_test():
     assert not (questions["train"] | questions["val"]) & everything and questions["test"] < everything
     assert not questions["train"] & questions["val"]
     assert [entry["code"] for entry in prepared.dropped] == ["leak"] * 5
+
+
+def levelled(levels, split="train", start=0):
+    return [
+        replace(gsm8k_row(start + n, question=f"{split} {n} ?"), id=f"{split}-{n}", level=level)
+        for n, level in enumerate(levels)
+    ]
+
+
+def test_held_out_levels_leave_train_and_val_and_stay_in_test():
+    raw = {
+        "train": RawSplit(levelled([1, 2, 3, None] * 10), []),
+        "test": RawSplit(levelled([1, 2, 3, None] * 2, "test"), []),
+    }
+    config = DatasetConfig(dataset="gsm8k", val_fraction=0.2)
+    whole, held = prepare(raw, config), prepare(raw, replace(config, hold_out_levels=[3, 1]))
+    for split in ("train", "val"):
+        # The others are split as without it.
+        expected = [record for record in whole.records[split] if record.level not in (1, 3)]
+        assert held.records[split] == expected and {2, None} == {record.level for record in expected}
+        assert held.held_out[split] == len(whole.records[split]) - len(expected)
+    assert held.records["test"] == whole.records["test"] and held.held_out["test"] == 4
+    assert held.held_out["train"] + held.held_out["val"] == 20 and whole.held_out == {}
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([4], "level 4 does not occur in train, which has levels 1, 2"),
+        ([2], "level 2 does not occur in test, which has levels 1"),
+        ([1], "nothing is left in val"),
+    ],
+)
+def test_levels_that_cannot_be_held_out(levels, message):
+    raw = {
+        "train": RawSplit(levelled([1, 2, 2]), []),
+        "val": RawSplit(levelled([1, 1], "val"), []),
+        "test": RawSplit(levelled([1], "test"), []),
+    }
+    with pytest.raises(UserError, match=message):
+        prepare(raw, DatasetConfig(dataset="gsm8k", hold_out_levels=levels))
+    with pytest.raises(UserError, match="no level twice"):
+        load_tier(DatasetConfig, None, {"hold_out_levels": [1, 1]})
+
+
+def test_inputs_of_which_nothing_can_be_cut_leave_train_and_stay_in_test():
+    long = "a very long question indeed ?"
+    raw = {
+        "train": RawSplit([gsm8k_row(0), gsm8k_row(1, question=long), gsm8k_row(2)], []),
+        "val": RawSplit([gsm8k_row(3, question="val ?"), gsm8k_row(4, question=long + " val")], []),
+        "test": RawSplit([gsm8k_row(5, question=long + " test")], []),
+    }
+    prepared = prepare(raw, DatasetConfig(dataset="gsm8k", max_input_tokens=6))
+    assert {split: len(records) for split, records in prepared.records.items()} == {
+        "train": 2,
+        "val": 1,
+        "test": 1,
+    }
+    dropped = [(entry["split"], entry["code"], entry["id"]) for entry in prepared.dropped]
+    assert dropped == [("train", "too_long", "train-1"), ("val", "too_long", "train-4")]
+    assert prepared.cuts["test"][0].still_over
 
 
 @pytest.mark.parametrize("dataset", ["finqa", "gsm8k", "math"])

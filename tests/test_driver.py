@@ -13,7 +13,7 @@ from utils.driver.graph import build_graph
 from utils.plan import command_for, load_script, prepare
 
 SCRIPT = load_script("12_driver.py")
-SAMPLING = ("ppo", "grpo", "rloo", "dpo")
+SAMPLING = ("distill", "ppo", "grpo", "rloo", "dpo")
 
 
 def step(method: str, name: str) -> Step:
@@ -58,8 +58,9 @@ def test_the_steps_of_a_method_in_order():
 def test_all_methods_share_their_steps():
     steps = [step.id for step in Goal(tuple(METHODS)).steps()]
     assert steps == [
-        *("check", "prepare", "rewards", "sft", "candidates", "ppo", "grpo", "rloo", "preferences", "dpo"),
-        *(f"evaluate {policy}" for policy in ("base", "sft", "ppo", "grpo", "rloo", "dpo")),
+        *("check", "prepare", "rewards", "sft", "distill", "candidates"),
+        *("ppo", "grpo", "rloo", "preferences", "dpo"),
+        *(f"evaluate {policy}" for policy in ("base", "sft", "distill", "ppo", "grpo", "rloo", "dpo")),
     ]
 
 
@@ -69,6 +70,7 @@ def test_every_step_comes_after_what_it_needs():
         assert set(each.needs) <= {before.id for before in steps[:position]}, each
     needs = {each.id: each.needs for each in steps}
     assert needs["dpo"] == ("preferences",) and needs["preferences"] == ("candidates",)
+    assert needs["distill"] == needs["ppo"] == ("sft",)
     assert needs["evaluate base"] == ("rewards",)  # which does not wait for any training
     assert needs["evaluate rloo"] == ("rloo",)
 
@@ -78,8 +80,9 @@ def test_every_step_comes_after_what_it_needs():
     [
         (["dpo", "ppo"], ("ppo", "dpo")),
         (["rloo,grpo", "sft"], ("sft", "grpo", "rloo")),
-        (["all"], ("sft", "ppo", "grpo", "rloo", "dpo")),
-        (["ppo", "all"], ("sft", "ppo", "grpo", "rloo", "dpo")),
+        (["all"], ("sft", "distill", "ppo", "grpo", "rloo", "dpo")),
+        (["ppo", "all"], ("sft", "distill", "ppo", "grpo", "rloo", "dpo")),
+        (["ppo", "distill"], ("distill", "ppo")),
         (["ppo", "ppo"], ("ppo",)),
     ],
 )
@@ -93,7 +96,7 @@ def test_a_method_that_is_none(words, message):
         goal.parse_methods(words)
 
 
-@pytest.mark.parametrize("method", SAMPLING)
+@pytest.mark.parametrize("method", ["ppo", "grpo", "rloo", "dpo"])
 @pytest.mark.parametrize("reward", [None, "combined", "task", "intrinsic"])
 def test_a_reward_that_is_not_the_default_names_the_policy(method, reward, tmp_path):
     """The folder that the training stage writes is the one that the evaluation reads."""
@@ -114,8 +117,9 @@ def test_a_reward_goes_to_preferences_too():
 
 
 def test_a_reward_passes_by_methods_that_have_none():
-    assert Goal(("sft", "ppo"), "task").trained() == ["sft", "ppo_task"]
-    Goal(("sft", "ppo"), "task").steps()
+    assert Goal(("sft", "distill", "ppo"), "task").trained() == ["sft", "distill", "ppo_task"]
+    words = {step.id: step.arguments for step in Goal(("sft", "distill", "ppo"), "task").steps()}
+    assert words["sft"] == () and words["distill"] == ("--objective", "distill")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,11 @@ def test_a_reward_passes_by_methods_that_have_none():
         ("05_ppo_intrinsic", " --reward intrinsic"),
         ("06_grpo_task", " --reward task"),
         ("02_rewards_audit", " --audit"),
+        ("06_grpo_sec", " --curriculum sec"),
+        ("06_grpo_task_hard_to_easy", " --reward task --curriculum hard_to_easy"),
+        ("05_ppo_intrinsic_pass_rate", " --reward intrinsic --curriculum pass_rate"),
+        ("03_distill", " --objective distill"),
+        ("03_distill_easy_to_hard", " --objective distill --curriculum easy_to_hard"),
     ],
 )
 def test_the_command_that_makes_a_variants_folder(folder, options, tmp_path):
@@ -133,6 +142,11 @@ def test_the_command_that_makes_a_variants_folder(folder, options, tmp_path):
     assert words[2:] == ["--run_id", "run_001", *options.split()]
     argv = [*words[2:], "--output_dir", str(tmp_path)]
     assert prepare(load_script(words[1]).STAGE, argv).out.name == folder
+
+
+def test_a_folder_of_an_unknown_variant_is_its_scripts():
+    assert command_for(Path("03_sft_mine"), "r", None) == "python 03_sft_train.py --run_id r"
+    assert command_for(Path("06_grpo_mine"), "r", None) == "python 06_train_grpo.py --run_id r"
 
 
 def test_a_reward_that_a_method_has_not_is_one_line():
@@ -214,6 +228,8 @@ def test_options_of_all_stages_go_everywhere(tmp_path):
         (["--jobs", "0"], "--jobs must be a whole number from 1 on"),
         (["--completions", "many"], "--completions must be"),
         (["--grpo.reward", "task"], "give --reward to the driver"),
+        (["--grpo.curriculum", "sec"], "give --curriculum to the driver"),
+        (["--sft.objective", "distill"], "--method sft or --method distill"),
     ],
 )
 def test_an_option_that_cannot_be_is_one_line(argv, message):
@@ -260,7 +276,14 @@ def run_script(*argv: str) -> subprocess.CompletedProcess:
 def test_help_names_methods_owners_and_exit_codes():
     done = run_script("--help")
     assert done.returncode == 0
-    for words in ("sft, ppo, grpo, rloo", "--OWNER.KEY", "reads", "writes", "run_manifest.json", "130"):
+    for words in (
+        "sft, distill, ppo, grpo, rloo",
+        "--OWNER.KEY",
+        "reads",
+        "writes",
+        "run_manifest.json",
+        "130",
+    ):
         assert words in done.stdout, words
     for name in ("preferences", "OMP_NUM_THREADS", "--dry_run", "_seed_<s>", "--completions"):
         assert name in done.stdout, name
@@ -297,9 +320,10 @@ def test_a_dry_run_says_all_and_does_nothing(tmp_path):
     lines = done.stdout.splitlines()
     for method in SAMPLING:
         assert f"budget of {method}: 64 completions of 8 prompts" in lines
-    assert "[8/35] mine_seed_4/07_rloo: 07_train_rloo.py (missing)" in lines
-    assert lines[-2].startswith("[35/35] mine/11_comparison: 11_compare_runs.py")
-    assert sum(line.startswith("[") for line in lines) == 35
+    assert "[5/39] mine_seed_4/03_distill: 03_sft_train.py (missing)" in lines
+    assert "[9/39] mine_seed_4/07_rloo: 07_train_rloo.py (missing)" in lines
+    assert lines[-2].startswith("[39/39] mine/11_comparison: 11_compare_runs.py")
+    assert sum(line.startswith("[") for line in lines) == 39
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Every method of a comparison samples as many completions of as many prompts, or nothing runs."""
+"""Every method of a comparison learns from as many completions of as many prompts, or nothing runs."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from utils.driver import command
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.graph import build_graph
 
-SAMPLING = ("ppo", "grpo", "rloo", "dpo")
+SAMPLING = ("distill", "ppo", "grpo", "rloo", "dpo")
 
 
 def parse(*argv: str):
@@ -41,6 +41,27 @@ def test_unequal_budgets_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"rloo 8192, dpo 800\b"):
         budgets("--method", "rloo", "dpo", "--candidates.max_items", "100", *at)
     assert budgets("--method", "sft", "grpo", "--grpo.num_rollouts", "32", *at)["grpo"].completions == 4096
+
+
+GOLD = ["--distill.on_policy_fraction", "0", "--distill.num_generations", "1"]
+
+
+@pytest.mark.parametrize(("fraction", "gold"), [("0", 8192), ("0.25", 6144)])
+def test_gold_text_counts_as_a_completion(fraction, gold, tmp_path):
+    """Of a prompt there is one gold text: as many completions, of more prompts."""
+    argv = ["--distill.on_policy_fraction", fraction, *GOLD[2:], "--output_dir", str(tmp_path)]
+    found = budgets("--method", "distill", "grpo", "dpo", *argv)
+    assert {each.completions for each in found.values()} == {8192}
+    assert (found["distill"].prompts, found["distill"].gold) == (8192, gold)
+    assert str(found["distill"]).endswith(f"of 8192 prompts, {gold} of them gold")
+    with pytest.raises(UserError, match="distill 8192, grpo 4096"):
+        budgets("--method", "distill", "grpo", *argv, "--grpo.num_rollouts", "32")
+
+
+def test_groups_of_one_are_other_prompts_where_all_are_sampled(tmp_path):
+    argv = ["--distill.num_generations", "1", "--output_dir", str(tmp_path)]
+    with pytest.raises(UserError, match=r"per prompt \(distill 1, ppo 8\).*--distill.num_generations"):
+        budgets("--method", "distill", "ppo", *argv)
 
 
 def test_groups_of_another_size_are_other_prompts(tmp_path):
@@ -98,6 +119,10 @@ def test_the_check_after_preparation_stops_candidates_alone(tmp_path):
 def test_completions_set_every_method(tmp_path):
     found = budgets("--method", "all", "--completions", "1024", "--output_dir", str(tmp_path))
     assert {(each.completions, each.prompts) for each in found.values()} == {(1024, 128)}
+    found = budgets(
+        "--method", "distill", "ppo", "--completions", "1024", *GOLD, "--output_dir", str(tmp_path)
+    )
+    assert (found["distill"].completions, found["distill"].gold) == (1024, 1024)
     known, wanted, overrides = parse("--method", "ppo", "--completions", "1024")
     set_completions(known.completions, wanted, overrides, "r", 0)
     assert overrides.budget == {"ppo": ["--algo.num_rollouts", "8"], "candidates": ["--max_items", "128"]}

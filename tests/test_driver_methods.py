@@ -13,7 +13,7 @@ from utils.driver import execute
 from utils.driver.execute import Execution, duration, exit_code
 from utils.driver.goal import METHODS, Goal, Overrides, Step
 from utils.driver.graph import Comparison, Node, Outcome, build_graph
-from utils.plan import Prepared
+from utils.plan import Prepared, make_plan
 from utils.typed import Text, coerce
 
 ALL = Goal(tuple(METHODS))
@@ -35,13 +35,9 @@ def stages(monkeypatch, tmp_path):
         return table.get(f"{run_dir.name}/{name}", table.get(name, default))
 
     def prepare(stage, argv):
-        words = dict(zip(argv[::2], argv[1::2], strict=True))
-        run_dir = tmp_path / words["--run_id"]
-        out = (
-            run_dir / stage.folder / words.get("--policy", "")
-            if stage.number == "10"
-            else run_dir / stage.folder
-        )
+        plan = make_plan(stage, argv)
+        run_dir = tmp_path / plan.run_dir.name
+        out = run_dir / plan.name
         return Prepared(None, run_dir, out, of(world.statuses, run_dir, out, "missing"))
 
     class FakeChild:
@@ -104,14 +100,14 @@ def test_what_is_up_to_date_is_skipped(stages, capsys):
     nodes = build_graph(ALL, Overrides(), "r", 0)
     stages.statuses = {
         **dict.fromkeys(("00_data_validation", "01_preprocessing", "02_rewards", "03_sft"), "up_to_date"),
-        **dict.fromkeys(("04_candidates", "05_ppo", "06_grpo", "07_rloo"), "up_to_date"),
+        **dict.fromkeys(("03_distill", "04_candidates", "05_ppo", "06_grpo", "07_rloo"), "up_to_date"),
         **dict.fromkeys(("08_preferences", "09_dpo", "11_comparison"), "up_to_date"),
         **{f"10_evaluation/{policy}": "up_to_date" for policy in ("base", *ALL.trained())},
     }
     _, outcomes = executed()
     assert stages.commands == [] and {each.status for each in outcomes.values()} == {"up to date"}
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(nodes) and lines[5] == f"[6/{len(nodes)}] 05_ppo: up to date"
+    assert len(lines) == len(nodes) and lines[6] == f"[7/{len(nodes)}] 05_ppo: up to date"
 
 
 @pytest.mark.parametrize("status", ["missing", "interrupted", "stale: config.algo.beta: 0 -> 1"])
@@ -154,7 +150,7 @@ def test_a_failed_method_takes_no_other_down(stages, capsys, jobs):
     assert outcomes["r/dpo"] == Outcome("blocked", "08_preferences: reason 2")
     assert exit_code(nodes, {tuple(key.split("/")): each for key, each in outcomes.items()}) == 2
     name, words = stages.commands[-1]
-    assert options(words)["--policies"] == "[base, sft, ppo, grpo, rloo]"
+    assert options(words)["--policies"] == "[base, sft, distill, ppo, grpo, rloo]"
     assert json.loads(options(words)["--failures"]) == ["dpo: 08_preferences: reason 2"]
     assert capsys.readouterr().err == "error: dpo failed: 08_preferences: reason 2\n"
 
@@ -165,7 +161,7 @@ def test_a_failed_sft_blocks_all_that_rests_on_it(stages, capsys):
     assert scripts(stages) == ["00", "01", "02", "03", "10"]  # the base model can still be evaluated
     assert outcomes["r/evaluate rloo"].reason == "03_sft: reason 1"
     assert outcomes["r/compare"].status == "skipped"
-    assert capsys.readouterr().err == "error: sft, ppo, grpo, rloo, dpo failed: 03_sft: reason 1\n"
+    assert capsys.readouterr().err == "error: sft, distill, ppo, grpo, rloo, dpo failed: 03_sft: reason 1\n"
 
 
 def test_failed_data_ends_everything(stages):

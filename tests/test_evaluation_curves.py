@@ -16,7 +16,7 @@ from utils.evaluation.cost_plots import (
     SIDE_BY_SIDE,
     WIDTH,
     _apart,
-    _draw_curve,
+    draw_curve,
     plot_curves,
     plot_efficiency,
     plot_timing,
@@ -159,7 +159,7 @@ def test_one_seed_has_lines_without_bands_and_says_nothing_of_seeds(outputs):
 
 def drawn(curve, key="val_accuracy", scale=100):
     axis = Figure().subplots()
-    _draw_curve(axis, curve, key, scale, styles_of([curve.policy])[curve.policy])
+    draw_curve(axis, curve, key, scale, styles_of([curve.policy])[curve.policy])
     return axis
 
 

@@ -151,6 +151,7 @@ def test_a_model_answers_every_item_the_same_twice(tmp_path, tiny_models):
         pretend_finished(tmp_path / run / "02_rewards", "reward_spec.yaml")
         argv = ["--policy", "tiny", "--policy_ckpt", str(tiny_models("llama")), "--run_id", run]
         argv += ["--output_dir", str(tmp_path), "--max_new_tokens", "8", "--generation.batch_size", "2"]
+        argv += ["--teacher_name_or_path", str(tiny_models("llama"))]
         assert execute(EVALUATE.STAGE, EVALUATE.run, argv) == 0
     out = [tmp_path / run / "10_evaluation" / "tiny" for run in ("run_001", "run_002")]
     for name in ("metrics.json", "breakdown.csv", "samples/predictions.jsonl"):
@@ -160,7 +161,7 @@ def test_a_model_answers_every_item_the_same_twice(tmp_path, tiny_models):
     assert all(1 <= row["tokens"] <= 8 for row in rows)
     assert {row["failure_reason"] for row in rows} <= {"cut_off", "invalid_json", "empty_response"}
     manifest = json.loads((out[0] / "manifest.json").read_text())
-    assert "01_preprocessing/test.jsonl" in manifest["inputs"] and len(manifest["inputs"]) == 3
+    assert "01_preprocessing/test.jsonl" in manifest["inputs"] and len(manifest["inputs"]) == 4
 
 
 # ------------------------------------------------------------------------------------------ comparison

@@ -29,7 +29,12 @@ SETTINGS = {
     "sft.lr_scheduler_type": "constant_with_warmup",
     "sft.warmup_steps": "2",
     "sft.per_device_train_batch_size": "16",
-    # In rollouts of 16 completions, of four optimizer steps each in PPO and two in GRPO and RLOO.
+    # In rollouts of 16 completions, of four optimizer steps each in PPO and two in the others.
+    "distill.per_device_train_batch_size": "16",
+    "distill.steps_per_generation": "1",
+    "distill.training.save_steps": "2",
+    "distill.validation.eval_steps": "3",
+    "distill.warmup_steps": "0",
     "ppo.rollout_batch_size": "16",
     "ppo.training.save_steps": "2",
     "ppo.validation.eval_steps": "3",
@@ -60,22 +65,31 @@ STAGES = [
     "01_preprocessing",
     "02_rewards",
     "03_sft",
+    "03_distill",
     "04_candidates",
     "05_ppo",
     "06_grpo",
     "07_rloo",
     "08_preferences",
     "09_dpo",
-    *(f"10_evaluation/{policy}" for policy in ("base", "sft", "ppo", "grpo", "rloo", "dpo")),
+    *(f"10_evaluation/{policy}" for policy in ("base", "sft", "distill", "ppo", "grpo", "rloo", "dpo")),
     "11_comparison",
 ]
 EVERY = [f"{run}/{stage}" for run in RUNS for stage in STAGES] + ["run_001/11_comparison"]
-TRAINED = ["03_sft/ckpt_sft", "05_ppo/ckpt_ppo", "06_grpo/ckpt_grpo", "07_rloo/ckpt_rloo", "09_dpo/ckpt_dpo"]
+TRAINED = [
+    "03_sft/ckpt_sft",
+    "03_distill/ckpt_distill",
+    "05_ppo/ckpt_ppo",
+    "06_grpo/ckpt_grpo",
+    "07_rloo/ckpt_rloo",
+    "09_dpo/ckpt_dpo",
+]
 
 # Where the process group is killed, one after the other: as soon as the file is new.
 KILLS = [
     "run_001_seed_0/03_sft/valid_samples/step_0.json",  # before the first resume point
     "run_001_seed_0/03_sft/valid_samples/step_10.json",  # between two
+    "run_001_seed_0/03_distill/resume/checkpoint-4/trainer_state.json",
     "run_001_seed_0/05_ppo/resume/checkpoint-8/trainer_state.json",  # right after the first
     "run_001_seed_0/05_ppo/resume/checkpoint-16",  # while one is being written
     "run_001_seed_0/07_rloo/resume/checkpoint-4/trainer_state.json",
@@ -127,7 +141,7 @@ def kill_when_new(outputs: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
-    """``whole``, and ``broken``, killed nine times and ended by two jobs: the same runs."""
+    """``whole``, and ``broken``, killed ten times and ended by two jobs: the same runs."""
     folder = tmp_path_factory.mktemp("outputs")
     run(driver(folder / "whole", "--jobs", "1"))
     for name in KILLS:
@@ -203,6 +217,7 @@ def test_the_killed_run_did_resume(outputs):
     points = {}
     for stage in (
         f"{first}/03_sft",
+        f"{first}/03_distill",
         f"{first}/05_ppo",
         f"{first}/07_rloo",
         f"{first}/09_dpo",
@@ -216,7 +231,7 @@ def test_the_killed_run_did_resume(outputs):
     assert len(points[f"{first}/03_sft"]) == 1  # the first kill came before the first resume point
     for stage, step in ((f"{first}/05_ppo", "8"), (f"{first}/07_rloo", "4"), (f"{second}/06_grpo", "4")):
         assert len(points[stage]) == 2 and points[stage][0] == step
-    assert points[f"{first}/09_dpo"] == ["2"]
+    assert points[f"{first}/09_dpo"] == ["2"] and points[f"{first}/03_distill"] == ["4"]
 
 
 def test_the_policies_did_change(outputs):
@@ -239,7 +254,7 @@ def test_every_method_has_the_same_budget_and_the_same_prompts(outputs, run):
     folder = outputs / "whole" / run
     sampled = {
         stage: read_json(folder / stage / "manifest.json")["metrics"]["cost"]["sampled_completions"]
-        for stage in ("04_candidates", "05_ppo", "06_grpo", "07_rloo", "09_dpo")
+        for stage in ("03_distill", "04_candidates", "05_ppo", "06_grpo", "07_rloo", "09_dpo")
     }
     assert sampled.pop("09_dpo") == 0  # it learns from 04's
     assert set(sampled.values()) == {COMPLETIONS}
@@ -257,7 +272,7 @@ def test_every_method_has_the_same_budget_and_the_same_prompts(outputs, run):
 
 def test_the_report_compares_all_methods_over_seeds(outputs):
     report = (outputs / "whole" / "run_001" / "11_comparison" / "report.md").read_text()
-    for policy in ("sft", "ppo", "grpo", "rloo", "dpo"):
+    for policy in ("sft", "distill", "ppo", "grpo", "rloo", "dpo"):
         assert f"| {policy} |" in report
     assert f"{COMPLETIONS}" in report and "Failed" not in report
 

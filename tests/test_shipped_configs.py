@@ -5,6 +5,7 @@ import pytest
 from utils.common import REPO_ROOT
 from utils.config import DatasetConfig, ModelConfig, load_tier
 from utils.rewards.spec import RewardSpec
+from utils.training.distill_settings import DistillAlgo
 from utils.training.settings import DpoAlgo, GrpoAlgo, PpoAlgo, PreferencesAlgo, RlooAlgo, SftAlgo
 
 ALGORITHMS = {
@@ -14,6 +15,7 @@ ALGORITHMS = {
     "rloo": RlooAlgo,
     "preferences": PreferencesAlgo,
     "dpo": DpoAlgo,
+    "distill": DistillAlgo,
 }
 TIERS = {"models": ModelConfig, "datasets": DatasetConfig, "rewards": RewardSpec}
 FILES = sorted((REPO_ROOT / "configs").glob("*/*.yaml"))

@@ -192,13 +192,20 @@ def output_root(stage: Any, frame: FrameOptions, config: StageConfig) -> Path:
 # ---------------------------------------------------------------------------------------------- help
 
 
-def help_text(stage: Any, script: str) -> str:
-    """Return `--help`: what the stage reads and writes, then every option and tier key with its default."""
+def help_text(stage: Any, script: str, choice: Any = None) -> str:
+    """Return `--help`: what the stage reads and writes, then every option and tier key with its default.
+
+    `choice` is the option that makes the script another stage, whose keys `--help` shows beside it.
+    """
     blocks = [
         f"usage: python {script} [--key value ...]",
         stage.summary,
         f"reads:  {stage.reads}\nwrites: {stage.writes}",
     ]
+    if choice is not None:
+        named = " | ".join([choice.default, *choice.others])
+        note = f"{choice.help} [{named}] (default: {choice.default}; with --help: the options of that one)"
+        blocks.append(f"what to do:\n  --{choice.option}  {note}")
     unused = _unused_flags(stage)
     frame = FrameOptions()
     for tier, (_, default) in stage.tiers.items():

@@ -178,6 +178,7 @@ class DatasetConfig:
     data_root: str = setting("datasets/sample", "folder holding the raw files", path=True)
     val_fraction: float = setting(0.1, "part of train held out where the set has no validation split")
     val_seed: int = setting(0, "which part that is")
+    hold_out_levels: list[int] = setting([], "levels kept out of train and val; they stay in test")
     max_train: int | None = setting(None, "use at most this many training items; null for all")
     max_val: int | None = setting(None, "use at most this many validation items; null for all")
     max_test: int | None = setting(None, "use at most this many test items; null for all")
@@ -185,7 +186,10 @@ class DatasetConfig:
     table_style: Literal["facts", "rows"] = setting(
         "facts", "tables in the prompt: a line per cell or per row"
     )
-    max_input_tokens: int | None = setting(None, "longest input, tokens; the least related text is cut")
+    max_input_tokens: int | None = setting(
+        None,
+        "longest input, tokens; FinQA: the least related text is cut; else: the row is left out of train",
+    )
     tokenizer: str = setting("", "counts those tokens: a folder or hub name; empty: estimate", path=True)
     response_fields: list[Literal["evidence", "program", "answer"]] = setting(
         ["program", "answer"], "fields of the taught FinQA response, in order"
@@ -199,6 +203,8 @@ class DatasetConfig:
         _within(0, 1, error_threshold=self.error_threshold)
         _at_least(1, max_train=self.max_train, max_val=self.max_val, max_test=self.max_test)
         _at_least(1, max_input_tokens=self.max_input_tokens)
+        if len(set(self.hold_out_levels)) < len(self.hold_out_levels):
+            raise ValueError(f"hold_out_levels must name no level twice, found {self.hold_out_levels}")
         fields = self.response_fields
         if "program" not in fields or len(set(fields)) < len(fields):
             raise ValueError(f"response_fields must name program, and no field twice, found {fields}")

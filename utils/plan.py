@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +14,7 @@ from utils import manifest as manifests
 from utils.cli import Arguments, output_root, parse, resolve
 from utils.common import REPO_ROOT, UserError, read_json, shown
 from utils.config import StageConfig
+from utils.training.curriculum_settings import CURRICULA
 
 IN_PROGRESS = ".in_progress.json"
 
@@ -33,12 +34,15 @@ SCRIPTS = {
     "10_evaluation": "10_evaluate.py",
     "11_comparison": "11_compare_runs.py",
 }
-# The option that makes a stage write its folder "<stage>_<variant>".
+# The option that makes a script write this folder, where it can write several.
+OBJECTIVES = {"03_distill": ["--objective", "distill"]}
+# The option that makes a stage write its folder "<stage>_<variant>"; a reward comes before a curriculum.
 VARIANTS = {
     "task": ["--reward", "task"],
     "intrinsic": ["--reward", "intrinsic"],
     "combined": ["--reward", "combined"],
     "audit": ["--audit"],
+    **{name: ["--curriculum", name] for name in CURRICULA},
 }
 # Stages that hold one sub-folder per variant in place of one suffixed folder.
 NESTED = frozenset({"10_evaluation"})
@@ -50,13 +54,27 @@ class NoOptions:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """An option by which a script is one of several stages, each with a folder and tiers of its own.
+
+    `default` is the option's value for the stage that has the choice, `others` the stages of all other
+    values. It is no part of a stage's configuration: the stage's folder says which was chosen.
+    """
+
+    option: str
+    help: str
+    default: str
+    others: dict[str, "Stage"]
+
+
+@dataclass(frozen=True)
 class Stage:
     """What a numbered script is: its place in the pipeline, its configuration and what it reads.
 
     `tiers` maps model, algo, dataset or reward to (dataclass, default YAML); `options` is the dataclass of
     the stage's own options; `inputs(config, run_dir)` names the paths it reads, without heavy imports;
     `quick` holds the values of `--quick_test` by dotted key; `variant` is the folder's suffix (10: its
-    sub-folder).
+    sub-folder); `choice` is the option that makes the script another stage.
     """
 
     number: str
@@ -69,6 +87,27 @@ class Stage:
     inputs: Callable[[StageConfig, Path], dict[str, Path]] = lambda config, run_dir: {}
     quick: dict[str, Any] = field(default_factory=dict)
     variant: Callable[[StageConfig], str] | str = ""
+    choice: Choice | None = None
+
+    def chosen(self, argv: Sequence[str]) -> tuple["Stage", list[str]]:
+        """Return the stage that a command line asks for, and the command line without the choice.
+
+        Raises UserError where the choice has no value, or an unknown one.
+        """
+        if self.choice is None:
+            return self, list(argv)
+        switch, value, rest = f"--{self.choice.option}", self.choice.default, []
+        words = iter(argv)
+        for word in words:
+            name, equals, text = word.partition("=")
+            if name == switch:
+                value = text if equals else next(words, "")
+            else:
+                rest.append(word)
+        stages = {self.choice.default: self, **self.choice.others}
+        if value not in stages:
+            raise UserError(f'{switch} must be one of {", ".join(stages)}, found "{value}"')
+        return stages[value], rest
 
     def variant_of(self, config: StageConfig) -> str:
         """Return the variant's name, "" for the plain stage."""
@@ -127,6 +166,7 @@ def load_script(name: str) -> ModuleType:
 
 def make_plan(stage: Stage, argv: list[str]) -> Plan:
     """Resolve a command line. Raises UserError for a mistake in it or in a configuration file."""
+    stage, argv = stage.chosen(argv)
     arguments = parse(stage, argv)
     config = resolve(stage, arguments)
     run_dir = output_root(stage, arguments.frame, config) / arguments.frame.run_id
@@ -202,8 +242,23 @@ def _run_of(path: Path, run_dir: Path) -> Path | None:
 
 def _script_of(folder: str) -> str | None:
     """Return the script that writes a stage folder (a variant's included), None if no stage does."""
+    return SCRIPTS.get(_without_variant(folder))
+
+
+def _without_variant(folder: str) -> str:
+    """Return the stage's name of a variant's folder, "" where no stage writes the folder."""
     known = [name for name in SCRIPTS if folder == name or folder.startswith(name + "_")]
-    return SCRIPTS[max(known, key=len)] if known else None
+    return max(known, key=len, default="")
+
+
+def _options_for(folder: str) -> list[str]:
+    """Return the options that make a script write a stage folder, e.g. of its reward and its curriculum."""
+    stage = _without_variant(folder)
+    words, suffix = list(OBJECTIVES.get(stage, ())), folder.removeprefix(stage)
+    while name := next((name for name in VARIANTS if f"{suffix}_".startswith(f"_{name}_")), None):
+        words += VARIANTS[name]
+        suffix = suffix.removeprefix(f"_{name}")
+    return words
 
 
 def _how_to_get(path: Path) -> str:
@@ -215,10 +270,8 @@ def _how_to_get(path: Path) -> str:
 
 def command_for(folder: Path, run_id: str, output_dir: str | None) -> str:
     """Return the command that makes a stage folder of a run."""
-    words = ["python", _script_of(folder.parts[0]) or f"{folder.parts[0][:2]}_….py", "--run_id", run_id]
-    variant = folder.parts[0].rpartition("_")[2]
-    if folder.parts[0] not in SCRIPTS and variant in VARIANTS:
-        words += VARIANTS[variant]
+    stage = folder.parts[0]
+    words = ["python", _script_of(stage) or f"{stage[:2]}_….py", "--run_id", run_id, *_options_for(stage)]
     if output_dir is not None:
         words += ["--output_dir", output_dir]
     return shlex.join(words)

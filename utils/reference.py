@@ -7,16 +7,21 @@ from typing import Any
 from utils.cli import FrameOptions, describe_keys, plain
 from utils.common import REPO_ROOT, write_text
 from utils.config import DatasetConfig, ModelConfig
-from utils.plan import SCRIPTS, NoOptions, Stage, load_script
+from utils.plan import OBJECTIVES, SCRIPTS, NoOptions, Stage, load_script
 
 DOCUMENT = REPO_ROOT / "docs" / "configuration.md"
 BEGIN = "<!-- tables: made by python -m utils.reference -->\n"
 END = "<!-- end of tables -->\n"
+HEAD = ("| key | default | what it is |", "|---|---|---|")
 
 
 def stages() -> list[Stage]:
     """Return the stages of all numbered scripts there are, in order."""
-    return [load_script(script).STAGE for script in SCRIPTS.values() if (REPO_ROOT / script).exists()]
+    scripts = [script for script in dict.fromkeys(SCRIPTS.values()) if (REPO_ROOT / script).exists()]
+    found = [load_script(script).STAGE for script in scripts]
+    return [
+        one for stage in found for one in (stage, *(stage.choice.others.values() if stage.choice else ()))
+    ]
 
 
 def tables(found: list[Stage]) -> str:
@@ -34,17 +39,26 @@ def tables(found: list[Stage]) -> str:
             title = f"{tier.capitalize()} tier: `{cls.__name__}`" + (f" ({named})" if named else "")
             blocks.append(_table(title, f"{tier}.", cls()))
     for stage in found:
+        if stage.choice is not None:
+            blocks.append(_choice(stage))
         if stage.options is not NoOptions:
             blocks.append(_table(f"Options of `{_script(stage)}`", "", stage.options()))
     return "\n".join(blocks)
 
 
 def _script(stage: Stage) -> str:
-    return SCRIPTS[stage.folder]
+    return " ".join([SCRIPTS[stage.folder], *OBJECTIVES.get(stage.folder, ())])
+
+
+def _choice(stage: Stage) -> str:
+    choice = stage.choice
+    named = " \\| ".join([choice.default, *choice.others])
+    row = f"| `{choice.option}` | `{choice.default}` | {choice.help} [{named}] |"
+    return "\n".join([f"### What `{_script(stage)}` does", "", *HEAD, row]) + "\n"
 
 
 def _table(title: str, prefix: str, values: Any) -> str:
-    lines = [f"### {title}", "", "| key | default | what it is |", "|---|---|---|"]
+    lines = [f"### {title}", "", *HEAD]
     for key, note, value in describe_keys(values):
         cells = (f"`{prefix}{key}`", f"`{plain(value)}`", note)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

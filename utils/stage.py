@@ -30,6 +30,7 @@ from utils.plan import (
     IN_PROGRESS,
     NESTED,
     SCRIPTS,
+    Choice,
     NoOptions,
     Plan,
     Prepared,
@@ -45,6 +46,7 @@ from utils.plan import (
 __all__ = [
     "NESTED",
     "SCRIPTS",
+    "Choice",
     "NoOptions",
     "Prepared",
     "Stage",
@@ -120,7 +122,7 @@ def execute(stage: Stage, run: Run, argv: list[str]) -> int:
     with _terminate_as_interrupt():
         try:
             if wants_help(argv):
-                print(help_text(stage, Path(sys.argv[0]).name), end="")
+                print(help_text(stage.chosen(argv)[0], Path(sys.argv[0]).name, stage.choice), end="")
                 return 0
             return _execute(stage, run, argv)
         except UserError as error:

@@ -5,22 +5,28 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from utils.common import derive_seed
+from utils.common import UserError, derive_seed
 from utils.config import DatasetConfig
 from utils.data.checks import item_key
 from utils.data.reading import Problem, RawRow
 from utils.data.records import Record
-from utils.data.rendering import Cut, approximate_tokens, render_record
+from utils.data.rendering import Cut, approximate_tokens, question_with, render_record
 from utils.data.sources import SPLITS, RawSplit
+
+WITHOUT_CONTEXT = ("gsm8k", "math")  # an input is the question alone, of which nothing can be cut
 
 
 @dataclass
 class Prepared:
-    """The records by split, the rows left out (with the reason), and what was cut, by split."""
+    """The records by split, the rows left out (with the reason), and what was cut, by split.
+
+    ``held_out`` counts, by split, the rows of held-out levels that it lost (train, val) or keeps (test).
+    """
 
     records: dict[str, list[Record]]
     dropped: list[dict]
     cuts: dict[str, list[Cut]] = field(default_factory=dict)
+    held_out: dict[str, int] = field(default_factory=dict)
 
 
 def prepare(
@@ -32,7 +38,14 @@ def prepare(
     """Records of every split, with a seeded part of train as val where the set has no val of its own.
 
     Rows with an error are left out, and so are rows whose question and context occur in a later split (train
-    before val before test), so that nothing evaluated has been trained on. ``dropped`` names each of them.
+    before val before test), so that nothing evaluated has been trained on. Where nothing of an input can be
+    cut (GSM8K, MATH), train and val also lose the rows that are longer than ``max_input_tokens``; test keeps
+    them, since nothing may vanish from its denominator. ``dropped`` names each of these rows.
+
+    Rows of ``hold_out_levels`` are left out of train and val and counted in ``held_out``. They are taken out
+    after val was cut from train, so that the other rows are split as without them.
+
+    Raises UserError where a level to hold out does not occur, or where a split would have nothing left.
     """
     dropped = [
         {"split": split} | problem.to_json()
@@ -46,9 +59,13 @@ def prepare(
         dropped += [{"split": split} | problem.to_json() for problem in leaks]
     if "val" not in rows:
         rows["train"], rows["val"] = hold_out(rows["train"], config.val_fraction, config.val_seed)
+    held_out = hold_out_levels(rows, config.hold_out_levels)
     limits = {"train": config.max_train, "val": config.max_val, "test": config.max_test}
-    prepared = Prepared({}, dropped)
+    prepared = Prepared({}, dropped, held_out=held_out)
     for split in SPLITS:
+        if split != "test" and config.max_input_tokens is not None and config.dataset in WITHOUT_CONTEXT:
+            rows[split], long = _short_enough(rows[split], config, count_tokens)
+            prepared.dropped += [{"split": split} | problem.to_json() for problem in long]
         chosen = limit(rows[split], limits[split], derive_seed(config.val_seed, "limit", split))
         rendered = [
             render_record(
@@ -87,6 +104,30 @@ def hold_out(rows: list[RawRow], fraction: float, seed: int) -> tuple[list[RawRo
     return train, [rows[index] for index in sorted(held)]
 
 
+def hold_out_levels(rows: dict[str, list[RawRow]], levels: list[int]) -> dict[str, int]:
+    """Take the rows of these levels out of train and val, in place; rows without a level stay.
+
+    Returns how many rows each of train and val lost, and how many test keeps; {} for no levels. Raises
+    UserError for a level that train or test does not have, and where train or val would be left empty.
+    """
+    if not levels:
+        return {}
+    for split in ("train", "test"):
+        found = {row.level for row in rows[split]} - {None}
+        for level in levels:
+            if level not in found:
+                has = f"levels {', '.join(map(str, sorted(found)))}" if found else "no levels"
+                raise UserError(
+                    f"dataset.hold_out_levels: level {level} does not occur in {split}, which has {has}"
+                )
+    counts = {split: sum(row.level in levels for row in rows[split]) for split in SPLITS}
+    for split in ("train", "val"):
+        rows[split] = [row for row in rows[split] if row.level not in levels]
+        if not rows[split]:
+            raise UserError(f"dataset.hold_out_levels: nothing is left in {split}; hold out fewer levels")
+    return counts
+
+
 def limit(rows: list[RawRow], most: int | None, seed: int) -> list[RawRow]:
     """A seeded sample of at most ``most`` rows, in file order (the files are sorted by type or report)."""
     if most is None or most >= len(rows):
@@ -97,7 +138,7 @@ def limit(rows: list[RawRow], most: int | None, seed: int) -> list[RawRow]:
 def cut_statistics(cuts: list[Cut]) -> dict[str, int]:
     """Totals over the inputs that were over the limit."""
     return {
-        "inputs_cut": len(cuts),
+        "inputs_cut": sum(cut.sentences + cut.rows > 0 for cut in cuts),
         "sentences_cut": sum(cut.sentences for cut in cuts),
         "rows_cut": sum(cut.rows for cut in cuts),
         "tokens_cut": sum(cut.tokens_before - cut.tokens_after for cut in cuts),
@@ -114,6 +155,21 @@ def dropped_counts(dropped: list[dict]) -> dict[str, int]:
 def _usable(part: RawSplit) -> list[RawRow]:
     bad = {(p.file, p.place) for p in part.problems if p.severity == "error"}
     return [row for row in part.rows if (row.file, row.place) not in bad]
+
+
+def _short_enough(
+    rows: list[RawRow], config: DatasetConfig, count_tokens: Callable[[str], int]
+) -> tuple[list[RawRow], list[Problem]]:
+    """The rows whose input is within ``max_input_tokens``, and a problem for each of the others."""
+    kept, long = [], []
+    for row in rows:
+        length = count_tokens(question_with(config.instruction, row.question))
+        if length <= config.max_input_tokens:
+            kept.append(row)
+        else:
+            message = f"an input of {length} tokens, max_input_tokens is {config.max_input_tokens}"
+            long.append(row.problem("error", "too_long", message))
+    return kept, long
 
 
 def _without_leaks(rows: dict[str, list[RawRow]], split: str) -> tuple[list[RawRow], list[Problem]]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from utils.common import UserError
 
+HELD_OUT = "held_out_levels.json"  # beside train.jsonl where levels are held out: {"levels": [...]}
+
 
 @dataclass(frozen=True)
 class Record:

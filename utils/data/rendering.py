@@ -81,7 +81,7 @@ def render_record(
         text, cut = _render_report(row, table_style, instruction, max_input_tokens, count_tokens)
         target = finqa_target(row, response_fields)
     else:
-        text = f"{row.question}\n{instruction}" if instruction else row.question
+        text = question_with(instruction, row.question)
         if max_input_tokens is not None and (count := count_tokens(text)) > max_input_tokens:
             cut = Cut(0, 0, count, count, 0, still_over=True)
         target = gsm8k_target(row, calculator_marks) if dataset == "gsm8k" else row.solution
@@ -99,6 +99,11 @@ def render_record(
         source=row.source,
     )
     return record, cut
+
+
+def question_with(instruction: str, question: str) -> str:
+    """The input of a data set without context: the question, then the instruction where there is one."""
+    return f"{question}\n{instruction}" if instruction else question
 
 
 def finqa_target(row: RawRow, response_fields: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Budgets: every method of a comparison samples the same number of completions, of the same prompts."""
+"""Budgets: every method of a comparison learns from the same number of completions, of the same prompts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from utils.driver.goal import CANDIDATES, Goal, Overrides, Step
 from utils.manifest import read_manifest
 from utils.plan import Plan, load_script, make_plan
 
-# Which step samples a method's completions, and the option that says how many of each prompt.
-SAMPLED_IN = {"ppo": "ppo", "grpo": "grpo", "rloo": "rloo", "dpo": CANDIDATES.name}
+# Which step draws a method's completions, and the option that says how many of each prompt.
+SAMPLED_IN = {"distill": "distill", "ppo": "ppo", "grpo": "grpo", "rloo": "rloo", "dpo": CANDIDATES.name}
 GROUP_OPTION = {
+    "distill": "--distill.num_generations",
     "ppo": "--ppo.num_generations",
     "grpo": "--grpo.num_generations",
     "rloo": "--rloo.num_samples",
@@ -23,19 +24,21 @@ GROUP_OPTION = {
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method samples in one run.
+    """The completions that a method learns from in one run.
 
     Attributes:
         prompts: prompts drawn; None for all of a split that is not prepared yet.
         per_prompt: completions of each.
         split: where the prompts are from.
         unit: completions that cannot be divided: a rollout's, or a prompt's.
+        gold: how many of the completions are not sampled but the data set's own (distillation).
     """
 
     prompts: int | None
     per_prompt: int
     split: str
     unit: int
+    gold: int = 0
 
     @property
     def completions(self) -> int | None:
@@ -44,12 +47,16 @@ class Budget:
     def __str__(self) -> str:
         if self.prompts is None:
             return f"{self.per_prompt} completions of every prompt of the {self.split} split"
-        return f"{self.completions} completions of {self.prompts} prompts"
+        gold = f", {self.gold} of them gold" if self.gold else ""
+        return f"{self.completions} completions of {self.prompts} prompts{gold}"
 
 
 def read_budgets(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> dict[str, Budget]:
-    """Method -> budget, for the methods that sample, as their steps are configured now."""
-    steps = {step.id: step for step in goal.steps()}
+    """Method -> budget, for the methods that sample, as their steps are configured now.
+
+    Variants of a step have the same options, and so one budget.
+    """
+    steps = {step.name: step for step in goal.steps()}
     return {
         method: _budget(_planned(steps[SAMPLED_IN[method]], overrides, run_id, seed))
         for method in goal.methods
@@ -58,16 +65,17 @@ def read_budgets(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> di
 
 
 def set_completions(completions: int, goal: Goal, overrides: Overrides, run_id: str, seed: int) -> None:
-    """Let every sampling step sample ``completions``, by its number of rollouts or of prompts.
+    """Let every sampling step draw ``completions``, by its number of rollouts or of prompts.
 
-    Candidates are set for every method that makes them, so that adding DPO to a run finds them up to date.
-    Raises UserError where a rollout's or a prompt's completions do not divide the number, naming the nearest
-    that does, or where another option stands against it.
+    Gold text counts as a completion where it takes the place of a sample. Candidates are set for every method
+    that makes them, so that adding DPO to a run finds them up to date. Raises UserError where a rollout's or
+    a prompt's completions do not divide the number, naming the nearest that does, or where another option
+    stands against it.
     """
-    steps = [step for step in goal.steps() if step.name in SAMPLED_IN.values()]
+    steps = {step.name: step for step in goal.steps() if step.name in SAMPLED_IN.values()}
     if not steps:
         raise UserError(f"--completions goes with a method that samples: {', '.join(SAMPLED_IN)}")
-    units = {step.name: _budget(_planned(step, overrides, run_id, seed)).unit for step in steps}
+    units = {name: _budget(_planned(step, overrides, run_id, seed)).unit for name, step in steps.items()}
     common = math.lcm(*units.values())
     if completions < 1 or completions % common:
         nearest = max(common, (completions + common // 2) // common * common)
@@ -76,14 +84,14 @@ def set_completions(completions: int, goal: Goal, overrides: Overrides, run_id: 
             f"--completions {completions} does not divide into what is sampled at once ({at_once}); the "
             f"nearest that does is {nearest}"
         )
-    for step in steps:
-        key = "--max_items" if step.name == CANDIDATES.name else "--algo.num_rollouts"
-        overrides.budget[step.name] = [key, str(completions // units[step.name])]
+    for name, step in steps.items():
+        key = "--max_items" if name == CANDIDATES.name else "--algo.num_rollouts"
+        overrides.budget[name] = [key, str(completions // units[name])]
         budget = _budget(_planned(step, overrides, run_id, seed))
         if budget.prompts is None or budget.prompts * budget.per_prompt != completions:
             raise UserError(
-                f"--completions {completions} sets {key[2:]} of {step.name}, which is set to something else "
-                f"by --{step.name}.…: leave one of the two out"
+                f"--completions {completions} sets {key[2:]} of {name}, which is set to something else "
+                f"by --{name}.…: leave one of the two out"
             )
 
 
@@ -91,7 +99,8 @@ def check_budgets(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> d
     """The budgets, which are equal where there are several; a method alone may do as it likes.
 
     Once 01 has run, candidates are counted by the prompts that there are. Raises UserError where the methods
-    would not sample equally many completions of equally many prompts of the training split.
+    would not learn from equally many completions of equally many prompts of the training split. (With gold
+    text, of which a prompt has one, they are as many completions of more prompts.)
     """
     budgets = read_budgets(goal, overrides, run_id, seed)
     if "dpo" in budgets:
@@ -106,7 +115,7 @@ def check_budgets(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> d
             f"the methods would not see the same prompts: --candidates.split is {dpo.split}, which dpo "
             "learns from, and the others draw from train; leave it out"
         )
-    groups = {method: budget.per_prompt for method, budget in budgets.items()}
+    groups = {method: budget.per_prompt for method, budget in budgets.items() if not budget.gold}
     if len(set(groups.values())) > 1:
         options = ", ".join(GROUP_OPTION[method] for method in groups)
         raise UserError(
@@ -139,12 +148,10 @@ def _budget(plan: Plan) -> Budget:
         options = plan.config.options
         return Budget(options.max_items, options.num_candidates, options.split, options.num_candidates)
     algo = plan.config.algo
-    return Budget(
-        algo.num_prompts,
-        algo.sampled_completions // algo.num_prompts,
-        "train",
-        algo.sampled_completions // algo.num_rollouts,
-    )
+    per_prompt = algo.num_samples if hasattr(algo, "num_samples") else algo.num_generations
+    completions = algo.num_prompts * per_prompt
+    unit, gold = completions // algo.num_rollouts, completions - algo.sampled_completions
+    return Budget(algo.num_prompts, per_prompt, "train", unit, gold)
 
 
 def _limited(budget: Budget, run_dir: Path) -> Budget:

@@ -6,7 +6,15 @@ import argparse
 
 from utils.common import UserError
 from utils.driver.execute import default_jobs
-from utils.driver.goal import FLAG_OF_TIER, METHODS, Goal, Overrides, parse_methods
+from utils.driver.goal import (
+    FLAG_OF_TIER,
+    METHODS,
+    Goal,
+    Overrides,
+    parse_curricula,
+    parse_methods,
+)
+from utils.training.curriculum_settings import CURRICULA
 
 
 def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
@@ -20,12 +28,14 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     names = f"one or several of {', '.join(METHODS)}, or all (default: ppo)"
     parser.add_argument("--method", nargs="+", default=["ppo"], metavar="NAME", help=names)
     parser.add_argument("--reward", help="task, intrinsic or combined, for all methods (default: combined)")
+    curricula = f"one or several of {', '.join(CURRICULA)}, or all: a training under each (default: random)"
+    parser.add_argument("--curriculum", nargs="+", metavar="NAME", help=curricula)
     parser.add_argument("--run_id", default="run_001", help="name of the run (default: run_001)")
     parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
     parser.add_argument("--seed", help="seed of every stage (default: 0)")
     parser.add_argument("--seeds", nargs="+", metavar="S", help="a run for each seed, and their comparison")
     parser.add_argument("--completions", metavar="N", help="completions that each method samples in a run")
-    jobs = "steps side by side (default: 2 for several methods or seeds on two cores without a GPU, else 1)"
+    jobs = "steps side by side (default: 2 for several trainings or seeds on two cores without a GPU, else 1)"
     parser.add_argument("--jobs", metavar="N", help=jobs)
     parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages, deleting their files")
@@ -49,7 +59,8 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     UserError for a value that cannot be, and for an option that has no owner.
     """
     known, rest = build_parser(description, epilog).parse_known_args(argv)
-    goal, overrides = Goal(parse_methods(known.method), known.reward), Overrides()
+    curricula = () if known.curriculum is None else parse_curricula(known.curriculum)
+    goal, overrides = Goal(parse_methods(known.method), known.reward, curricula), Overrides()
     if known.seed is not None and known.seeds:
         raise UserError("give --seed for one run or --seeds for a run of each, not both")
     seeds = [text for word in known.seeds or () for text in word.split(",") if text]
@@ -57,7 +68,8 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     if len(set(known.seeds)) < len(known.seeds):
         raise UserError("--seeds names a seed twice: two runs of one seed are not two samples")
     known.seed = whole("seed", known.seed or "0", 0)
-    several = len(goal.methods) > 1 or len(known.seeds) > 1
+    trainings = sum(len(goal.variants(method)) for method in goal.methods)
+    several = trainings > 1 or len(known.seeds) > 1
     known.jobs = whole("jobs", known.jobs, 1) if known.jobs else default_jobs(several)
     if known.completions:
         known.completions = whole("completions", known.completions, 1)

@@ -118,8 +118,7 @@ class Execution:
                 node.check()
             prepared = prepare(load_script(node.step.script).STAGE, argv)
         except UserError as error:
-            folder = load_script(node.step.script).STAGE.folder
-            self._fail(node, Outcome("failed", f"{folder}: {error}", 2))
+            self._fail(node, Outcome("failed", f"{node.step.stage.folder}: {error}", 2))
             return None
         self.run_dirs[node.run_id] = prepared.run_dir
         name, status = self._name(node, prepared), prepared.status

@@ -9,8 +9,8 @@ from functools import partial
 
 from utils.common import UserError, redact
 from utils.driver.budget import check_budgets
-from utils.driver.goal import CANDIDATES, COMPARE, Goal, Overrides, Step
-from utils.plan import load_script, make_plan
+from utils.driver.goal import CANDIDATES, COMPARE, DISTILL, SFT, Goal, Overrides, Step
+from utils.plan import Plan, load_script, make_plan
 
 Key = tuple[str, str]  # run id, step id
 
@@ -139,10 +139,12 @@ def nodes_of_run(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> li
     """All steps of one run and its comparison, each after what it rests on."""
     nodes = []
     for step in goal.steps():
-        words, needs = overrides.argv(step, run_id, seed), tuple((run_id, need) for need in step.needs)
+        words, needs = overrides.argv(step, run_id, seed), step.needs
+        if step.name == DISTILL.name and _plan(step, words).config.options.start == "base":
+            needs = SFT.needs
         # Whether there are prompts enough for the candidates is known once the data is prepared.
         check = partial(check_budgets, goal, overrides, run_id, seed) if step == CANDIDATES else None
-        nodes.append(Node(run_id, step, tuple(words), needs, check))
+        nodes.append(Node(run_id, step, tuple(words), tuple((run_id, need) for need in needs), check))
     evaluations = tuple(node.key for node in nodes if node.step.policy)
     compare = Comparison(run_id, COMPARE, tuple(overrides.argv(COMPARE, run_id, seed)), evaluations)
     return [*nodes, compare]
@@ -173,11 +175,16 @@ def build_graph(
         words = tuple(overrides.argv(COMPARE, run_id, 0))
         nodes.append(SeedComparison(run_id, COMPARE, words, evaluations))
     for node in nodes:
-        try:
-            make_plan(load_script(node.step.script).STAGE, list(node.argv))
-        except UserError as error:
-            raise UserError(f"{node.step.script}: {error}") from None
+        _plan(node.step, node.argv)
     return nodes
+
+
+def _plan(step: Step, words: Sequence[str]) -> Plan:
+    """The resolved command line. Raises UserError, with the script's name, for a mistake in it."""
+    try:
+        return make_plan(load_script(step.script).STAGE, list(words))
+    except UserError as error:
+        raise UserError(f"{step.script}: {error}") from None
 
 
 def rests_on(nodes: Sequence[Node], key: Key) -> list[Node]:

@@ -18,11 +18,14 @@ COMPARISON = "11_comparison"
 
 def show_budgets(budgets: Mapping[str, Budget], every: bool) -> None:
     """Say what is sampled: one line for methods that are alike, or with ``every`` one for each."""
-    if every:
-        for method, budget in budgets.items():
-            print(f"budget of {method}: {budget}")
-    elif len(budgets) > 1:
-        print(f"budget of {', '.join(budgets)} alike: {next(iter(budgets.values()))}")
+    alike: dict[str, list[str]] = {}
+    for method, budget in budgets.items():
+        alike.setdefault(str(budget), []).append(method)
+    for budget, methods in alike.items():
+        if every:
+            print(*(f"budget of {method}: {budget}" for method in methods), sep="\n")
+        elif len(budgets) > 1:
+            print(f"budget of {', '.join(methods)}{' alike' if len(methods) > 1 else ''}: {budget}")
 
 
 def show_plan(nodes: Sequence[Node], jobs: int, overwrite: bool) -> None:

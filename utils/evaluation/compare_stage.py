@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from utils.config import StageConfig
 from utils.evaluation.failed import parse_failures
 from utils.evaluation.policies import evaluation_files, find_evaluations
+from utils.evaluation.sections import Compared, write_sections
 from utils.evaluation.seed_runs import find_seed_runs
 from utils.evaluation.trained import trained_policies, training_logs
 from utils.stage import StageContext
@@ -35,8 +35,8 @@ def compare_policies(ctx: StageContext) -> None:
     """Compare policies as they are, each from one run."""
     from utils.common import write_csv, write_text
     from utils.evaluation.comparison import compare_all, load_result, summary_rows
-    from utils.evaluation.cost import with_costs
     from utils.evaluation.failed import with_failed
+    from utils.evaluation.levels import levels_of
     from utils.evaluation.plots import plot_comparison
     from utils.evaluation.report import conclusions, render_report
     from utils.evaluation.statistics import rate
@@ -48,13 +48,18 @@ def compare_policies(ctx: StageContext) -> None:
     ctx.log(f"comparing {', '.join(result.name for result in results)}")
     pairs = compare_all(results, ctx.seed)
     shares = {result.name: rate(sum(result.correct), len(result.correct)) for result in results}
-    accuracies = {name: (share["value"], tuple(share["ci95"])) for name, share in shares.items()}
-    ids = {result.name: result.ids for result in results}
-    costs, section = write_costs(ctx, {name: [folder] for name, folder in found.items()}, accuracies, ids)
-    rows, columns = summary_rows(results)
-    write_csv(ctx.out / "summary.csv", *with_failed(*with_costs(rows, columns, costs), failed))
+    compared = Compared(
+        folders={name: [folder] for name, folder in found.items()},
+        results={result.name: [result] for result in results},
+        accuracies={name: (share["value"], tuple(share["ci95"])) for name, share in shares.items()},
+        pairs=pairs,
+        levels=levels_of(results),
+    )
+    sections = write_sections(ctx, compared)
+    rows, columns = sections.with_columns(*summary_rows(results))
+    write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, failed))
     plot_comparison(results, ctx.out / FIGURE)
-    write_text(ctx.out / "report.md", render_report(results, pairs, FIGURE, failed, section))
+    write_text(ctx.out / "report.md", render_report(results, pairs, FIGURE, failed, sections.text))
     say(ctx, rows, failed, conclusions(results, pairs))
     ctx.metrics |= {row["policy"]: {"accuracy": row["accuracy"], "n": row["n"]} for row in rows}
     ctx.metrics |= {policy: {"failed": reason} for policy, reason in failed.items()}
@@ -64,8 +69,9 @@ def compare_over_seeds(ctx: StageContext) -> None:
     """Compare the means of policies over the seeds of several runs."""
     from utils.common import write_csv, write_text
     from utils.evaluation import seeds
-    from utils.evaluation.cost import with_costs, with_costs_by_run
+    from utils.evaluation.cost import with_costs_by_run
     from utils.evaluation.failed import with_failed
+    from utils.evaluation.levels import levels_of_seeds
     from utils.evaluation.plots import plot_seeds
     from utils.evaluation.seed_report import render_seed_report, seed_conclusions
 
@@ -78,64 +84,27 @@ def compare_over_seeds(ctx: StageContext) -> None:
     experiment = seeds.load_experiment(runs, ctx.seed)
     pairs = seeds.compare_seeds(experiment)
     means = zip(experiment.policies, experiment.means, strict=True)
-    accuracies = {name: (mean.value, mean.ci95) for name, mean in means}
-    ids = {name: results[0].ids for name, results in experiment.results.items()}
-    costs, section = write_costs(ctx, runs.folders, accuracies, ids)
-    rows, columns = seeds.seed_summary_rows(experiment)
-    write_csv(ctx.out / "summary.csv", *with_failed(*with_costs(rows, columns, costs), runs.failed))
-    write_csv(ctx.out / "by_seed.csv", *with_costs_by_run(*seeds.by_seed_rows(experiment), costs))
+    compared = Compared(
+        folders=runs.folders,
+        results=experiment.results,
+        accuracies={name: (mean.value, mean.ci95) for name, mean in means},
+        pairs=pairs,
+        levels=levels_of_seeds(experiment),
+    )
+    sections = write_sections(ctx, compared)
+    rows, columns = sections.with_columns(*seeds.seed_summary_rows(experiment))
+    write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, runs.failed))
+    by_seed = with_costs_by_run(*seeds.by_seed_rows(experiment), sections.costs)
+    write_csv(ctx.out / "by_seed.csv", *by_seed)
     write_csv(ctx.out / "pairs.csv", *seeds.pair_rows(pairs))
     plot_seeds(experiment, ctx.out / FIGURE)
-    report = render_seed_report(experiment, pairs, runs, FIGURE, costs, section)
+    report = render_seed_report(experiment, pairs, runs, FIGURE, sections.costs, sections.text)
     write_text(ctx.out / "report.md", report)
     say(ctx, rows, runs.failed, seed_conclusions(experiment, pairs))
     ctx.metrics |= {
         row["policy"]: {"accuracy": row["accuracy"], "n": row["n"], "seeds": len(runs.seeds)} for row in rows
     }
     ctx.metrics |= {policy: {"failed": reason} for policy, reason in runs.failed.items()}
-
-
-def write_costs(
-    ctx: StageContext,
-    folders: Mapping[str, Sequence[Path]],
-    accuracies: Mapping[str, tuple[float, tuple[float, float]]],
-    ids: Mapping[str, Sequence[str]],
-) -> tuple[dict[str, list[Any]], str]:
-    """Write curves, efficiency and timing of the compared policies.
-
-    Args:
-        folders: policy -> folder 10_evaluation/<policy> of each run.
-        accuracies: policy -> accuracy with its 95 % interval.
-        ids: policy -> ids of its test items.
-
-    Returns:
-        Policy -> cost in each run, and the report's sections on them.
-    """
-    from utils.common import write_csv, write_text
-    from utils.evaluation import cost_plots, timing
-    from utils.evaluation.cost import costs_of, mean_count
-    from utils.evaluation.cost_report import CURVES, EFFICIENCY, TIMING, cost_section
-    from utils.evaluation.curves import COLUMNS, curve_rows, read_curves
-
-    trained = trained_policies(folders)
-    costs, times = costs_of(trained), timing.times_of(trained)
-    sft = [name for name, of_policy in trained.items() if of_policy[0].is_sft]
-    figures = []
-    curves, left_out = read_curves(trained)
-    if any(curve.kind != "level" for curve in curves):
-        figures.append(CURVES)
-        cost_plots.plot_curves(curves, list(accuracies), ctx.out / CURVES)
-    write_csv(ctx.out / "curves.csv", curve_rows(curves, trained), COLUMNS)
-    others = [name for name in trained if name not in sft]
-    if any(mean_count(costs[name], "trained_tokens") is not None for name in others):
-        figures.append(EFFICIENCY)
-        cost_plots.plot_efficiency(accuracies, costs, sft, ctx.out / EFFICIENCY)
-    timed = any(timing.mean_seconds(times[name], "total") is not None for name in others)
-    if timed:
-        cost_plots.plot_timing(accuracies, times, sft, ctx.out / "timing.png")
-    write_csv(ctx.out / "timing.csv", timing.timing_rows(trained, times), timing.COLUMNS)
-    write_text(ctx.out / TIMING, timing.render_timing(trained, times, "timing.png" if timed else ""))
-    return costs, cost_section(trained, costs, ids, curves, left_out, figures)
 
 
 def say(ctx: StageContext, rows: list[dict], failed: Mapping[str, str], conclusions: str) -> None:

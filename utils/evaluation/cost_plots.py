@@ -31,7 +31,7 @@ def plot_curves(curves: Sequence[Curve], policies: Sequence[str], path: str | Pa
         panels = (("val_accuracy", 100, "Validation accuracy (%)"), ("val_reward", 1, "Validation reward"))
         for axis, (key, scale, label) in zip(axes, panels, strict=True):
             for curve in sorted(curves, key=lambda curve: curve.kind == "bar"):
-                _draw_curve(axis, curve, key, scale, styles[curve.policy])
+                draw_curve(axis, curve, key, scale, styles[curve.policy])
             axis.set_xlabel("sampled completions")
             axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.set_xlim(left=0)
@@ -45,7 +45,9 @@ def plot_curves(curves: Sequence[Curve], policies: Sequence[str], path: str | Pa
         legend(figure, [shown[name] for name in names], [name + words[name] for name in names])
 
 
-def _draw_curve(axis, curve: Curve, key: str, scale: float, style: Style) -> None:
+def draw_curve(axis, curve: Curve, key: str, scale: float, style: Style) -> None:
+    """Draw one method's validations, labelled with its name; ``key`` is a field of Point, times ``scale``."""
+
     def value(point: Point) -> float:
         return scale * getattr(point, key)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from utils.evaluation.cost import COUNTS, Costs
 from utils.evaluation.curves import Curve
-from utils.evaluation.report import listed, markdown_table
+from utils.evaluation.tables import listed, markdown_table
 from utils.evaluation.trained import Trained
 
 Policies = Mapping[str, Sequence[Trained]]
@@ -120,6 +120,13 @@ def _cost_note(trained: Policies, costs: Costs) -> str:
     part = [name for name, of_policy in trained.items() if of_policy[0].checkpoint.startswith("step_")]
     if part:
         lines.append(f"Of {listed(part)}, one checkpoint of a training, the whole training is counted.")
+    alone = [
+        name
+        for name, (first, *_) in trained.items()
+        if first.training and not (first.is_sft or first.after_sft)
+    ]
+    if alone:
+        lines.append(f"Training of {listed(alone)} started from the base model, with no SFT behind it.")
     lines += [f"No counts (–) for {listed(names)}: {problem}." for problem, names in problems.items()]
     return " ".join(lines)
 

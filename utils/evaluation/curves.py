@@ -14,7 +14,7 @@ from utils.evaluation.trained import Trained
 
 COLUMNS = ["method", "seed", "step", "sampled_completions", "val_reward", "val_accuracy"]
 # Stages that sample while they train; their logs say how far they have come.
-SAMPLING = ("05_", "06_", "07_")
+SAMPLING = ("03_distill", "05_", "06_", "07_")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Curve:
     """The validations of one method in every run.
 
     ``kind`` is how it is drawn: "line" where completions are sampled during training, "bar" where all are
-    sampled before it, "level" for SFT, where none are (a single point: its best checkpoint's).
+    sampled before it, "level" where none are, as in SFT (a single point: its best checkpoint's).
     """
 
     policy: str
@@ -74,14 +74,15 @@ def read_curves(trained: Mapping[str, Sequence[Trained]]) -> tuple[list[Curve], 
                 left_out[name] = f"as the log of {training} does not say how many completions were sampled"
                 continue
             drawn[tuple(logs)] = name
-            curves.append(Curve(name, _kind(of_policy[0]), by_run))
+            curves.append(_curve(name, of_policy[0], by_run))
     return curves, left_out
 
 
-def _kind(trained: Trained) -> Literal["line", "bar", "level"]:
-    if trained.is_sft:
-        return "level"
-    return "line" if trained.training.startswith(SAMPLING) else "bar"
+def _curve(name: str, trained: Trained, by_run: list[list[Point]]) -> Curve:
+    if not any(point.sampled_completions for points in by_run for point in points):
+        best = [max(points, key=lambda point: (point.val_reward, -point.step)) for points in by_run]
+        return Curve(name, "level", [[point] for point in best])
+    return Curve(name, "line" if trained.training.startswith(SAMPLING) else "bar", by_run)
 
 
 def _points(trained: Trained) -> list[Point] | None:
@@ -94,11 +95,7 @@ def _points(trained: Trained) -> list[Point] | None:
         if trained.training.startswith(SAMPLING) and "sampled_completions" not in row:
             return None
         points.append(_point(row, before, trained.log))
-    if not points or before is None:
-        return None
-    if trained.is_sft:
-        return [max(points, key=lambda point: (point.val_reward, -point.step))]
-    return points
+    return points if points and before is not None else None
 
 
 def _point(row: dict[str, Any], before: int | None, log: Path) -> Point:

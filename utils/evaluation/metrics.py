@@ -18,8 +18,14 @@ from utils.evaluation.statistics import rate
 SCHEMA_VERSION = 1
 
 
-def compute_metrics(items: Sequence[GradedItem], policy: str, split: str) -> dict[str, Any]:
-    """The content of metrics.json for one policy on one split (at least one item); see docs/evaluation.md."""
+def compute_metrics(
+    items: Sequence[GradedItem], policy: str, split: str, held_out_levels: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The content of metrics.json for one policy on one split (at least one item); see docs/evaluation.md.
+
+    With ``held_out_levels``, those that nothing was trained on, it gives the accuracy on them and on the rest
+    apart, each where there are such items.
+    """
     dataset = items[0].record.dataset
     answered = [item.prediction for item in items if item.prediction is not None]
     generated = [p for p in answered if p.truncated is not None]
@@ -43,6 +49,12 @@ def compute_metrics(items: Sequence[GradedItem], policy: str, split: str) -> dic
     measures = [item.measures() for item in items]
     for name in measure_names(dataset):
         metrics[name] = rate(sum(measure[name] for measure in measures), len(items))
+    if held_out_levels:
+        metrics["held_out_levels"] = sorted(held_out_levels)
+        for name, held_out in (("accuracy_trained_levels", False), ("accuracy_held_out_levels", True)):
+            part = [item.correct for item in items if (item.record.level in held_out_levels) == held_out]
+            if part:
+                metrics[name] = rate(sum(part), len(part))
     if generated:
         metrics["truncation_rate"] = rate(sum(p.truncated for p in generated), len(generated))
     return metrics
@@ -53,7 +65,10 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     rates = {
         key: value["value"] for key, value in metrics.items() if isinstance(value, dict) and "ci95" in value
     }
-    return rates | {"n": metrics["n"], "missing": metrics["missing"]["count"]}
+    counts = {"n": metrics["n"], "missing": metrics["missing"]["count"]}
+    own = metrics.get("teacher", {}).get("on_responses", {})
+    names = {"top1_agreement": "teacher_agreement", "reverse_kl": "teacher_reverse_kl"}
+    return rates | counts | {name: own[key]["value"] for key, name in names.items() if key in own}
 
 
 def _accuracy_by(items: Sequence[GradedItem], key: Callable[[GradedItem], Any]) -> dict[str, Any]:

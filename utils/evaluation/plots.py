@@ -87,8 +87,10 @@ def _draw(path: str | Path, policies: int, overall: Callable, by_level: Callable
 
 
 @contextlib.contextmanager
-def drawing(path: str | Path, size: tuple[float, float], widths: Sequence[float]) -> Iterator[tuple]:
-    """Yield (figure, its panels side by side, of these relative widths), then write it as PNG.
+def drawing(
+    path: str | Path, size: tuple[float, float], widths: Sequence[float], rows: int = 1
+) -> Iterator[tuple]:
+    """Yield (figure, its panels side by side, of these relative widths, row by row), then write it as PNG.
 
     Equal numbers give equal bytes: the file holds no date and no version of a program.
     """
@@ -99,9 +101,9 @@ def drawing(path: str | Path, size: tuple[float, float], widths: Sequence[float]
 
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
-            1, len(widths), figsize=size, width_ratios=widths, squeeze=False, layout="constrained"
+            rows, len(widths), figsize=size, width_ratios=widths, squeeze=False, layout="constrained"
         )
-        yield figure, list(axes[0])
+        yield figure, list(axes.flat)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
         plt.close(figure)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from utils.evaluation.comparison import ALPHA, POWER, Pair, PolicyResult
+from utils.evaluation.levels import level_table, levels_of
 from utils.evaluation.policies import policy_order
 from utils.evaluation.statistics import rate
+from utils.evaluation.tables import interval, markdown_table, p_text, percent
 
 SHOWN_IDS = 10
 
@@ -32,7 +34,7 @@ def render_report(
         conclusions(results, pairs),
         "## Accuracy",
         _accuracy_table(results, failed or {}),
-        _level_table(results),
+        level_table(levels_of(results), [result.name for result in results], "policy"),
         f"![Accuracy of every policy with 95 % intervals]({figure})",
         costs,
         _failure_table(results),
@@ -106,26 +108,6 @@ _SCORES = {
 }
 
 
-def _level_table(results: Sequence[PolicyResult]) -> str:
-    levels = sorted({level for result in results for level in result.levels if level is not None})
-    if not levels:
-        return ""
-    rows = []
-    for result in results:
-        cells = []
-        for level in levels:
-            right = [c for c, at in zip(result.correct, result.levels, strict=True) if at == level]
-            if not right:
-                cells.append("")
-                continue
-            share = rate(sum(right), len(right))
-            cells.append(f"{percent(share['value'])} ({interval(share['ci95'])})")
-        rows.append([result.name, *cells])
-    counts = [sum(at == level for at in results[0].levels) for level in levels]
-    heads = [f"level {level} (n = {count})" for level, count in zip(levels, counts, strict=True)]
-    return markdown_table(["policy", *heads], rows)
-
-
 def _failure_table(results: Sequence[PolicyResult]) -> str:
     reasons = sorted({reason for result in results for reason in result.metrics["failure_reasons"]})
     if not reasons:
@@ -194,16 +176,6 @@ def _ids(ids: Sequence[str]) -> str:
     return shown + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
 
 
-def percent(value: float) -> str:
-    """A share for print: ``57.4 %``."""
-    return f"{100 * value:.1f} %"
-
-
-def interval(ci95: Sequence[float]) -> str:
-    """The ends of an interval of a share for print, in per cent: ``53.0–61.7``."""
-    return f"{100 * ci95[0]:.1f}–{100 * ci95[1]:.1f}"
-
-
 def with_failed_rows(rows: Sequence[list[str]], failed: Mapping[str, str], place: int) -> list[list[str]]:
     """A table's rows, with one for every policy that failed, the reason in the column at ``place``."""
     more = []
@@ -211,19 +183,3 @@ def with_failed_rows(rows: Sequence[list[str]], failed: Mapping[str, str], place
         more.append([name, *[""] * (len(rows[0]) - 1)])
         more[-1][place] = f"– failed: {reason}"
     return sorted([*rows, *more], key=lambda row: policy_order(row[0])) if more else list(rows)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for print: ``ppo, grpo and dpo``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def p_text(value: float) -> str:
-    """A p-value for print: ``= 0.031``, or ``< 0.0001``."""
-    return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that may hold any text."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

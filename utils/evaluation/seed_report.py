@@ -6,16 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from utils.evaluation.comparison import ALPHA
 from utils.evaluation.cost import Costs, mean_count
-from utils.evaluation.report import (
-    interval,
-    listed,
-    markdown_table,
-    p_text,
-    percent,
-    with_failed_rows,
-)
+from utils.evaluation.levels import level_table, levels_of_seeds
+from utils.evaluation.report import with_failed_rows
 from utils.evaluation.seed_runs import SeedRuns
 from utils.evaluation.seeds import Experiment, SeedMean, SeedPair
+from utils.evaluation.tables import interval, listed, markdown_table, p_text, percent
 
 BASELINE = "sft"
 SPELT_OUT = 2  # findings about the policies trained here that get a sentence each; more share one
@@ -45,7 +40,7 @@ def render_seed_report(
         "## Accuracy",
         accuracy_table(experiment, pairs, costs, runs.failed),
         _accuracy_note(experiment, pairs, costs),
-        _level_table(experiment),
+        level_table(levels_of_seeds(experiment), experiment.policies, "method"),
         f"![Mean accuracy of every policy over {count} seeds with 95 % intervals]({figure})",
         cost_section,
     ]
@@ -189,17 +184,6 @@ def _accuracy_note(experiment: Experiment, pairs: Sequence[SeedPair], costs: Cos
             "SFT; SFT's row is its own training."
         )
     return note
-
-
-def _level_table(experiment: Experiment) -> str:
-    if not experiment.level_means:
-        return ""
-    rows = [
-        [name, *(_mean(means[index]) for means in experiment.level_means.values())]
-        for index, name in enumerate(experiment.policies)
-    ]
-    heads = [f"level {level} (n = {means[0].n})" for level, means in experiment.level_means.items()]
-    return markdown_table(["method", *heads], rows)
 
 
 def _pair_table(pairs: Sequence[SeedPair]) -> str:

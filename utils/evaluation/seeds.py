@@ -51,6 +51,7 @@ class Experiment:
         means: mean over all items, one per policy.
         level_means: level -> mean over its items, one per policy.
         draws: float64 [resamples, policies], the bootstrap's mean accuracies over all items.
+        seed: of the bootstrap.
     """
 
     runs: list[str]
@@ -62,6 +63,7 @@ class Experiment:
     means: list[SeedMean]
     level_means: dict[int, list[SeedMean]]
     draws: np.ndarray
+    seed: int = 0
 
     @property
     def policies(self) -> list[str]:
@@ -147,13 +149,22 @@ def gather(
         raise UserError(
             f"cannot compare on {correct.shape[2]} item, need 2; evaluate more with 10_evaluate.py"
         )
-    means, draws = _means(correct, seed, "all")
+    means, draws = mean_accuracies(correct, seed, "all")
     level_means = {}
     for level in sorted({level for level in reference.levels if level is not None}):
         of_level = correct[:, :, [at == level for at in reference.levels]]
-        level_means[level], _ = _means(of_level, seed, level)
+        level_means[level], _ = mean_accuracies(of_level, seed, level)
     return Experiment(
-        list(runs), list(seeds), reference.ids, reference.levels, aligned, correct, means, level_means, draws
+        list(runs),
+        list(seeds),
+        reference.ids,
+        reference.levels,
+        aligned,
+        correct,
+        means,
+        level_means,
+        draws,
+        seed,
     )
 
 
@@ -189,7 +200,7 @@ def _on_items_of(reference: PolicyResult, first_run: str, result: PolicyResult, 
     )
 
 
-def _means(correct: np.ndarray, seed: int, part: str | int) -> tuple[list[SeedMean], np.ndarray]:
+def mean_accuracies(correct: np.ndarray, seed: int, part: str | int) -> tuple[list[SeedMean], np.ndarray]:
     """Mean of every policy with its interval, and the bootstrap's draws [resamples, policies]."""
     rng = np.random.default_rng(derive_seed(seed, "bootstrap over seeds", part))
     draws, n = hierarchical_bootstrap(correct, rng), correct.shape[2]

@@ -266,6 +266,26 @@ def hierarchical_bootstrap(
     return np.concatenate(draws)
 
 
+def bootstrap_ratios(
+    sums: np.ndarray, weights: np.ndarray, rng: np.random.Generator, resamples: int = 10_000
+) -> list[tuple[float, float]]:
+    """Percentile 95 % intervals of sum(sums) / sum(weights), resampling items with both of theirs together.
+
+    Args:
+        sums: [items, M], e.g. sums over an item's tokens; one draw of items serves all M columns.
+        weights: [items], at least 0 and not all 0, e.g. its number of tokens.
+    """
+    draws, items = [], len(weights)
+    batch = max(1, 2_000_000 // items)
+    for start in range(0, resamples, batch):
+        drawn = _counts(rng, min(batch, resamples - start), items)
+        # A draw of items without weight says nothing; it is 0/0 there and is left out of the percentiles.
+        with np.errstate(invalid="ignore"):
+            draws.append((drawn @ sums) / (drawn @ weights)[:, None])
+    low, high = np.nanquantile(np.concatenate(draws), [0.025, 0.975], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
 def percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile interval of resampled values [resamples]."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])

@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.common import UserError, read_json
 from utils.evaluation.cost import WITHOUT_COST
-from utils.evaluation.report import markdown_table
+from utils.evaluation.tables import markdown_table
 from utils.evaluation.trained import Trained
 from utils.manifest import RUNTIME
 

@@ -12,7 +12,7 @@ from utils.evaluation.manifest_diff import load_manifests
 from utils.evaluation.seed_runs import lineage
 
 LOG = "logs/metrics.jsonl"
-SFT = "03_"
+SFT = "03_sft"
 _AFTER_SFT = re.compile(r"0[4-9]_")
 _CHECKPOINT = re.compile(r"(?P<stage>0[3-9]_[^/]+)/ckpt_[^/]+/(?P<name>[^/]+)")
 
@@ -29,6 +29,7 @@ class Trained:
             policy that no stage of the run trained.
         training: the stage that trained the weights, "" where none did.
         checkpoint: which of its checkpoints was evaluated, e.g. "best".
+        after_sft: whether it was trained from an SFT policy of its run.
     """
 
     run_dir: Path
@@ -36,10 +37,11 @@ class Trained:
     stages: dict[str, dict[str, Any]]
     training: str
     checkpoint: str
+    after_sft: bool = True
 
     @property
     def is_sft(self) -> bool:
-        """Whether the policy is where the other methods start: trained on demonstrations."""
+        """Whether the policy is where the other methods start: trained on demonstrations alone."""
         return self.training.startswith(SFT)
 
     @property
@@ -73,7 +75,7 @@ def _trained(folder: Path, manifests: dict[str, dict[str, Any]]) -> Trained:
         match for path in manifests[evaluation].get("inputs", {}) if (match := _CHECKPOINT.fullmatch(path))
     ]
     found = [match for match in found if match["stage"] in rests_on]
-    last = max(found, key=lambda match: match["stage"], default=None)
+    last = max(found, key=lambda match: _place(match["stage"]), default=None)
     after = sorted(stage for stage in rests_on if _AFTER_SFT.match(stage))
     before = [last["stage"]] if last else []
     return Trained(
@@ -82,7 +84,13 @@ def _trained(folder: Path, manifests: dict[str, dict[str, Any]]) -> Trained:
         stages={stage: rests_on[stage] for stage in after or before},
         training=last["stage"] if last else "",
         checkpoint=last["name"] if last else "",
+        after_sft=any(stage.startswith(SFT) for stage in rests_on if not last or stage != last["stage"]),
     )
+
+
+def _place(stage: str) -> tuple[str, bool]:
+    """Sort key: the stage's place in the pipeline, in which distillation comes after SFT."""
+    return stage[:2], not stage.startswith(SFT)
 
 
 def training_logs(trained: Mapping[str, Sequence[Trained]]) -> dict[str, Path]:

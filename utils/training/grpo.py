@@ -20,6 +20,7 @@ from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
 from utils.training.advantages import process_advantages
+from utils.training.follows_curriculum import FollowsCurriculum, follow_curriculum
 from utils.training.outcome_rewards import (
     OutcomeRewards,
     RenderedPrompts,
@@ -33,7 +34,9 @@ from utils.training.shared_prefix_mixin import SharedPrefix
 __all__ = ["OutcomeRewards", "SharedPrefixGRPOTrainer", "build_grpo_trainer"]
 
 
-class SharedPrefixGRPOTrainer(RenderedPrompts, KeepsRewardState, SharedPrefix, GRPOTrainer):
+class SharedPrefixGRPOTrainer(
+    RenderedPrompts, FollowsCurriculum, KeepsRewardState, SharedPrefix, GRPOTrainer
+):
     """TRL's GRPOTrainer, every prompt encoded once per group, on a reward pipeline (``pipeline``).
 
     ``process_rewards``, where it is set, holds the rewards of the rollout's tokens: each token's advantage is
@@ -79,7 +82,7 @@ def build_grpo_trainer(
 ) -> tuple[SharedPrefixGRPOTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
 
-    Raises UserError as `Start.of`.
+    Raises UserError as `Start.of` and `follow_curriculum`.
     """
     algo: GrpoAlgo = ctx.config.algo
     by_token = algo.supervision == "process"
@@ -99,7 +102,8 @@ def build_grpo_trainer(
         train_dataset=start.dataset,
         processing_class=start.tokenizer,
     )
-    trainer.pipeline = start.pipeline
+    trainer.pipeline, trainer.outcomes = start.pipeline, start.rewards
+    follow_curriculum(ctx, trainer, records, algo.all_rollouts)
     if by_token:
         trainer.process_rewards = start.rewards
     return trainer, start.tokenizer

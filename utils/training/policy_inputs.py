@@ -50,6 +50,11 @@ def teacher_inputs(run_dir: Path, model: ModelConfig, reward: str) -> dict[str, 
     # A specification that is not there is reported as the missing input that it is.
     if not path.is_file() or not paid_weights(load_reward_spec(path), reward).intrinsic:
         return {}
+    return configured_teacher(model)
+
+
+def configured_teacher(model: ModelConfig) -> dict[str, Path]:
+    """The teacher's folders as inputs, where it is local."""
     folders = configured_model(model.model.teacher_name_or_path)
     names = {"checkpoint": "teacher", "base_model": "teacher_base"}
     return {names[name]: folder for name, folder in folders.items()}

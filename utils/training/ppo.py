@@ -17,6 +17,7 @@ from utils.data.records import Record
 from utils.models.loading import load_policy
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
+from utils.training.follows_curriculum import follow_curriculum
 from utils.training.outcome_rewards import Start
 from utils.training.ppo_trainer import PPOTrainer
 from utils.training.running import trainer_arguments
@@ -69,7 +70,7 @@ def build_ppo_trainer(
 ) -> tuple[PPOTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
 
-    Raises UserError where a prompt is longer than ``model.max_prompt_length``.
+    Raises UserError as `Start.of` and `follow_curriculum`.
     """
     model_config: ModelConfig = ctx.config.model
     algo: PpoAlgo = ctx.config.algo
@@ -118,4 +119,5 @@ def build_ppo_trainer(
         processing_class=start.tokenizer,
         value_model=critic,
     )
+    follow_curriculum(ctx, trainer, records, algo.num_rollouts)
     return trainer, start.tokenizer

@@ -185,6 +185,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
             "advantages": advantages,
             "returns": returns,
             "record": torch.tensor(record, device=mask.device),
+            "correct": rewards.correct,
         }
 
     def _sample(self, prompts: list[str]) -> tuple[CompletionBatch, list[str], Tensor]:

@@ -24,6 +24,7 @@ from utils.data.records import Record
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
 from utils.training.advantages import baselines, normalised
+from utils.training.follows_curriculum import FollowsCurriculum, follow_curriculum
 from utils.training.outcome_rewards import RenderedPrompts, Start, group_arguments
 from utils.training.reward_state import KeepsRewardState
 from utils.training.rollout_log import RolloutLog, by_group
@@ -38,7 +39,9 @@ class BaselineRLOOConfig(RLOOConfig):
     baseline_type: str = field(default="loo", metadata={"help": "loo, mean or none."})
 
 
-class SharedPrefixRLOOTrainer(RenderedPrompts, KeepsRewardState, SharedPrefix, RLOOTrainer):
+class SharedPrefixRLOOTrainer(
+    RenderedPrompts, FollowsCurriculum, KeepsRewardState, SharedPrefix, RLOOTrainer
+):
     """TRL's RLOOTrainer, every prompt encoded once per group, on a reward pipeline (``pipeline``).
 
     ``rollout_log``, where it is set, gets every rollout's rewards, KL, baselines and advantages.
@@ -121,7 +124,8 @@ def build_rloo_trainer(
 ) -> tuple[SharedPrefixRLOOTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
 
-    It writes ``logs/rollouts.jsonl``. Raises UserError as `Start.of`.
+    It writes ``logs/rollouts.jsonl``. Raises UserError as `Start.of` and
+    `follow_curriculum`.
     """
     algo: RlooAlgo = ctx.config.algo
     start = Start.of(ctx, records, spec)
@@ -137,7 +141,8 @@ def build_rloo_trainer(
         train_dataset=start.dataset,
         processing_class=start.tokenizer,
     )
-    trainer.pipeline = start.pipeline
+    trainer.pipeline, trainer.outcomes = start.pipeline, start.rewards
+    follow_curriculum(ctx, trainer, records, algo.all_rollouts)
     trainer.rollout_log = RolloutLog(ctx.out / "resume" / "rollouts", ctx.out / "logs" / "rollouts.jsonl")
     trainer.add_callback(trainer.rollout_log)
     return trainer, start.tokenizer

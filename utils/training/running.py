@@ -20,6 +20,7 @@ from utils.data.records import Record, load_records
 from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.stage import StageContext
 from utils.training.cost import MeasuresUpdates
+from utils.training.curriculum_report import report_curriculum
 from utils.training.health_watch import TrainingHealth
 from utils.training.reward_state import KeepsRewardState, close_pipeline
 from utils.training.validation import GenerationValidation, best_step
@@ -153,6 +154,8 @@ def train_stage(
     validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
     history = run_training(ctx, trainer, validation)
     plot_curves(history, panels, ctx.out / "logs" / "curves.png")
+    if getattr(trainer, "curriculum", None) is not None:
+        report_curriculum(ctx)
     if isinstance(trainer, KeepsRewardState):
         close_pipeline(ctx, trainer.pipeline)
 

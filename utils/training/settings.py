@@ -3,10 +3,11 @@
 Names are those of TRL's configs (SFTConfig, GRPOConfig, RLOOConfig), where it has them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from utils.config import setting
+from utils.training.curriculum_settings import CurriculumSettings
 
 
 def _positive(**values: float) -> None:
@@ -54,6 +55,7 @@ class _GroupAlgo:
     epsilon: float = setting(0.2, "clip range of the probability ratio")
     epsilon_high: float | None = setting(None, "upper clip range; null: epsilon")
     mask_truncated_completions: bool = setting(False, "leave completions without an end out of the loss")
+    curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
 
     @property
     def rollout_size(self) -> int:
@@ -61,12 +63,15 @@ class _GroupAlgo:
         return self.per_device_train_batch_size * self.steps_per_generation
 
     @property
+    def all_rollouts(self) -> int:
+        """Rollouts sampled in all, also where an optimizer step takes several."""
+        micro_batches = self.steps_per_generation * self.num_iterations
+        return self.num_rollouts * max(1, self.gradient_accumulation_steps // micro_batches)
+
+    @property
     def sampled_completions(self) -> int:
         """Completions sampled in all, per device."""
-        micro_batches = self.steps_per_generation * self.num_iterations
-        return (
-            self.num_rollouts * self.rollout_size * max(1, self.gradient_accumulation_steps // micro_batches)
-        )
+        return self.all_rollouts * self.rollout_size
 
     def _validate_groups(self, name: str, size: int) -> None:
         """Check everything shared; ``name`` is the setting that holds the completions per prompt."""
@@ -197,6 +202,7 @@ class PpoAlgo:
     value_model: Literal["shared", "separate"] = setting(
         "shared", "critic: a head on the policy's hidden states, or a second copy of the start policy"
     )
+    curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
 
     @property
     def updates_per_rollout(self) -> int:

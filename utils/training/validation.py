@@ -22,7 +22,8 @@ class GenerationValidation(TrainerCallback):
     """Every ``validation.eval_steps`` and at both ends: greedy answers to validation items, their reward.
 
     ``eval_steps`` counts ``unit`` optimizer steps each. Logs ``val_reward``, ``val_accuracy``,
-    ``val_format_valid``, ``val_length`` (tokens) and ``val_truncated``; writes ``valid_samples/step_N.json``
+    ``val_format_valid``, ``val_length`` (tokens), ``val_truncated`` and what the trainer's own
+    ``validation_metrics(records)`` says, where it has that; writes ``valid_samples/step_N.json``
     and the checkpoints ``step_N`` and ``best`` (highest ``val_reward``, the earliest of equals). The reward
     is the task's alone (``verified``), whatever is trained on. What is best so far is read from the trainer's
     own log, which every resume point holds, so a resumed run chooses as an uninterrupted one.
@@ -84,6 +85,8 @@ class GenerationValidation(TrainerCallback):
             "val_length": _mean([row["tokens"] for row in rows]),
             "val_truncated": _mean([row["truncated"] for row in rows]),
         }
+        if hasattr(trainer, "validation_metrics"):
+            metrics |= trainer.validation_metrics(self.records)
         earlier = [row["val_reward"] for row in trainer.state.log_history if "val_reward" in row]
         # Not TRL's log, which would mix the training metrics of this step into this row.
         Trainer.log(trainer, dict(metrics))

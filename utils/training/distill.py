@@ -1,0 +1,132 @@
+"""Distillation as a stage: its start, its teacher and gold text, and whether there is anything to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from utils.common import UserError, derive_seed
+from utils.config import ModelConfig
+from utils.data.prompts import render_prompt
+from utils.data.records import Record
+from utils.models.loading import add_lora, load_policy
+from utils.models.teacher import Teacher
+from utils.rewards.spec import RewardSpec
+from utils.stage import StageContext
+from utils.training.distill_gold import gold_completions
+from utils.training.distill_settings import DistillAlgo
+from utils.training.distill_trainer import GroupDistillationConfig, GroupDistillationTrainer
+from utils.training.follows_curriculum import follow_curriculum
+from utils.training.outcome_rewards import check_prompts
+from utils.training.reward_state import open_pipeline
+from utils.training.running import trainer_arguments
+from utils.training.shared_prefix_mixin import updates_per_rollout
+
+# On gold text, a start policy at this agreement and these KLs (nats per token) says what its teacher says.
+AGREEMENT, SMALL_KL = 0.95, 0.01
+
+
+class NothingToLearn(TrainerCallback):
+    """Warns, after the start policy's validation, where student and teacher already agree on gold text."""
+
+    def __init__(self, ctx: StageContext):
+        self.ctx = ctx
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.global_step or "val_agreement" not in (logs or {}):
+            return
+        agreement, forward, reverse = (
+            logs[f"val_{name}"] for name in ("agreement", "forward_kl", "reverse_kl")
+        )
+        if agreement >= AGREEMENT and max(forward, reverse) <= SMALL_KL:
+            self.ctx.log(
+                "warning: there is little to learn from this teacher: before training the student already "
+                f"has its likeliest token at {100 * agreement:.1f} % of the gold tokens, KL {forward:.4f} "
+                f"and {reverse:.4f} nats per token. Try: another model.teacher_name_or_path, or --start base"
+            )
+
+
+def build_distill_trainer(
+    ctx: StageContext, records: Sequence[Record], spec: RewardSpec
+) -> tuple[GroupDistillationTrainer, PreTrainedTokenizerBase]:
+    """The trainer for ``ctx``'s configuration, from the SFT policy or, with ``--start base``, the base model.
+
+    Raises UserError where a prompt is longer than ``model.max_prompt_length``, where prompt and completion do
+    not fit the teacher, and as `Teacher.load`.
+    """
+    config: ModelConfig = ctx.config.model
+    algo: DistillAlgo = ctx.config.algo
+    if ctx.config.options.start == "sft":
+        model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
+    else:
+        model, tokenizer = load_policy(config.model.name_or_path, config.model, trainable=True)
+        if config.lora.enabled:
+            model = add_lora(model, config.lora, derive_seed(ctx.seed, "lora"))
+    teacher = Teacher.load(config.model, tokenizer)
+    prompts = [render_prompt(tokenizer, record.input_text) for record in records]
+    check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
+    _check_teacher_length(teacher, prompts, records, tokenizer, config.generation.max_new_tokens)
+    trainer = GroupDistillationTrainer(
+        model=model,
+        teacher=teacher,
+        pipeline=open_pipeline(records, spec, "task", config, tokenizer),  # grades alone, for the log
+        gold=gold_completions(records, tokenizer),
+        args=_arguments(ctx),
+        train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))}),
+        processing_class=tokenizer,
+    )
+    trainer.add_callback(NothingToLearn(ctx))
+    follow_curriculum(ctx, trainer, records, algo.num_rollouts, signal="confidence_gap")
+    if algo.on_policy_fraction < 1 or algo.ce_weight or trainer.reads_gold:
+        trainer.check_gold(list(zip(prompts, trainer.gold, strict=True)), records)
+    return trainer, tokenizer
+
+
+def _arguments(ctx: StageContext) -> GroupDistillationConfig:
+    algo: DistillAlgo = ctx.config.algo
+    generation = ctx.config.model.generation
+    updates = updates_per_rollout(algo)
+    return GroupDistillationConfig(
+        **trainer_arguments(ctx, updates),
+        learning_rate=algo.learning_rate,
+        lr_scheduler_type=algo.lr_scheduler_type,
+        warmup_steps=algo.warmup_steps,
+        weight_decay=algo.weight_decay,
+        max_steps=algo.num_rollouts * updates,
+        per_device_train_batch_size=algo.per_device_train_batch_size,
+        gradient_accumulation_steps=algo.gradient_accumulation_steps,
+        steps_per_generation=algo.steps_per_generation,
+        num_generations=algo.num_generations,
+        num_iterations=algo.num_iterations,
+        divergence=algo.divergence,
+        beta=algo.beta,
+        divergence_temperature=algo.temperature,
+        teacher_top_k=algo.top_k,
+        ce_weight=algo.ce_weight,
+        on_policy_fraction=algo.on_policy_fraction,
+        max_completion_length=generation.max_new_tokens,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+    )
+
+
+def _check_teacher_length(
+    teacher: Teacher,
+    prompts: Sequence[str],
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+) -> None:
+    """Raise UserError where the longest prompt and sample exceed the teacher's positions."""
+    limit = getattr(teacher.model.config, "max_position_embeddings", None)
+    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if limit is not None and lengths[longest] + max_new_tokens - 1 > limit:
+        raise UserError(
+            f"the prompt of {records[longest].id} has {lengths[longest]} tokens, generation.max_new_tokens "
+            f"is {max_new_tokens} and the teacher has {limit} positions: lower dataset.max_input_tokens or "
+            "generation.max_new_tokens, or set another model.teacher_name_or_path"
+        )

@@ -1,0 +1,115 @@
+"""The settings of distillation (configs/algorithms/distill.yaml). Light to import: the driver reads them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from utils.config import setting
+from utils.training.curriculum_settings import CurriculumSettings
+
+
+@dataclass
+class DistillAlgo:
+    """Distillation of a teacher into the student, on its own samples, on gold text or on both.
+
+    A rollout holds ``per_device_train_batch_size * steps_per_generation`` completions per device,
+    ``num_generations`` of each prompt, and is used for ``num_iterations`` passes. In this stage the model
+    tier's ``training.save_steps``, ``training.logging_steps`` and ``validation.eval_steps`` count rollouts.
+    """
+
+    learning_rate: float = setting(1e-3, "peak learning rate of AdamW")
+    lr_scheduler_type: str = setting("linear", "schedule, as Transformers names it")
+    warmup_steps: int = setting(5, "optimizer steps of linear warm-up")
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
+    num_rollouts: int = setting(64, "rollouts in all")
+    per_device_train_batch_size: int = setting(64, "completions per micro-batch and device")
+    gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step")
+    steps_per_generation: int = setting(2, "micro-batches a rollout is split into")
+    num_iterations: int = setting(2, "passes over each rollout")
+    num_generations: int = setting(8, "completions per prompt; 1 where gold text is learnt from")
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting(
+        "reverse_kl", "KL(teacher || student), KL(student || teacher), or between both (docs/distillation.md)"
+    )
+    beta: float = setting(0.5, "jsd: weight of the teacher in the mixture, between 0 and 1")
+    temperature: float = setting(
+        1.0, "softens both distributions in the divergence, which is multiplied by its square; not sampling"
+    )
+    top_k: int | None = setting(
+        None, "compare the teacher's k likeliest tokens, and all others as one; null: the whole vocabulary"
+    )
+    ce_weight: float = setting(0.0, "weight of cross-entropy on gold; the divergence has the rest up to 1")
+    on_policy_fraction: float = setting(
+        1.0, "share of a rollout's prompts that the student answers itself; the others have their gold text"
+    )
+
+    curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
+
+    @property
+    def rollout_size(self) -> int:
+        """Completions per rollout and device, sampled or gold."""
+        return self.per_device_train_batch_size * self.steps_per_generation
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts per rollout and device."""
+        return self.rollout_size // self.num_generations
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts drawn in all, per device."""
+        return self.num_rollouts * self.prompts_per_rollout
+
+    @property
+    def sampled_completions(self) -> int:
+        """Completions sampled in all, per device; gold text is not sampled."""
+        prompts = sampled_prompts(self.on_policy_fraction, self.prompts_per_rollout)
+        return self.num_rollouts * prompts * self.num_generations
+
+    def validate(self) -> None:
+        for name in (
+            "learning_rate",
+            "num_rollouts",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "steps_per_generation",
+            "num_iterations",
+            "num_generations",
+            "temperature",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
+        for name in ("ce_weight", "on_policy_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(
+                f"top_k must be at least 1, or null for the whole vocabulary, found {self.top_k}"
+            )
+        if self.divergence == "jsd" and not 0 < self.beta < 1:
+            raise ValueError(
+                f"beta must be between 0 and 1, both excluded, found {self.beta}: "
+                "the ends are divergence forward_kl and reverse_kl"
+            )
+        if self.rollout_size % self.num_generations:
+            raise ValueError(
+                f"per_device_train_batch_size x steps_per_generation ({self.rollout_size}) must be a "
+                f"multiple of num_generations ({self.num_generations})"
+            )
+        if self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}): "
+                "a pass over a rollout takes whole optimizer steps"
+            )
+        if self.on_policy_fraction < 1 and self.num_generations > 1:
+            raise ValueError(
+                f"on_policy_fraction {self.on_policy_fraction:g} needs num_generations 1, found "
+                f"{self.num_generations}: gold text has one completion per prompt"
+            )
+
+
+def sampled_prompts(fraction: float, prompts: int) -> int:
+    """How many of a rollout's prompts the student answers itself: the nearest whole number, halves up."""
+    return int(fraction * prompts + 0.5)
