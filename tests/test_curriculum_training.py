@@ -143,6 +143,10 @@ def test_killed_and_resumed_choices_and_weights_are_the_same(stage, tmp_path, nu
     assert found["left_out"] == 0 and found["prompts"] == 10
     assert sum(found["prompts_by_arm"].values()) == 10
     level = {f"train-{n}": level for n, level in enumerate(LEVELS)}
+    logged = read_jsonl(tmp_path / "whole" / "logs" / "metrics.jsonl")
+    assert [row["prompts/mean_level"] for row in logged if "prompts/mean_level" in row] == pytest.approx(
+        [sum(level[name] for name in row["ids"]) / len(row["ids"]) for row in rows]
+    )
     for row in rows:
         if curriculum == "sec":
             assert {arm: numbers["count"] for arm, numbers in row["arms"].items()} == {

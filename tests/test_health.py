@@ -274,6 +274,17 @@ def test_length_drift(end):
     assert names(run(train_accuracy=right, reward=right, **{"completions/mean_length": lengths})) == []
 
 
+def test_prompts_that_get_harder_excuse_falling_accuracy_and_longer_answers():
+    """Under a curriculum the rollouts' accuracy falls because the prompts change; validation still counts."""
+    right = line(0.6, 0.3, 0.03)
+    harder = {"train_accuracy": right, "reward": 0.9 * right, "completions/mean_length": line(15, 30, 1.0)}
+    assert {"train_accuracy_falls", "length_drift"} <= set(names(run(**harder)))
+    levels = {"prompts/mean_level": line(1, 3, 0.1)}
+    assert names(run(**harder, **levels)) == []
+    assert "val_accuracy_falls" in names(run(**harder, **levels, val_accuracy=line(0.6, 0.3, 0.01)))
+    assert "length_drift" in names(run(**harder, **{"prompts/mean_level": line(2, 2, 0.1)}))
+
+
 def test_truncation():
     assert names(run(**{"completions/clipped_ratio": 0.4})) == ["truncation"]
     rising = line(0.0, 0.18, 0.01)

@@ -21,6 +21,7 @@ from utils.evaluation.statistics import bootstrap_ratios
 from utils.models.prefix_scoring import LOGIT_BYTES, states_before
 from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, output_head
 from utils.models.teacher import Teacher
+from utils.training.divergences import Measure, log_divergence
 
 TOP_K = 5
 # In nats per token, except agreement and overlap (shares) and the cosine.
@@ -46,10 +47,9 @@ def distances(policy: Tensor, teacher: Tensor) -> Tensor:
     wide = torch.promote_types(torch.promote_types(policy.dtype, teacher.dtype), torch.float32)
     policy, teacher = policy.to(wide), teacher.to(wide)
     log_q, log_p = policy.log_softmax(-1), teacher.log_softmax(-1)
-    q, p = log_q.exp(), log_p.exp()
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    forward, reverse = (p * (log_p - log_q)).sum(-1), (q * (log_q - log_p)).sum(-1)
-    jsd = 0.5 * ((p * (log_p - log_m)).sum(-1) + (q * (log_q - log_m)).sum(-1))
+    forward, reverse, jsd = (
+        log_divergence(log_p, log_q, Measure(kind)) for kind in ("forward_kl", "reverse_kl", "jsd")
+    )
     k = min(TOP_K, policy.shape[-1])
     best_q, best_p = policy.topk(k).indices, teacher.topk(k).indices
     overlap = (best_q[:, :, None] == best_p[:, None, :]).any(-1).to(wide).mean(-1)

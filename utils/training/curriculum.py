@@ -35,8 +35,17 @@ class Curriculum:
     needs: frozenset[str] = frozenset()
     probes: Sequence[int] = ()
 
-    def __init__(self, name: str, settings: CurriculumSettings, seed: int, usable: list[int], ids: list[str]):
-        self.name, self.settings, self.seed, self.usable, self.ids = name, settings, seed, usable, ids
+    def __init__(
+        self,
+        name: str,
+        settings: CurriculumSettings,
+        seed: int,
+        usable: list[int],
+        records: Sequence[Record],
+    ):
+        self.name, self.settings, self.seed, self.usable = name, settings, seed, usable
+        self.ids = [record.id for record in records]
+        self.levels = [record.level for record in records]
         self.rollout = 0  # rollouts chosen so far
         self.chosen: list[int] = []  # the last one's prompts
 
@@ -44,6 +53,12 @@ class Curriculum:
     def num_records(self) -> int:
         """Training records in all."""
         return len(self.ids)
+
+    @property
+    def mean_level(self) -> float | None:
+        """The mean level of the last choice, None where no prompt of it has one."""
+        levels = [self.levels[place] for place in self.chosen if self.levels[place] is not None]
+        return sum(levels) / len(levels) if levels else None
 
     @property
     def left_out(self) -> int:
@@ -172,9 +187,8 @@ class Pacing(Curriculum):
         num_rollouts: int,
     ):
         usable = with_levels(name, records)
-        super().__init__(name, settings, seed, usable, [record.id for record in records])
+        super().__init__(name, settings, seed, usable, records)
         self.num_rollouts = num_rollouts
-        self.levels = [record.level for record in records]
         ties = list(usable)
         random.Random(derive_seed(seed, "curriculum", "ties")).shuffle(ties)
         sign = -1 if name == "hard_to_easy" else 1
@@ -219,8 +233,7 @@ class PassRate(Curriculum):
     KINDS = ("in_band", "unseen", "outside")
 
     def __init__(self, settings: CurriculumSettings, records: Sequence[Record], *, seed: int):
-        ids = [record.id for record in records]
-        super().__init__("pass_rate", settings, seed, list(range(len(ids))), ids)
+        super().__init__("pass_rate", settings, seed, list(range(len(records))), records)
         self.success: dict[int, float] = {}  # prompt -> recent success
         self._drawn: Counter[str] = Counter()
         self._available: dict[str, int] = {}

@@ -95,7 +95,7 @@ class SEC(Curriculum):
         labels = arm_labels(records, settings.arms)
         what = " and ".join(settings.arms.split("_"))
         usable = having("sec", what, [label is not None for label in labels])
-        super().__init__("sec", settings, seed, usable, [record.id for record in records])
+        super().__init__("sec", settings, seed, usable, records)
         self.label = labels
         self.arms = in_order({labels[place] for place in usable})
         weights = settings.weights.given() or {signal: 1.0}

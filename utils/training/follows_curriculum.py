@@ -104,6 +104,8 @@ class FollowsCurriculum:
             self.curriculum.measure(self._checked("probe KL", probes, -math.inf))  # may round to below 0
         chosen = self.curriculum.choose(prompts)
         self._log_choice()
+        if (level := self.curriculum.mean_level) is not None:
+            self._metrics["train"]["prompts/mean_level"].append(level)
         first = self.accelerator.process_index * rows
         mine = [chosen[row // size] for row in range(first, first + rows)]
         rollout = super()._next_rollout([self.train_dataset[place] for place in mine])

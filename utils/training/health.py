@@ -80,9 +80,17 @@ def non_finite(log: History) -> Iterator[Check]:
         yield Check("non_finite", f"{len(keys)} keys, {len(broken)} values not finite", finding)
 
 
+def prompts_change(log: History) -> bool:
+    """Whether a curriculum's prompts get harder or easier: then rollouts early and late do not compare."""
+    curve = log.curve("prompts/mean_level")
+    return len(curve) >= STRETCH and (curve.trend().rises() or curve.trend().falls())
+
+
 def accuracy(log: History) -> Iterator[Check]:
     """Verified accuracy that is lost, or falls, above all while the trained reward rises."""
-    for key, ends, trend_from, p in (("train_accuracy", LAST, 30, P_TREND), ("val_accuracy", 1, 6, P_BOTH)):
+    of_rollouts, of_validation = ("train_accuracy", LAST, 30, P_TREND), ("val_accuracy", 1, 6, P_BOTH)
+    curves = [of_validation] if prompts_change(log) else [of_rollouts, of_validation]
+    for key, ends, trend_from, p in curves:
         whole = log.curve(key)
         if len(whole) <= ends:
             continue
@@ -232,7 +240,7 @@ def entropy(log: History) -> Iterator[Check]:
 def length(log: History) -> Iterator[Check]:
     """Completions that get much longer or shorter while accuracy does not rise."""
     curve = log.curve("completions/mean_length")
-    if len(curve) < STRETCH:
+    if len(curve) < STRETCH or prompts_change(log):
         return
     first, last = curve.first, curve.last
     span = f"from {first:.1f} to {last:.1f} tokens (steps {curve.steps[0]:g} to {curve.steps[-1]:g})"
