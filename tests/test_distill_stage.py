@@ -148,6 +148,28 @@ def test_a_teacher_that_is_too_short_is_refused_at_once(context, tmp_path, tiny_
         build_distill_trainer(ctx, _records(ctx), _spec(ctx))
 
 
+def test_gold_text_longer_than_a_sample_is_left_out_and_said(context, capsys):
+    """In training where gold text is read, and in validation; an error where that is most of it."""
+    ctx = context(algo=replace(MIXED, per_device_train_batch_size=2))
+    records = _records(ctx)
+    longer = [replace(record, target_text="{} " * 9) for record in records]
+    some = [*longer[:2], *records[2:]]
+    trainer, _ = build_distill_trainer(ctx, some, _spec(ctx))
+    assert (
+        ctx.metrics["left_out"] == 2 and len(trainer.gold) == len(trainer.train_dataset) == len(records) - 2
+    )
+    assert trainer.pipeline.records == records[2:]
+    assert f"2 of {len(records)} records are left out" in capsys.readouterr().out
+    found = trainer.validation_metrics(some)
+    assert found.pop("val_gold_left_out") == 2
+    assert found == trainer.validation_metrics(records[2:])
+    assert trainer.validation_metrics(longer) == {"val_gold_left_out": len(longer)}
+    with pytest.raises(UserError, match="demonstrations exceed"):
+        build_distill_trainer(ctx, longer, _spec(ctx))
+    on_policy = context()
+    assert len(build_distill_trainer(on_policy, some, _spec(on_policy))[0].train_dataset) == len(records)
+
+
 def _records(ctx):
     from utils.data.records import load_records
 

@@ -22,6 +22,7 @@ from utils.training.follows_curriculum import follow_curriculum
 from utils.training.outcome_rewards import check_prompts
 from utils.training.reward_state import open_pipeline
 from utils.training.running import trainer_arguments
+from utils.training.sft import check_left_out
 from utils.training.shared_prefix_mixin import updates_per_rollout
 
 # On gold text, a start policy at this agreement and these KLs (nats per token) says what its teacher says.
@@ -53,8 +54,9 @@ def build_distill_trainer(
 ) -> tuple[GroupDistillationTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration, from the SFT policy or, with ``--start base``, the base model.
 
-    Raises UserError where a prompt is longer than ``model.max_prompt_length``, where prompt and completion do
-    not fit the teacher, and as `Teacher.load`.
+    Where gold text is read, records with one longer than ``generation.max_new_tokens`` are left out. Raises
+    UserError where those are most, where a prompt is longer than ``model.max_prompt_length``, where prompt
+    and completion do not fit the teacher, and as `Teacher.load`.
     """
     config: ModelConfig = ctx.config.model
     algo: DistillAlgo = ctx.config.algo
@@ -65,6 +67,9 @@ def build_distill_trainer(
         if config.lora.enabled:
             model = add_lora(model, config.lora, derive_seed(ctx.seed, "lora"))
     teacher = Teacher.load(config.model, tokenizer)
+    reads_gold = algo.on_policy_fraction < 1 or algo.ce_weight > 0 or ctx.config.options.curriculum == "sec"
+    if reads_gold:
+        records = _with_short_gold(ctx, records, tokenizer)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
     check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
     _check_teacher_length(teacher, prompts, records, tokenizer, config.generation.max_new_tokens)
@@ -79,9 +84,29 @@ def build_distill_trainer(
     )
     trainer.add_callback(NothingToLearn(ctx))
     follow_curriculum(ctx, trainer, records, algo.num_rollouts, signal="confidence_gap")
-    if algo.on_policy_fraction < 1 or algo.ce_weight or trainer.reads_gold:
+    if reads_gold:
         trainer.check_gold(list(zip(prompts, trainer.gold, strict=True)), records)
     return trainer, tokenizer
+
+
+def _with_short_gold(
+    ctx: StageContext, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase
+) -> list[Record]:
+    """The records whose gold completion is no longer than a sample can be, as in SFT; the others are named.
+
+    Raises UserError where most are longer.
+    """
+    limit = ctx.config.model.generation.max_new_tokens
+    lengths = [len(ids) for ids in gold_completions(records, tokenizer)]
+    left_out = [record.id for record, length in zip(records, lengths, strict=True) if length > limit]
+    check_left_out(left_out, records, ctx.config.model)
+    if left_out:
+        ctx.log(
+            f"{len(left_out)} of {len(records)} records are left out, whose gold text is longer than "
+            f"generation.max_new_tokens ({limit}): {left_out[:5]} …"
+        )
+    ctx.metrics["left_out"] = len(left_out)
+    return [record for record, length in zip(records, lengths, strict=True) if length <= limit]
 
 
 def _arguments(ctx: StageContext) -> GroupDistillationConfig:

@@ -57,18 +57,25 @@ class ComparesOnGold:
 
     def validation_metrics(self, records: Sequence[Record]) -> dict[str, float]:
         """``val_agreement`` (share of tokens whose likeliest token is the same), ``val_forward_kl`` and
-        ``val_reverse_kl`` (nats per token) on the gold responses, over all their tokens."""
-        tokenizer = self.processing_class
-        prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-        rows = list(zip(prompts, gold_completions(records, tokenizer), strict=True))
-        self.check_gold(rows, records)
+        ``val_reverse_kl`` (nats per token) on the gold responses, over all their tokens.
+
+        Gold responses longer than a sample can be are left out, and counted as ``val_gold_left_out``.
+        """
+        tokenizer, limit = self.processing_class, self.max_completion_length
+        gold = zip(records, gold_completions(records, tokenizer), strict=True)
+        short = [(record, ids) for record, ids in gold if len(ids) <= limit]
+        left_out = {"val_gold_left_out": len(records) - len(short)} if len(short) < len(records) else {}
+        if not short:
+            return left_out
+        rows = [(render_prompt(tokenizer, record.input_text), ids) for record, ids in short]
+        self.check_gold(rows, [record for record, _ in short])
         wanted = {
             "val_agreement": self._agreement,
             "val_forward_kl": self._exact("forward_kl"),
             "val_reverse_kl": self._exact("reverse_kl"),
         }
         lengths = torch.tensor([len(ids) for _, ids in rows], dtype=torch.float64)
-        return {
+        return left_out | {
             name: round(float((means.cpu() * lengths).sum() / lengths.sum()), 6)
             for name, means in self._on_gold(rows, wanted).items()
         }

@@ -345,11 +345,6 @@ class GroupDistillationTrainer(
 
     # ----------------------------------------------------------------------------------------- curricula
 
-    @property
-    def reads_gold(self) -> bool:
-        """Whether the curriculum goes by gold text."""
-        return self.curriculum is not None and bool(self.curriculum.needs - {"success"})
-
     def curriculum_signals(self, rollout: dict[str, Tensor]) -> dict[str, Tensor]:
         """Whether samples are right; there are no advantages."""
         return {"success": rollout["correct"]}

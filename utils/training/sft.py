@@ -54,13 +54,18 @@ def tokenize_demonstrations(
         else:
             mask = [0] * len(prompt) + [1] * len(completion)
             rows.append({"input_ids": prompt + completion, "completion_mask": mask})
+    check_left_out(left_out, records, model)
+    return rows, left_out
+
+
+def check_left_out(left_out: Sequence[str], records: Sequence[Record], model: ModelConfig) -> None:
+    """Raise UserError where most of the records are left out for their length."""
     if len(left_out) * 2 > len(records):
         raise UserError(
             f"{len(left_out)} of {len(records)} demonstrations exceed model.max_prompt_length "
             f"({model.model.max_prompt_length}) or generation.max_new_tokens "
             f"({model.generation.max_new_tokens}); raise them, or lower dataset.max_input_tokens in 01"
         )
-    return rows, left_out
 
 
 def build_sft_trainer(
