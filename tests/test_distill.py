@@ -434,7 +434,7 @@ def test_hooks_of_curricula_against_whole_sequences(make):
 
 
 def test_validation_metrics_are_means_over_all_tokens(make):
-    trainer = make(double=True)
+    trainer = make(double=True, max_completion_length=max(map(len, GOLD)) + 1)
     texts = zip(PROMPTS, GOLD, strict=True)
     records = [SimpleNamespace(id=text, input_text=text, target_text=gold) for text, gold in texts]
     pairs = [

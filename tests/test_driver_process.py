@@ -286,8 +286,16 @@ sys.exit(driver.main(sys.argv[1:]))
 """
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: a shell's background job ignores it, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_the_steps_which_resume(fake, number, code):
+def test_an_interrupt_ends_the_steps_which_resume(interruptible, fake, number, code):
     for name in "ab":
         (fake.control / name).write_text("sleep")
     command = [sys.executable, "-c", DRIVER, str(fake.script), str(fake.out.parent), "a", "b"]
@@ -308,7 +316,7 @@ def test_an_interrupt_ends_the_steps_which_resume(fake, number, code):
     assert done.returncode == 0 and sorted(fake.calls()) == ["a", "a+", "b", "b+"]
 
 
-def test_an_interrupt_waits_until_a_step_that_is_being_started_is_known():
+def test_an_interrupt_waits_until_a_step_that_is_being_started_is_known(interruptible):
     """Otherwise the step runs on, and the driver waits for what it writes."""
     begun = []
     with pytest.raises(KeyboardInterrupt), interrupts_held_back():
