@@ -12,9 +12,10 @@ mask, as long as they stay short next to the prompt; the cache is then repeated 
 completion.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")  # a batch's tensors
 MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a four-dimensional attention mask
 
 
@@ -62,6 +64,20 @@ class CompletionBatch:
             padded([[1] * len(ids) + [0] * (long - len(ids)) for ids in completions]),
         )
 
+    @classmethod
+    def within(cls, tensors: Mapping[str, Tensor]) -> "CompletionBatch":
+        """The batch whose tensors stand among others under their names, as in a trainer's rollout."""
+        return cls(*(tensors[name] for name in BATCH))
+
+    def take(self, rows: Tensor | Sequence[int]) -> "CompletionBatch":
+        """Some of the rollouts, with the padding they have."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in BATCH})
+
+    def split(self, size: int) -> Iterator["CompletionBatch"]:
+        """`size` rollouts after the other."""
+        for rows in torch.arange(len(self.prompt_ids)).split(size):
+            yield self.take(rows)
+
     def tokens(self) -> Tensor:
         """Return the N unmasked completion tokens, int64 [N], row after row."""
         return self.completion_ids[self.completion_mask.bool()]
@@ -83,6 +99,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def drops_cache(model: nn.Module) -> bool:
     """Return whether the model recomputes activations when it trains, which leaves its cache empty."""
     return model.training and getattr(model, "is_activation_checkpointing", False)
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module | None) -> Iterator[None]:
+    """Evaluation mode: without gradients, gradient checkpointing would only drop the shared prefixes."""
+    training = [model for model in models if model is not None and model.training]
+    for model in training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model in training:
+            model.train()
 
 
 def obstacle(model: nn.Module) -> str | None:

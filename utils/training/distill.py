@@ -68,8 +68,9 @@ def build_distill_trainer(
             model = add_lora(model, config.lora, derive_seed(ctx.seed, "lora"))
     teacher = Teacher.load(config.model, tokenizer)
     reads_gold = algo.on_policy_fraction < 1 or algo.ce_weight > 0 or ctx.config.options.curriculum == "sec"
+    gold = gold_completions(records, tokenizer)
     if reads_gold:
-        records = _with_short_gold(ctx, records, tokenizer)
+        records, gold = _with_short_gold(ctx, records, gold)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
     check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
     _check_teacher_length(teacher, prompts, records, tokenizer, config.generation.max_new_tokens)
@@ -77,7 +78,7 @@ def build_distill_trainer(
         model=model,
         teacher=teacher,
         pipeline=open_pipeline(records, spec, "task", config, tokenizer),  # grades alone, for the log
-        gold=gold_completions(records, tokenizer),
+        gold=gold,
         args=_arguments(ctx),
         train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))}),
         processing_class=tokenizer,
@@ -85,20 +86,20 @@ def build_distill_trainer(
     trainer.add_callback(NothingToLearn(ctx))
     follow_curriculum(ctx, trainer, records, algo.num_rollouts, signal="confidence_gap")
     if reads_gold:
-        trainer.check_gold(list(zip(prompts, trainer.gold, strict=True)), records)
+        trainer.check_gold(list(zip(prompts, gold, strict=True)), records)
     return trainer, tokenizer
 
 
 def _with_short_gold(
-    ctx: StageContext, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase
-) -> list[Record]:
-    """The records whose gold completion is no longer than a sample can be, as in SFT; the others are named.
+    ctx: StageContext, records: Sequence[Record], gold: Sequence[list[int]]
+) -> tuple[list[Record], list[list[int]]]:
+    """Records and gold completions where these are no longer than a sample can be, as in SFT.
 
-    Raises UserError where most are longer.
+    The others are named. Raises UserError where most are longer.
     """
     limit = ctx.config.model.generation.max_new_tokens
-    lengths = [len(ids) for ids in gold_completions(records, tokenizer)]
-    left_out = [record.id for record, length in zip(records, lengths, strict=True) if length > limit]
+    pairs = list(zip(records, gold, strict=True))
+    left_out = [record.id for record, ids in pairs if len(ids) > limit]
     check_left_out(left_out, records, ctx.config.model)
     if left_out:
         ctx.log(
@@ -106,7 +107,8 @@ def _with_short_gold(
             f"generation.max_new_tokens ({limit}): {left_out[:5]} …"
         )
     ctx.metrics["left_out"] = len(left_out)
-    return [record for record, length in zip(records, lengths, strict=True) if length <= limit]
+    kept = [pair for pair in pairs if len(pair[1]) <= limit]
+    return [record for record, _ in kept], [ids for _, ids in kept]
 
 
 def _arguments(ctx: StageContext) -> GroupDistillationConfig:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from utils.common import UserError
 from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
 from utils.models.prefix_scoring import token_scores
-from utils.models.shared_prefix import CompletionBatch, output_head, unwrapped
+from utils.models.shared_prefix import CompletionBatch, evaluating, output_head, unwrapped
 from utils.training.divergences import Kind, Measure, exact_divergence, top_one_and_entropy
 
 Row = tuple[str, Sequence[int]]  # a rendered prompt, and the token ids of its gold completion
@@ -125,21 +124,10 @@ class ComparesOnGold:
         batch = CompletionBatch.of(prompts, [ids for _, ids in rows], self.accelerator.device)
         found: dict[str, list[Tensor]] = {name: [] for name in wanted}
         with evaluating(self._student):
-            for part in self._parts(batch):
+            for part in batch.split(self.args.per_device_train_batch_size):
                 states = self._student_states(self._student, part), self._teacher_states(part)
                 lengths = part.completion_mask.sum(1)
                 for name, function in wanted.items():
                     values = part.scatter(function(*states, part).double())
                     found[name].append(values.sum(1) / lengths)
         return {name: torch.cat(pieces) for name, pieces in found.items()}
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time being."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

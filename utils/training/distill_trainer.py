@@ -16,7 +16,7 @@ docs/distillation.md for the departures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,12 +44,12 @@ from utils.training.divergences import (
     top_k_divergence,
     top_one_and_entropy,
 )
+from utils.training.finite import check_finite, names_of
 from utils.training.follows_curriculum import FollowsCurriculum
 from utils.training.outcome_rewards import RenderedPrompts
 from utils.training.reward_state import KeepsRewardState
 from utils.training.shared_prefix_mixin import EpochSampler, SharedPrefix
 
-BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 _REMEDY = "lower algo.learning_rate, or use model.torch_dtype float32; the last resume point is kept"
 
 
@@ -163,7 +163,7 @@ class GroupDistillationTrainer(
         device = rollout["completion_ids"].device
         rollout["record"] = torch.tensor(record, device=device)
         rollout["sampled"] = torch.tensor(self._drawn, device=device)
-        batch = CompletionBatch(*(rollout[name] for name in BATCH))
+        batch = CompletionBatch.within(rollout)
         self._check_tokens(batch, record)
         rollout |= self._ask_teacher(batch)
         rollout["correct"] = self._grade(batch, record)
@@ -195,8 +195,9 @@ class GroupDistillationTrainer(
         """Raise UserError where a sample holds a token beyond the tokenizer: the teacher may not have it."""
         beyond = ((batch.completion_ids >= self.vocab_size) & batch.completion_mask.bool()).any(1)
         if beyond.any():
+            named = names_of(beyond, record, self.pipeline.records)
             raise UserError(
-                f"a completion of {self._names(beyond, record)} holds a token that the tokenizer lacks: the "
+                f"a completion of {named} holds a token that the tokenizer lacks: the "
                 "policy sampled a padding row of its vocabulary; use --start sft, or lower generation.top_p"
             )
 
@@ -208,7 +209,7 @@ class GroupDistillationTrainer(
         """
         k, head = self.args.teacher_top_k, output_head(self.teacher.model)
         found: dict[str, list[Tensor]] = {}
-        for part in self._parts(batch):
+        for part in batch.split(self.args.per_device_train_batch_size):
             states = self._teacher_states(part)
             if k is None:
                 answer = {"teacher_states": states}
@@ -221,17 +222,12 @@ class GroupDistillationTrainer(
                 found.setdefault(name, []).append(_spread(values, part.completion_mask))
         return {name: torch.cat(pieces) for name, pieces in found.items()}
 
-    def _parts(self, batch: CompletionBatch) -> Iterator[CompletionBatch]:
-        """A micro-batch after the other."""
-        for rows in torch.arange(len(batch.prompt_ids)).split(self.args.per_device_train_batch_size):
-            yield CompletionBatch(*(getattr(batch, name)[rows] for name in BATCH))
-
     def _grade(self, batch: CompletionBatch, record: Sequence[int]) -> Tensor:
         """Grade the samples, for the log: 1 right, 0 wrong, `UNKNOWN` for gold text; float64 [B]."""
         correct = torch.full((len(record),), UNKNOWN, dtype=torch.float64, device=batch.prompt_ids.device)
         rows = [row for row, drawn in enumerate(self._drawn) if drawn]
         if rows:
-            part = CompletionBatch(*(getattr(batch, name)[rows] for name in BATCH))
+            part = batch.take(rows)
             masks = part.completion_mask.bool()
             ids = [row[mask].tolist() for row, mask in zip(part.completion_ids, masks, strict=True)]
             texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
@@ -286,7 +282,7 @@ class GroupDistillationTrainer(
         Gold completions are run beside the samples of their prompt, on the same prefix.
         """
         weight = self.args.ce_weight
-        batch = CompletionBatch(*(inputs[name] for name in BATCH))
+        batch = CompletionBatch.within(inputs)
         extra = self._extra_gold(inputs) if weight else None
         rows = len(batch.prompt_ids)
         whole = batch if extra is None else _joined(batch, inputs, extra)
@@ -297,7 +293,9 @@ class GroupDistillationTrainer(
 
         own = states[owner < rows] if extra is not None and len(extra) else states
         divergence = self._divergence(own, head, inputs)
-        self._check_finite(batch.scatter(divergence.detach()), inputs)
+        record, step = inputs["record"].tolist(), self.state.global_step
+        spread = batch.scatter(divergence.detach())
+        check_finite("divergences", spread, record, self.pipeline.records, step, _REMEDY)
         loss = (1 - weight) * divergence.sum() / num_items_in_batch
         if weight:
             is_gold = torch.cat([~inputs["sampled"], inputs["sampled"].new_ones(len(extra))])
@@ -351,28 +349,9 @@ class GroupDistillationTrainer(
 
     # ------------------------------------------------------------------------------------------- numbers
 
-    def _total(self, numbers: Tensor) -> Tensor:
-        """The sum over processes."""
-        return self.accelerator.reduce(numbers, reduction="sum")
-
     def _measure(self, name: str, values: Tensor) -> None:
         """Add per-token numbers to this optimizer step's."""
         self._sums[name] = self._sums.get(name, 0) + values.detach().double().sum()
-
-    def _check_finite(self, divergence: Tensor, inputs: dict[str, Tensor]) -> None:
-        """Raise UserError naming step and records where a row of [B, C] holds NaN or infinity."""
-        broken = (~divergence.isfinite()).any(1)
-        if broken.any():
-            names = self._names(broken, inputs["record"].tolist())
-            raise UserError(
-                f"divergences that are not finite at step {self.state.global_step}, for {names}: {_REMEDY}"
-            )
-
-    def _names(self, rows: Tensor, record: Sequence[int]) -> str:
-        """The ids of the chosen rows' records, the first five."""
-        chosen = [index for index, wanted in zip(record, rows.tolist(), strict=True) if wanted]
-        ids = list(dict.fromkeys(self.pipeline.records[index].id for index in chosen))
-        return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ the rollout in statistics, on all processes together. Runs in one process or und
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,9 @@ from trl.trainer.utils import disable_dropout_in_model, split_tensor_dict, use_a
 
 from utils.common import UserError, derive_seed, read_json, write_json
 from utils.models.prefix_scoring import TokenScores, accept_shared_prefix
-from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle
+from utils.models.shared_prefix import BATCH, CompletionBatch, evaluating, head_obstacle, obstacle
 from utils.rewards.rollout import RewardPipeline, RolloutRewards
+from utils.training.finite import check_finite
 from utils.training.grpo import SharedPrefixGRPOTrainer
 from utils.training.ppo_math import (
     KLController,
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from utils.training.ppo import PPOConfig
 
 STATE_FILE = "ppo_state.json"
-BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 UPDATE_METRICS = ("loss", "loss/policy", "loss/value", "approx_kl", "clip_ratio/policy", "clip_ratio/value")
 _REMEDY = (
     "lower algo.learning_rate or algo.num_ppo_epochs, or use model.torch_dtype float32; "
@@ -135,9 +134,8 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
     def _score_rollout(self, model: nn.Module, batch: CompletionBatch, **wanted: bool) -> list[Tensor]:
         """Log-probabilities, then entropies and values where wanted, [B, C] each, a micro-batch at a time."""
         found = []
-        with _evaluating(model, self.value_model):
-            for rows in torch.arange(len(batch.prompt_ids)).split(self.args.per_device_train_batch_size):
-                part = CompletionBatch(*(getattr(batch, name)[rows] for name in BATCH))
+        with evaluating(model, self.value_model):
+            for part in batch.split(self.args.per_device_train_batch_size):
                 scores = self._score(model, part, **wanted)
                 parts = [scores.log_prob, scores.entropy, scores.value]
                 found.append([part.scatter(values) for values in parts if values is not None])
@@ -308,7 +306,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
         """The micro-batch's share of the mini-batch's mean loss per token."""
         args = self.args
         self._count_trained(inputs)
-        batch = CompletionBatch(*(inputs[name] for name in BATCH))
+        batch = CompletionBatch.within(inputs)
         mask = batch.completion_mask.bool()
         old_log_probs, old_values, advantages, returns = (
             inputs[name][mask] for name in ("old_log_probs", "old_values", "advantages", "returns")
@@ -369,10 +367,6 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
 
     # ------------------------------------------------------------------------------------------- numbers
 
-    def _total(self, numbers: Tensor) -> Tensor:
-        """The sum over processes."""
-        return self.accelerator.reduce(numbers, reduction="sum")
-
     def _record(self, found: dict[str, float]) -> None:
         """Log numbers; a log row holds their means since the last one."""
         for name, number in found.items():
@@ -380,15 +374,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
 
     def _check_finite(self, what: str, numbers: Tensor, record: Sequence[int]) -> None:
         """Raise UserError naming step and records where a row of [B, C] holds NaN or infinity."""
-        broken = (~numbers.isfinite()).any(1).tolist()
-        if any(broken):
-            rows = [index for index, wrong in zip(record, broken, strict=True) if wrong]
-            ids = list(dict.fromkeys(self.pipeline.records[index].id for index in rows))
-            more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-            raise UserError(
-                f"{what} that are not finite at step {self.state.global_step}, "
-                f"for {', '.join(ids[:5])}{more}: {_REMEDY}"
-            )
+        check_finite(what, numbers, record, self.pipeline.records, self.state.global_step, _REMEDY)
 
 
 def _make_ready(model: nn.Module) -> None:
@@ -401,19 +387,6 @@ def _make_ready(model: nn.Module) -> None:
     for module in model.modules():  # the dropout of attention kernels is a number, not a module
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-
-
-@contextlib.contextmanager
-def _evaluating(*models: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode: without gradients, gradient checkpointing would only drop the shared prefixes."""
-    training = [model for model in models if model is not None and model.training]
-    for model in training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model in training:
-            model.train()
 
 
 def _paid_by_the_pipeline(completions: list[str], **_: Any) -> list[float]:

@@ -224,9 +224,13 @@ class SharedPrefix(CountsCost):
             self.cost.sampled(*self._over_processes(len(completions), sum(map(len, completions))))
         return sampled
 
+    def _total(self, numbers: Tensor) -> Tensor:
+        """The sum over processes."""
+        return self.accelerator.reduce(numbers, reduction="sum")
+
     def _over_processes(self, *counts: int) -> list[int]:
         """The sums of counts over all processes."""
-        return self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device)).tolist()
+        return self._total(torch.tensor(counts, device=self.accelerator.device)).tolist()
 
     def _sample_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         if self._stock("sampling", self._sampling_obstacle(images, multimodal_fields)):
