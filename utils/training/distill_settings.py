@@ -1,14 +1,14 @@
 """The settings of distillation (configs/algorithms/distill.yaml). Light to import: the driver reads them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from utils.config import setting
-from utils.training.curriculum_settings import CurriculumSettings
+from utils.training.settings import RolloutAlgo
 
 
 @dataclass
-class DistillAlgo:
+class DistillAlgo(RolloutAlgo):
     """Distillation of a teacher into the student, on its own samples, on gold text or on both.
 
     A rollout holds ``per_device_train_batch_size * steps_per_generation`` completions per device,
@@ -18,13 +18,6 @@ class DistillAlgo:
 
     learning_rate: float = setting(1e-3, "peak learning rate of AdamW")
     lr_scheduler_type: str = setting("linear", "schedule, as Transformers names it")
-    warmup_steps: int = setting(5, "optimizer steps of linear warm-up")
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
-    num_rollouts: int = setting(64, "rollouts in all")
-    per_device_train_batch_size: int = setting(64, "completions per micro-batch and device")
-    gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step")
-    steps_per_generation: int = setting(2, "micro-batches a rollout is split into")
-    num_iterations: int = setting(2, "passes over each rollout")
     num_generations: int = setting(8, "completions per prompt; 1 where gold text is learnt from")
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting(
         "reverse_kl", "KL(teacher || student), KL(student || teacher), or between both (docs/distillation.md)"
@@ -40,13 +33,6 @@ class DistillAlgo:
     on_policy_fraction: float = setting(
         1.0, "share of a rollout's prompts that the student answers itself; the others have their gold text"
     )
-
-    curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
-
-    @property
-    def rollout_size(self) -> int:
-        """Completions per rollout and device, sampled or gold."""
-        return self.per_device_train_batch_size * self.steps_per_generation
 
     @property
     def prompts_per_rollout(self) -> int:
@@ -65,18 +51,9 @@ class DistillAlgo:
         return self.num_rollouts * prompts * self.num_generations
 
     def validate(self) -> None:
-        for name in (
-            "learning_rate",
-            "num_rollouts",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "steps_per_generation",
-            "num_iterations",
-            "num_generations",
-            "temperature",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        self._validate_rollouts("num_generations", self.num_generations)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, found {self.temperature}")
         for name in ("warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
@@ -91,11 +68,6 @@ class DistillAlgo:
             raise ValueError(
                 f"beta must be between 0 and 1, both excluded, found {self.beta}: "
                 "the ends are divergence forward_kl and reverse_kl"
-            )
-        if self.rollout_size % self.num_generations:
-            raise ValueError(
-                f"per_device_train_batch_size x steps_per_generation ({self.rollout_size}) must be a "
-                f"multiple of num_generations ({self.num_generations})"
             )
         if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(

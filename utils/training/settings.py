@@ -39,8 +39,8 @@ class SftAlgo:
 
 
 @dataclass
-class _GroupAlgo:
-    """What GRPO and RLOO share: rollouts of groups, which are several completions of one prompt."""
+class RolloutAlgo:
+    """What GRPO, RLOO and distillation share: the optimizer, and rollouts and their passes."""
 
     learning_rate: float = setting(5e-4, "peak learning rate of AdamW")
     lr_scheduler_type: str = setting("constant_with_warmup", "schedule, as Transformers names it")
@@ -51,16 +51,39 @@ class _GroupAlgo:
     gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step")
     steps_per_generation: int = setting(2, "micro-batches a rollout is split into")
     num_iterations: int = setting(2, "passes over each rollout (mu)")
-    beta: float = setting(0.0, "weight of the KL penalty to the reference policy")
-    epsilon: float = setting(0.2, "clip range of the probability ratio")
-    epsilon_high: float | None = setting(None, "upper clip range; null: epsilon")
-    mask_truncated_completions: bool = setting(False, "leave completions without an end out of the loss")
     curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
 
     @property
     def rollout_size(self) -> int:
         """Completions per rollout and device."""
         return self.per_device_train_batch_size * self.steps_per_generation
+
+    def _validate_rollouts(self, name: str, size: int) -> None:
+        """Check what is shared; ``name`` is the setting that holds the completions per prompt."""
+        _positive(
+            learning_rate=self.learning_rate,
+            num_rollouts=self.num_rollouts,
+            per_device_train_batch_size=self.per_device_train_batch_size,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            steps_per_generation=self.steps_per_generation,
+            num_iterations=self.num_iterations,
+            **{name: size},
+        )
+        if self.rollout_size % size:
+            raise ValueError(
+                f"per_device_train_batch_size x steps_per_generation ({self.rollout_size}) must be a "
+                f"multiple of {name} ({size})"
+            )
+
+
+@dataclass
+class _GroupAlgo(RolloutAlgo):
+    """What GRPO and RLOO share: rollouts of groups, whose completions are compared with each other."""
+
+    beta: float = setting(0.0, "weight of the KL penalty to the reference policy")
+    epsilon: float = setting(0.2, "clip range of the probability ratio")
+    epsilon_high: float | None = setting(None, "upper clip range; null: epsilon")
+    mask_truncated_completions: bool = setting(False, "leave completions without an end out of the loss")
 
     @property
     def all_rollouts(self) -> int:
@@ -75,24 +98,12 @@ class _GroupAlgo:
 
     def _validate_groups(self, name: str, size: int) -> None:
         """Check everything shared; ``name`` is the setting that holds the completions per prompt."""
-        _positive(
-            learning_rate=self.learning_rate,
-            num_rollouts=self.num_rollouts,
-            per_device_train_batch_size=self.per_device_train_batch_size,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            steps_per_generation=self.steps_per_generation,
-            num_iterations=self.num_iterations,
-            epsilon=self.epsilon,
-        )
+        _positive(epsilon=self.epsilon)
         if size < 2:
             raise ValueError(f"{name} must be at least 2 to compare within a group, found {size}")
         if self.beta < 0:
             raise ValueError(f"beta must be at least 0, found {self.beta}")
-        if self.rollout_size % size:
-            raise ValueError(
-                f"per_device_train_batch_size x steps_per_generation ({self.rollout_size}) must be a "
-                f"multiple of {name} ({size})"
-            )
+        self._validate_rollouts(name, size)
 
 
 @dataclass
