@@ -16,7 +16,7 @@ from utils.config import DatasetConfig, ModelConfig, StageConfig, setting
 from utils.data.records import HELD_OUT
 from utils.evaluation.policies import checkpoint_of, policy_name
 from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import configured_model, model_inputs
+from utils.training.policy_inputs import configured_teacher, model_inputs
 
 
 @dataclass
@@ -54,14 +54,14 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
         return {"predictions": resolve_path(options.predictions), "gold": gold_file(config.dataset, split)}
     checkpoint = checkpoint_of(variant(config), options.policy_ckpt, config.model, run_dir)
-    teacher = configured_model(config.model.model.teacher_name_or_path) if options.teacher_metrics else {}
+    teacher = configured_teacher(config.model) if options.teacher_metrics else {}
     held_out = run_dir / "01_preprocessing" / HELD_OUT
     return {
         "records": run_dir / "01_preprocessing" / f"{split}.jsonl",
         "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
         **({"held_out_levels": held_out} if held_out.is_file() else {}),
         **model_inputs(checkpoint),
-        **{f"teacher_{name}": folder for name, folder in teacher.items()},
+        **teacher,
     }
 
 

@@ -16,6 +16,7 @@ from utils.evaluation.comparison import (
     load_result,
     summary_rows,
 )
+from utils.evaluation.levels import levels_of
 from utils.evaluation.plots import plot_comparison
 from utils.evaluation.policies import policy_order
 from utils.evaluation.report import conclusions, render_report
@@ -107,16 +108,16 @@ def test_uncorrected_significance_is_no_conclusion():
 
 def test_report_names_numbers_and_items():
     results = [OLD, NEW]
-    text = render_report(results, compare_all(results, seed=0), "comparison.png")
+    text = render_report(results, compare_all(results, seed=0), levels_of(results), "comparison.png")
     assert "| sft → grpo | 60 | +20.0 |" in text and "| 16 | 4 | 0.012 | 0.012 * |" in text
     assert "- fixed, 16: `test-34`, `test-35`" in text and "and 6 more" in text
     assert "- broken, 4: `test-30`, `test-31`, `test-32`, `test-33`\n" in text
     assert "level 1 (n = 30)" in text and "![Accuracy" in text and "(comparison.png)" in text
-    assert text == render_report(results, compare_all(results, seed=0), "comparison.png")
+    assert text == render_report(results, compare_all(results, seed=0), levels_of(results), "comparison.png")
 
 
 def test_report_on_one_policy_claims_nothing():
-    text = render_report([OLD], compare_all([OLD], seed=0), "comparison.png")
+    text = render_report([OLD], compare_all([OLD], seed=0), levels_of([OLD]), "comparison.png")
     assert "Only one policy, sft" in text and "Paired tests" not in text
 
 

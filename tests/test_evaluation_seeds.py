@@ -6,6 +6,7 @@ from test_evaluation_comparison import result
 
 from utils.common import UserError
 from utils.evaluation.cost import Cost
+from utils.evaluation.levels import levels_of_seeds
 from utils.evaluation.plots import plot_seeds
 from utils.evaluation.seed_report import accuracy_table, render_seed_report, seed_conclusions
 from utils.evaluation.seed_runs import SeedRuns
@@ -181,7 +182,7 @@ def test_report_is_ready_to_quote():
     found = experiment(base=(0, 0, 0), **THREE)
     pairs = compare_seeds(found)
     runs = seed_runs(left_out={"dpo": ["s1"]}, code=["git_commit"])
-    text = render_seed_report(found, pairs, runs, "comparison.png")
+    text = render_seed_report(found, pairs, runs, levels_of_seeds(found), "comparison.png")
     table = text.split("## Accuracy\n\n")[1].split("\n\n")[0].splitlines()
     assert table[0] == (
         "| method | accuracy (%) with seed 0, 1, 2 | mean (95 % interval) "
@@ -193,7 +194,9 @@ def test_report_is_ready_to_quote():
     assert "| sft → grpo | +35.0 (p < 0.0001) | +31.7 (p < 0.0001) | +33.3 (p < 0.0001) |" in text
     assert "- seed 1: `s1`" in text and "- Left out: dpo, which s1 did not evaluate." in text
     assert "different code: git_commit" in text and "![Mean" in text
-    assert text == render_seed_report(found, compare_seeds(found), runs, "comparison.png")
+    assert text == render_seed_report(
+        found, compare_seeds(found), runs, levels_of_seeds(found), "comparison.png"
+    )
 
 
 def test_findings_about_these_policies_share_a_sentence_where_there_are_many():

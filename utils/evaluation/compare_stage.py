@@ -59,7 +59,8 @@ def compare_policies(ctx: StageContext) -> None:
     rows, columns = sections.with_columns(*summary_rows(results))
     write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, failed))
     plot_comparison(results, ctx.out / FIGURE)
-    write_text(ctx.out / "report.md", render_report(results, pairs, FIGURE, failed, sections.text))
+    report = render_report(results, pairs, compared.levels, FIGURE, failed, sections.text)
+    write_text(ctx.out / "report.md", report)
     say(ctx, rows, failed, conclusions(results, pairs))
     ctx.metrics |= {row["policy"]: {"accuracy": row["accuracy"], "n": row["n"]} for row in rows}
     ctx.metrics |= {policy: {"failed": reason} for policy, reason in failed.items()}
@@ -98,7 +99,9 @@ def compare_over_seeds(ctx: StageContext) -> None:
     write_csv(ctx.out / "by_seed.csv", *by_seed)
     write_csv(ctx.out / "pairs.csv", *seeds.pair_rows(pairs))
     plot_seeds(experiment, ctx.out / FIGURE)
-    report = render_seed_report(experiment, pairs, runs, FIGURE, sections.costs, sections.text)
+    report = render_seed_report(
+        experiment, pairs, runs, compared.levels, FIGURE, sections.costs, sections.text
+    )
     write_text(ctx.out / "report.md", report)
     say(ctx, rows, runs.failed, seed_conclusions(experiment, pairs))
     ctx.metrics |= {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from utils.evaluation.comparison import ALPHA, POWER, Pair, PolicyResult
-from utils.evaluation.levels import level_table, levels_of
+from utils.evaluation.levels import Levels, level_table
 from utils.evaluation.policies import policy_order
 from utils.evaluation.statistics import rate
 from utils.evaluation.tables import interval, markdown_table, p_text, percent
@@ -16,6 +16,7 @@ SHOWN_IDS = 10
 def render_report(
     results: Sequence[PolicyResult],
     pairs: Sequence[Pair],
+    levels: Levels,
     figure: str,
     failed: Mapping[str, str] | None = None,
     costs: str = "",
@@ -24,6 +25,7 @@ def render_report(
 
     Args:
         results, pairs: what is compared.
+        levels: the results' accuracies by level.
         figure: the plot's file name beside the report.
         failed: policy -> reason, for those that could not be compared.
         costs: the sections on cost and training.
@@ -34,7 +36,7 @@ def render_report(
         conclusions(results, pairs),
         "## Accuracy",
         _accuracy_table(results, failed or {}),
-        level_table(levels_of(results), [result.name for result in results], "policy"),
+        level_table(levels, [result.name for result in results], "policy"),
         f"![Accuracy of every policy with 95 % intervals]({figure})",
         costs,
         _failure_table(results),

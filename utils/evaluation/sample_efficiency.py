@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from utils.evaluation.curves import Curve, Point
+from utils.evaluation.statistics import t_interval
 from utils.evaluation.tables import markdown_table, percent
 
 ROUNDING = 1e-9  # a share that misses the target by so little is at it
@@ -85,8 +84,8 @@ def geometric_mean(values: Sequence[float]) -> tuple[float, tuple[float, float] 
     logs = np.log(values)
     if len(logs) < 2 or not np.ptp(logs):
         return float(np.exp(logs.mean())), None
-    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    return float(np.exp(logs.mean())), (float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half)))
+    low, high = np.exp(t_interval(logs))
+    return float(np.exp(logs.mean())), (float(low), float(high))
 
 
 def sample_efficiency(curves: Sequence[Curve], fraction: float) -> Efficiency | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from utils.evaluation.comparison import ALPHA
 from utils.evaluation.cost import Costs, mean_count
-from utils.evaluation.levels import level_table, levels_of_seeds
+from utils.evaluation.levels import Levels, level_table
 from utils.evaluation.report import with_failed_rows
 from utils.evaluation.seed_runs import SeedRuns
 from utils.evaluation.seeds import Experiment, SeedMean, SeedPair
@@ -20,6 +20,7 @@ def render_seed_report(
     experiment: Experiment,
     pairs: Sequence[SeedPair],
     runs: SeedRuns,
+    levels: Levels,
     figure: str,
     costs: Costs | None = None,
     cost_section: str = "",
@@ -28,6 +29,7 @@ def render_seed_report(
 
     Args:
         experiment, pairs, runs: what is compared.
+        levels: the mean accuracies by level.
         figure: the plot's file name beside the report.
         costs: policy -> cost in each run.
         cost_section: the sections on cost and training.
@@ -40,7 +42,7 @@ def render_seed_report(
         "## Accuracy",
         accuracy_table(experiment, pairs, costs, runs.failed),
         _accuracy_note(experiment, pairs, costs),
-        level_table(levels_of_seeds(experiment), experiment.policies, "method"),
+        level_table(levels, experiment.policies, "method"),
         f"![Mean accuracy of every policy over {count} seeds with 95 % intervals]({figure})",
         cost_section,
     ]

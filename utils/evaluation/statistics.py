@@ -266,6 +266,12 @@ def hierarchical_bootstrap(
     return np.concatenate(draws)
 
 
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % t interval of the mean of n values, n at least 2."""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def bootstrap_ratios(
     sums: np.ndarray, weights: np.ndarray, rng: np.random.Generator, resamples: int = 10_000
 ) -> list[tuple[float, float]]:

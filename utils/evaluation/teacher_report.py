@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from utils.evaluation.comparison import PolicyResult
+from utils.evaluation.statistics import t_interval
 from utils.evaluation.tables import interval, markdown_table, percent
 
 # What is shown of 10's metrics.json: its key -> title and, for the interval, the range of its values.
@@ -56,8 +56,7 @@ def _over_runs(measured: Sequence[dict[str, Any]], bounds: tuple[float, float]) 
         ci95 = measured[0]["ci95"]
         return Measured(measured[0]["value"], tuple(ci95) if ci95 else None)
     values = np.array([each["value"] for each in measured])
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    low, high = np.clip([values.mean() - half, values.mean() + half], *bounds)
+    low, high = np.clip(t_interval(values), *bounds)
     return Measured(float(values.mean()), (float(low), float(high)))
 
 
