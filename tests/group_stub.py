@@ -35,6 +35,20 @@ PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?"]
 SIZE = 4  # completions per prompt
 WEIGHT = 0.3  # of the intrinsic reward
 
+# What every trainer of a tiny model has in common, whatever it trains by.
+TINY_TRAINING = {
+    "max_completion_length": 6,
+    "save_strategy": "no",
+    "learning_rate": 1e-2,
+    "optim": "adamw_torch",
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": [],
+    "disable_tqdm": True,
+    "seed": 5,
+}
+
 
 def token_reward(token: int) -> float:
     """The made-up teacher's reward of a token, unweighted."""
@@ -86,24 +100,16 @@ def group_trainer(kind: type, folder: Path, out: Path, *, tokens: bool = False, 
     Rollouts of 16 completions of up to 6 tokens, 4 of each prompt. ``tokens``: process supervision.
     """
     settings = {
+        **TINY_TRAINING,
         "output_dir": str(out),
         "per_device_train_batch_size": 16,
         "num_generations": SIZE,
         "steps_per_generation": 1,
         "num_iterations": 2,
-        "max_completion_length": 6,
         "max_steps": 4,
-        "save_strategy": "no",
         "logging_steps": 1,
         "beta": 0.1,
         "temperature": 0.9,
-        "learning_rate": 1e-2,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": [],
-        "disable_tqdm": True,
-        "seed": 5,
         **changes,
     }
     config = BaselineRLOOConfig if issubclass(kind, RLOOTrainer) else GRPOConfig

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import torch
 from datasets import Dataset
+from group_stub import TINY_TRAINING
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
@@ -74,25 +75,16 @@ def ppo_trainer(
 ) -> PPOTrainer:
     """A trainer on the tiny model in `folder`: rollouts of 8 completions in 2 mini-batches, 2 epochs."""
     settings = {
+        **TINY_TRAINING,
         "output_dir": str(out),
         "per_device_train_batch_size": 4,
         "num_generations": 4,
         "num_mini_batches": 2,
         "num_ppo_epochs": 2,
-        "max_completion_length": 6,
         "max_steps": 8,
-        "save_strategy": "no",
         "logging_steps": 4,
         "kl_coef": 0.1,
         "temperature": 0.9,
-        "learning_rate": 1e-2,
-        "optim": "adamw_torch",
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": [],
-        "disable_tqdm": True,
-        "seed": 5,
         **changes,
     }
     trainer = PPOTrainer(

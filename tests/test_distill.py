@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from group_stub import move
+from group_stub import TINY_TRAINING, move
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
@@ -22,19 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?", "one more", "1+1="]
 GOLD = ["4", "42, as ever", "y", "because", "and another", "two"]
 COMMON = {
+    **TINY_TRAINING,
     "per_device_train_batch_size": 4,
-    "max_completion_length": 6,
     "max_steps": 3,
-    "save_strategy": "no",
     "logging_steps": 1,
-    "learning_rate": 1e-2,
-    "optim": "adamw_torch",
-    "gradient_checkpointing": False,
-    "use_cpu": True,
-    "bf16": False,
-    "report_to": [],
-    "disable_tqdm": True,
-    "seed": 5,
 }
 
 

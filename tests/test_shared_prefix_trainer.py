@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from datasets import Dataset
+from group_stub import TINY_TRAINING
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -46,25 +47,16 @@ def make(tiny_models, tmp_path):
 
     def build(kind, architecture="llama", lora=False, **changes):
         settings = {
+            **TINY_TRAINING,
             "output_dir": str(tmp_path / "out"),
             "per_device_train_batch_size": 8,
             "num_generations": 4,
             "steps_per_generation": 1,
             "num_iterations": 2,
-            "max_completion_length": 6,
             "max_steps": 4,
-            "save_strategy": "no",
             "logging_steps": 1,
             "beta": 0.1,
             "temperature": 0.9,
-            "learning_rate": 1e-2,
-            "optim": "adamw_torch",
-            "gradient_checkpointing": False,
-            "use_cpu": True,
-            "bf16": False,
-            "report_to": [],
-            "disable_tqdm": True,
-            "seed": 5,
             **changes,
         }
         config = RLOOConfig if issubclass(kind, RLOOTrainer) else GRPOConfig
