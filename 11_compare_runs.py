@@ -2,6 +2,8 @@
 
     python 11_compare_runs.py
     python 11_compare_runs.py --policies sft,grpo --runs run_001,run_002
+    python 11_compare_runs.py --runs 'sweep_*' --run_id sweep
+    python 11_compare_runs.py --metrics '../theirs/*/metrics.json',outputs/run_001/10_evaluation/sft
     python 11_compare_runs.py --by_seed --runs seed_0,seed_1,seed_2 --run_id seeds
     python 11_compare_runs.py --diff run_001 run_002 [--diff_json FILE] [--output_dir DIR]
 
@@ -25,7 +27,12 @@ class Options:
     """Options of 11_compare_runs.py."""
 
     policies: list[str] = setting([], "which policies; empty for all that were evaluated")
-    runs: list[str] = setting([], "run ids beside this run's folder, or folders; empty for this run")
+    runs: list[str] = setting(
+        [], "run ids beside this run's folder, folders, or quoted globs of either; empty for this run"
+    )
+    metrics: list[str] = setting(
+        [], "metrics.json files of 10, or quoted globs; compared with what --runs and --policies name, if any"
+    )
     by_seed: bool = setting(False, "take the runs as seeds of one experiment")
     efficiency_fraction: float = setting(
         0.9, "sample efficiency: completions to this fraction of the best mean validation accuracy"
@@ -56,11 +63,11 @@ STAGE = Stage(
     folder="11_comparison",
     summary="Compare evaluated policies on the same items. With --diff RUN_A RUN_B [--diff_json FILE]: print "
     "what differs between the manifests of two runs, most consequential first, and write nothing else.",
-    reads="10_evaluation/<policy>/{metrics.json,breakdown.csv} of this run, or of --runs; of the stages that "
-    "trained them manifest.json, runtime.json and logs/metrics.jsonl",
-    writes="11_comparison/: summary.csv, curves.csv, timing.csv, {comparison,curves,efficiency,timing}.png, "
-    "curriculum.png where curricula are compared, report.md, timing.md; with --by_seed also by_seed.csv, "
-    "pairs.csv",
+    reads="10_evaluation/<policy>/{metrics.json,breakdown.csv,samples/} of this run, --runs or --metrics; of "
+    "the stages that trained them manifest.json, runtime.json, logs/metrics.jsonl and the reward audit",
+    writes="11_comparison/: report.{html,md}, summary.csv, changes.jsonl, curves.csv, timing.{csv,md}, "
+    "{comparison,level_heatmap,curves,efficiency,timing}.png, and frontier.png, reward_audit.png and "
+    "curriculum.png where there is something to draw; with --by_seed also by_seed.csv, pairs.csv",
     tiers={},
     options=Options,
     inputs=comparison_inputs,

@@ -158,6 +158,37 @@ def test_math(gold, response, truncated, expected):
     assert reason(math(gold), response, truncated)[0] == expected
 
 
+SOLUTION = "48 / 2 = 24 clips in May.\nTogether 48 + 24 = 72, and 72 * 2 = 144.\n#### 144"
+BOXED = SOLUTION.replace("#### 144", r"\boxed{144}")
+
+
+@pytest.mark.parametrize(
+    "working,expected",
+    [
+        ("48 / 2 = 26, 48 + 26 = 74\n{74}", "wrong_arithmetic"),
+        ("2 + 2 = 5\n{74}", "wrong_arithmetic"),
+        ("48 / 2 = 24, so 24 + 48 = 72\n{72}", "missing_step"),  # commuted, and in another order
+        ("48 + 24 = 72, 48 / 2 = 24\n{24}", "missing_step"),
+        ("48 / 2 = 24, 24 / 2 = 12\n{12}", "wrong_answer"),
+        ("48 / 2 = 24, 48 + 24 = 72, 72 * 2 = 144\n{145}", "wrong_answer"),  # every step, another answer
+        ("48 halves make 24\n{24}", "wrong_answer"),
+        ("48 / 2 = 26\n{14400}", "scale_or_percent"),  # the answer's own slip comes first
+        ("48 / 2 = 26\n{144}", ""),
+    ],
+)
+def test_the_working_of_a_wrong_answer(working, expected):
+    marked = Record("t-0", "gsm8k", "q?", "input", SOLUTION, "144")
+    assert reason(marked, re.sub(r"\{(.*)\}", r"#### \1", working)) == (expected, "")
+    boxed = Record("t-0", "math", "q?", "input", BOXED, "144")
+    assert reason(boxed, re.sub(r"\{(.*)\}", r"\\boxed{\1}", working)) == (expected, "")
+
+
+@pytest.mark.parametrize("answer", ["1,2", "(1,2)", "1, 2"])
+def test_a_list_is_no_number(answer):
+    assert reason(math("12"), rf"\boxed{{{answer}}}") == ("wrong_answer", "")
+    assert reason(math("1,200"), r"\boxed{12}") == ("scale_or_percent", "")
+
+
 @given(st.floats(-1e6, 1e6).filter(lambda x: abs(x) > 1e-3), st.sampled_from([2, 3, 6, 9, -2, -3, -6, -9]))
 @settings(max_examples=50, deadline=None)
 def test_scale_slips_go_both_ways_and_keep_the_sign(gold, power):

@@ -6,7 +6,14 @@ import json
 import pytest
 
 from utils.common import UserError
-from utils.evaluation.manifest_diff import Difference, diff_as_json, diff_runs, load_manifests, render_diff
+from utils.evaluation.manifest_diff import (
+    Difference,
+    diff_as_json,
+    diff_runs,
+    folded,
+    load_manifests,
+    render_diff,
+)
 
 
 def file(tag, rows=5):
@@ -81,7 +88,11 @@ def test_every_kind_of_difference_in_order_of_consequence():
     assert text.splitlines()[0] == "run_001 -> run_002: 9 differences"
     assert "sha256 aaaaaaaaaaaa, rows 5 -> sha256 a2a2a2a2a2a2, rows 6" in text
     assert "algo.learning_rate: 0.0001 -> 0.0002" in text
-    assert "metric loss: (absent) -> 0.5" in text
+    assert [d.consequence for d in found] == [False, False, True, False, False, False, False, True, True]
+    assert (
+        "metric loss" not in text
+        and "1 inputs that an earlier stage wrote, 2 outputs and metrics of 1" in text
+    )
 
 
 def test_empty_and_null_values_are_told_from_absent_ones():
@@ -106,6 +117,89 @@ def test_a_stage_that_only_one_run_finished_comes_first():
     assert [d.category for d in found] == ["stages", "config"]
 
 
+def test_what_several_stages_have_alike_is_one_line():
+    run = other()
+    for manifest in run.values():
+        manifest["seed"] = 1
+        manifest["environment"]["git_commit"] = "c1"
+    run["03_sft"]["environment"]["python"] = "3.12"
+    found = diff_runs(RUN, run)
+    assert len(found) == 5
+    assert [(group.key, group.stages) for group in folded(found)] == [
+        ("seed", ["01_preprocessing", "03_sft"]),
+        ("git_commit", ["01_preprocessing", "03_sft"]),
+        ("python", ["03_sft"]),
+    ]
+    run["03_sft"]["seed"] = 2  # not alike any more
+    seeds = [group for group in folded(diff_runs(RUN, run)) if group.key == "seed"]
+    assert [(group.b, group.stages) for group in seeds] == [(1, ["01_preprocessing"]), (2, ["03_sft"])]
+
+
+def test_one_and_true_are_not_alike():
+    run = other()
+    run["01_preprocessing"]["config"] = {"x": 1}
+    run["03_sft"]["config"] = {"x": True}
+    groups = [group for group in folded(diff_runs(RUN, run)) if group.key == "x"]
+    assert [(group.b, group.stages) for group in groups] == [
+        (1, ["01_preprocessing"]),
+        (True, ["03_sft"]),
+    ]
+
+
+def test_an_output_that_nothing_explains_is_shown_and_one_that_follows_is_counted():
+    run = other()
+    run["03_sft"]["outputs"]["03_sft/ckpt_sft/best/model.safetensors"] = file("d2")
+    (group,) = folded(diff_runs(RUN, run))
+    assert (group.category, group.key) == ("outputs", "03_sft/ckpt_sft/best/model.safetensors")
+    assert "outputs, though nothing else of their stage" in render_diff(diff_runs(RUN, run), "a", "b")
+    run["03_sft"]["inputs"]["01_preprocessing/test.jsonl"] = file("b2")
+    run["01_preprocessing"]["outputs"]["01_preprocessing/test.jsonl"] = file("b2")
+    # Now SFT's output follows from its input, and only that input's writer is without an explanation.
+    assert [group.key for group in folded(diff_runs(RUN, run))] == ["01_preprocessing/test.jsonl"]
+
+
+def test_configuration_comes_by_its_effect_on_results():
+    run = other()
+    keys = ["algo.learning_rate", "dataset.max_test", "model.model.torch_dtype", "model.training.optim"]
+    harmless = ["model.metadata.description", "model.training.save_steps"]
+    for key in (*keys, *harmless):
+        tier, *path, last = key.split(".")
+        place = run["01_preprocessing" if tier == "dataset" else "03_sft"]["config"].setdefault(tier, {})
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = "new"
+    run["03_sft"]["config"] |= {"options": {"later": []}, "quick_test": True}
+    run["03_sft"]["seed"] = 4
+    assert [d.key for d in diff_runs(RUN, run)] == [
+        "quick_test",
+        "dataset.max_test",
+        "model.model.torch_dtype",
+        "algo.learning_rate",
+        "model.training.optim",
+        "seed",
+        "options.later",  # absent there, empty here
+        "model.metadata.description",
+        "model.training.save_steps",
+    ]
+
+
+def test_stages_that_one_run_lacks_are_one_line_for_each_run():
+    run = other()
+    run["05_ppo"] = run.pop("03_sft")
+    lines = render_diff(diff_runs(RUN, run), "x", "y").splitlines()
+    assert lines == ["x -> y: 2 differences", "stages", "  only in x: 03_sft", "  only in y: 05_ppo"]
+
+
+def test_accuracies_are_the_consequences_that_get_a_line():
+    a, b = (
+        {"10_evaluation/sft": {"seed": seed, "metrics": {"accuracy": accuracy, "n": 4, "x": accuracy}}}
+        for seed, accuracy in ((0, 0.5), (1, 0.25))
+    )
+    text = render_diff(diff_runs(a, b), "a", "b")
+    assert "  10_evaluation/sft: metric accuracy 0.5 -> 0.25" in text
+    assert "0 inputs that an earlier stage wrote, 1 outputs and metrics of 1 stage" in text
+
+
 def test_difference_is_antisymmetric():
     run = other()
     run["03_sft"]["config"]["algo"]["learning_rate"] = 2e-4
@@ -117,11 +211,13 @@ def test_machine_readable_form_is_json():
     run = other()
     run["03_sft"]["seed"] = 3
     document = json.loads(json.dumps(diff_as_json(diff_runs(RUN, run), "run_001", "run_002")))
+    seed = {"category": "config", "key": "seed", "a": 0, "b": 3}
     assert document == {
         "schema_version": 1,
         "a": "run_001",
         "b": "run_002",
-        "differences": [{"category": "config", "stage": "03_sft", "key": "seed", "a": 0, "b": 3}],
+        "differences": [seed | {"stage": "03_sft", "consequence": False}],
+        "groups": [seed | {"stages": ["03_sft"]}],
     }
 
 

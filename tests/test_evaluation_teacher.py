@@ -1,5 +1,6 @@
 """A policy against its teacher: held to float64 sums over stock forward passes, position by position."""
 
+import copy
 import json
 import math
 
@@ -14,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from utils.common import UserError, write_jsonl
 from utils.data.records import Record
 from utils.evaluation import teacher_metrics as against
+from utils.evaluation import token_values as values
 from utils.evaluation.statistics import bootstrap_ratios
 from utils.models.shared_prefix import CompletionBatch
-from utils.models.teacher import Teacher
 from utils.stage import execute
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13], [5, 6, 7, 8, 9, 10]]
@@ -35,6 +36,21 @@ def models(tiny_models):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(0.05 * noise)
     return policy, teacher, len(AutoTokenizer.from_pretrained(tiny_models("llama")))
+
+
+def token_sums(policy, teacher, batch, vocab):
+    """The distances of each row's tokens, added up."""
+    models = values.Models(policy, {"teacher": teacher}, vocab)
+    table = values.token_values(models, batch)["distances/teacher"]
+    ends = batch.completion_mask.sum(1).cumsum(0).tolist()[:-1]
+    return np.array([rows.sum(0) for rows in np.split(table, ends)])
+
+
+def compare(policy, teacher, vocab, prompts, texts, seed=0):
+    """What metrics.json says of the texts."""
+    models, rng = values.Models(policy, {"teacher": teacher}, vocab), np.random.default_rng(seed)
+    found = values.values_of_texts(models, prompts, texts)
+    return {name: against.against(of_items.values(), "teacher", rng) for name, of_items in found.items()}
 
 
 def direct(policy, teacher, prompt, response, vocab):
@@ -68,20 +84,14 @@ def test_every_number_equals_the_direct_one(models, vocab):
     keep = [i for i, (p, r) in enumerate(zip(PROMPTS, RESPONSES, strict=True)) if max(p + r) < size]
     prompts = [PROMPTS[i] for i in keep]
     texts = {"on_responses": [RESPONSES[i] for i in keep], "on_gold": [GOLD[i] for i in keep]}
-    found = against.compare_with_teacher(
-        policy, Teacher(teacher, size), prompts, texts, np.random.default_rng(0)
-    )
+    found = compare(policy, teacher, size, prompts, texts)
     for name, rows in texts.items():
         expected = sum(direct(policy, teacher, p, r, size) for p, r in zip(prompts, rows, strict=True))
         tokens = sum(map(len, rows))
-        assert (found[name]["tokens"], found[name]["items"], found[name]["left_out"]) == (
-            tokens,
-            len(rows),
-            0,
-        )
-        values = [found[name][key]["value"] for key in against.NAMES]
-        np.testing.assert_allclose(values, expected / tokens, atol=1e-10, rtol=0)
-        for key, value in zip(against.NAMES, values, strict=True):
+        assert (found[name]["tokens"], found[name]["items"]) == (tokens, len(rows))
+        means = [found[name][key]["value"] for key in against.NAMES]
+        np.testing.assert_allclose(means, expected / tokens, atol=1e-10, rtol=0)
+        for key, value in zip(against.NAMES, means, strict=True):
             low, high = found[name][key]["ci95"]
             assert low <= value <= high and found[name][key]["n"] == len(rows)
     assert 0 < found["on_responses"]["top1_agreement"]["value"] < 1  # the test could see a difference
@@ -90,13 +100,13 @@ def test_every_number_equals_the_direct_one(models, vocab):
 def test_what_padding_holds_changes_nothing(models):
     policy, teacher, size = models
     batch = CompletionBatch.of(PROMPTS, RESPONSES, torch.device("cpu"))
-    clean = against.token_sums(policy, teacher, batch, size)
+    clean = token_sums(policy, teacher, batch, size)
     for mask, ids in ((batch.prompt_mask, batch.prompt_ids), (batch.completion_mask, batch.completion_ids)):
         ids[mask == 0] = 77
-    np.testing.assert_array_equal(against.token_sums(policy, teacher, batch, size), clean)
+    np.testing.assert_array_equal(token_sums(policy, teacher, batch, size), clean)
     np.testing.assert_array_equal(clean[3], 0)  # a row without response tokens
     one_by_one = [
-        against.token_sums(policy, teacher, CompletionBatch.of([p], [r], torch.device("cpu")), size)[0]
+        token_sums(policy, teacher, CompletionBatch.of([p], [r], torch.device("cpu")), size)[0]
         for p, r in zip(PROMPTS[:3], RESPONSES[:3], strict=True)
     ]
     np.testing.assert_allclose(clean[:3], one_by_one, atol=1e-12)
@@ -106,18 +116,18 @@ def test_what_padding_holds_changes_nothing(models):
 def test_models_that_cannot_share_prefixes_give_the_same(models, monkeypatch, obstacle):
     policy, teacher, size = models
     batch = CompletionBatch.of(PROMPTS[:3], RESPONSES[:3], torch.device("cpu"))
-    shared = against.token_sums(policy, teacher, batch, size)
-    monkeypatch.setattr(against, obstacle, lambda model: "a reason")
-    np.testing.assert_allclose(against.token_sums(policy, teacher, batch, size), shared, atol=1e-12)
+    shared = token_sums(policy, teacher, batch, size)
+    monkeypatch.setattr(values, obstacle, lambda model: "a reason")
+    np.testing.assert_allclose(token_sums(policy, teacher, batch, size), shared, atol=1e-12)
 
 
 def test_slices_and_pieces_do_not_matter(models, monkeypatch):
     policy, teacher, size = models
-    arguments = (policy, Teacher(teacher, size), PROMPTS, {"x": RESPONSES, "y": GOLD})
-    whole = against.compare_with_teacher(*arguments, np.random.default_rng(0))
-    monkeypatch.setattr(against, "SLICE_TOKENS", 8)
-    monkeypatch.setattr(against, "LOGIT_BYTES", 8 * size)
-    pieces = against.compare_with_teacher(*arguments, np.random.default_rng(0))
+    arguments = (policy, teacher, size, PROMPTS, {"x": RESPONSES, "y": GOLD})
+    whole = compare(*arguments)
+    monkeypatch.setattr(values, "SLICE_TOKENS", 8)
+    monkeypatch.setattr(values, "LOGIT_BYTES", 8 * size)
+    pieces = compare(*arguments)
     for name in whole:
         for key in against.NAMES:
             assert pieces[name][key]["value"] == pytest.approx(whole[name][key]["value"], abs=1e-12)
@@ -127,11 +137,9 @@ def test_a_teacher_against_itself_is_at_distance_zero(models):
     _, teacher, size = models
     for dtype in (torch.float64, torch.float32):
         model = teacher.to(dtype)
-        found = against.compare_with_teacher(
-            model, Teacher(model, size), PROMPTS, {"x": RESPONSES}, np.random.default_rng(0)
-        )["x"]
-        values = [found[name]["value"] for name in against.NAMES]
-        np.testing.assert_allclose(values, [0, 0, 0, 1, 1, 1], atol=1e-6)
+        found = compare(model, copy.deepcopy(model), size, PROMPTS, {"x": RESPONSES})["x"]
+        means = [found[name]["value"] for name in against.NAMES]
+        np.testing.assert_allclose(means, [0, 0, 0, 1, 1, 1], atol=1e-6)
     teacher.to(torch.float64)
 
 
@@ -149,16 +157,18 @@ def test_bounds_and_symmetry(seed, vocab, scale, shift):
     torch.testing.assert_close(against.distances(f + shift, g), ab, atol=1e-8, rtol=1e-8)
 
 
-def test_texts_that_cannot_be_compared_are_counted(models):
+def test_texts_that_cannot_be_compared_are_left_out(models):
     policy, teacher, size = models
     prompts, texts = [[5, 6], [7] * 250, [8, 9], [4]], [[10, 1], [11] * 7, None, [size + 3]]
-    found = against.compare_with_teacher(
-        policy, Teacher(teacher, size), prompts, {"x": texts, "y": [None] * 4}, np.random.default_rng(0)
+    found = values.values_of_texts(
+        values.Models(policy, {"teacher": teacher}, size), prompts, {"x": texts, "y": [None] * 4}
     )
-    assert (found["x"]["items"], found["x"]["left_out"]) == (1, 3)
+    assert list(found["x"]) == [0] and found["y"] == {}
+    found = compare(policy, teacher, size, prompts, {"x": texts, "y": [None] * 4})
     assert found["x"]["jsd"]["ci95"] is None  # one item has no spread
-    assert found["y"] == {"items": 0, "tokens": 0, "left_out": 4}
-    said = against.teacher_lines({"on_responses": found["x"], "on_gold": found["y"]})
+    assert found["y"] == {"items": 0, "tokens": 0}
+    part = {"on_responses": found["x"] | {"left_out": 3}, "on_gold": found["y"] | {"left_out": 4}}
+    said = against.distance_lines({"teacher": part})
     assert "3 items left out" in said[0] and "nothing to compare, 4 items left out" in said[1]
 
 
@@ -170,9 +180,7 @@ def test_logits_that_are_not_finite_stop_it(models):
         norm[0] = float("nan")
     try:
         with pytest.raises(UserError, match="not finite for item 1.*--teacher_metrics false"):
-            against.compare_with_teacher(
-                policy, Teacher(teacher, size), PROMPTS, {"x": GOLD}, np.random.default_rng(0)
-            )
+            compare(policy, teacher, size, PROMPTS, {"x": GOLD})
     finally:
         with torch.no_grad():
             norm.copy_(kept)

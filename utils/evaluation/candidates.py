@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from utils.common import derive_seed
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
+from utils.evaluation.sampled import pass_at_k
 from utils.models.loading import device, load_policy
 from utils.models.sampling import generate
 from utils.models.shared_prefix import CompletionBatch
@@ -82,14 +82,6 @@ def sample_candidates(
         }
         for number, (record, prompt) in enumerate(zip(records, prompts, strict=True))
     ]
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Probability that k of n samples, drawn without replacement, hold a right one: 1 - C(n-c, k) / C(n, k).
-
-    The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, equation 1).
-    """
-    return 1.0 - comb(n - correct, k) / comb(n, k)
 
 
 def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int) -> dict[str, Any]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from utils.common import UserError
 from utils.config import StageConfig
+from utils.evaluation.chosen import audit_files, chosen_evaluations, expand_runs, input_files
 from utils.evaluation.failed import parse_failures
-from utils.evaluation.policies import evaluation_files, find_evaluations
-from utils.evaluation.sections import Compared, write_sections
-from utils.evaluation.seed_runs import find_seed_runs
+from utils.evaluation.html_sources import records_file
+from utils.evaluation.policies import evaluation_files
+from utils.evaluation.sections import AUDIT_INPUT, Compared, write_sections
+from utils.evaluation.seed_runs import SeedRuns, find_seed_runs
 from utils.evaluation.trained import trained_policies, training_logs
 from utils.stage import StageContext
 
@@ -20,22 +24,30 @@ def comparison_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     """The evaluations that are compared, and the training logs of their policies where they exist."""
     options = config.options
     if options.by_seed:
-        runs = find_seed_runs(run_dir, options.runs, options.policies, options.failures)
+        runs = seed_runs(run_dir, options)
         found, folders = runs.evaluations(), runs.folders
     else:
-        found = find_evaluations(run_dir, options.runs, options.policies, parse_failures(options.failures))
+        found = chosen_evaluations(run_dir, options, parse_failures(options.failures))
         folders = {name: [folder] for name, folder in found.items()}
-    files = {
-        f"{name}:{path.name}": path for name, folder in found.items() for path in evaluation_files(folder)
-    }
-    return files | training_logs(trained_policies(folders))
+    audits = {f"{AUDIT_INPUT}{run}": path for run, path in audit_files(found.values()).items()}
+    logs = training_logs(trained_policies(folders))
+    return input_files(found) | logs | audits | records_file(found.values())
+
+
+def seed_runs(run_dir: Path, options: Any) -> SeedRuns:
+    """The runs that stage 11's options name as seeds of one experiment."""
+    if options.metrics:
+        raise UserError("--by_seed compares runs, which have a seed: leave out --metrics, or --by_seed")
+    return find_seed_runs(run_dir, expand_runs(run_dir, options.runs), options.policies, options.failures)
 
 
 def compare_policies(ctx: StageContext) -> None:
     """Compare policies as they are, each from one run."""
-    from utils.common import write_csv, write_text
+    from utils.common import write_csv, write_jsonl, write_text
+    from utils.evaluation.changes import CHANGES, change_rows
     from utils.evaluation.comparison import compare_all, load_result, summary_rows
     from utils.evaluation.failed import with_failed
+    from utils.evaluation.html_report import PAGE, write_html_report
     from utils.evaluation.levels import levels_of
     from utils.evaluation.plots import plot_comparison
     from utils.evaluation.report import conclusions, render_report
@@ -43,7 +55,7 @@ def compare_policies(ctx: StageContext) -> None:
 
     options = ctx.config.options
     failed = parse_failures(options.failures)
-    found = find_evaluations(ctx.run_dir, options.runs, options.policies, failed)
+    found = chosen_evaluations(ctx.run_dir, options, failed)
     results = [load_result(name, *evaluation_files(folder)) for name, folder in found.items()]
     ctx.log(f"comparing {', '.join(result.name for result in results)}")
     pairs = compare_all(results, ctx.seed)
@@ -58,9 +70,11 @@ def compare_policies(ctx: StageContext) -> None:
     sections = write_sections(ctx, compared)
     rows, columns = sections.with_columns(*summary_rows(results))
     write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, failed))
+    write_jsonl(ctx.out / CHANGES, change_rows(pairs))
     plot_comparison(results, ctx.out / FIGURE)
     report = render_report(results, pairs, compared.levels, FIGURE, failed, sections.text)
     write_text(ctx.out / "report.md", report)
+    write_html_report(ctx.out / PAGE, report, compared.folders, [""], pairs, (rows, columns), failed=failed)
     say(ctx, rows, failed, conclusions(results, pairs))
     ctx.metrics |= {row["policy"]: {"accuracy": row["accuracy"], "n": row["n"]} for row in rows}
     ctx.metrics |= {policy: {"failed": reason} for policy, reason in failed.items()}
@@ -68,16 +82,20 @@ def compare_policies(ctx: StageContext) -> None:
 
 def compare_over_seeds(ctx: StageContext) -> None:
     """Compare the means of policies over the seeds of several runs."""
-    from utils.common import write_csv, write_text
+    from utils.common import write_csv, write_jsonl, write_text
     from utils.evaluation import seeds
+    from utils.evaluation.changes import CHANGES, seed_change_rows
     from utils.evaluation.cost import with_costs_by_run
     from utils.evaluation.failed import with_failed
+    from utils.evaluation.html_report import PAGE, write_html_report
     from utils.evaluation.levels import levels_of_seeds
+    from utils.evaluation.measures import with_measures_by_run
     from utils.evaluation.plots import plot_seeds
     from utils.evaluation.seed_report import render_seed_report, seed_conclusions
+    from utils.evaluation.training_metrics import with_training_by_run
 
     options = ctx.config.options
-    runs = find_seed_runs(ctx.run_dir, options.runs, options.policies, options.failures)
+    runs = seed_runs(ctx.run_dir, options)
     named = ", ".join(f"{seed} ({run})" for seed, run in zip(runs.seeds, runs.runs, strict=True))
     ctx.log(f"comparing {', '.join(runs.folders)} over seeds {named}")
     for policy, lacking in runs.left_out.items():
@@ -96,13 +114,25 @@ def compare_over_seeds(ctx: StageContext) -> None:
     rows, columns = sections.with_columns(*seeds.seed_summary_rows(experiment))
     write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, runs.failed))
     by_seed = with_costs_by_run(*seeds.by_seed_rows(experiment), sections.costs)
+    by_seed = with_measures_by_run(*with_training_by_run(*by_seed, sections.trainings), experiment.results)
     write_csv(ctx.out / "by_seed.csv", *by_seed)
     write_csv(ctx.out / "pairs.csv", *seeds.pair_rows(pairs))
+    write_jsonl(ctx.out / CHANGES, seed_change_rows(experiment))
     plot_seeds(experiment, ctx.out / FIGURE)
     report = render_seed_report(
         experiment, pairs, runs, compared.levels, FIGURE, sections.costs, sections.text
     )
     write_text(ctx.out / "report.md", report)
+    write_html_report(
+        ctx.out / PAGE,
+        report,
+        runs.folders,
+        [f"seed {seed}" for seed in runs.seeds],
+        pairs,
+        (rows, columns),
+        {name: of.tolist() for name, of in zip(experiment.policies, experiment.accuracies, strict=True)},
+        runs.failed,
+    )
     say(ctx, rows, runs.failed, seed_conclusions(experiment, pairs))
     ctx.metrics |= {
         row["policy"]: {"accuracy": row["accuracy"], "n": row["n"], "seeds": len(runs.seeds)} for row in rows

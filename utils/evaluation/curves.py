@@ -94,11 +94,15 @@ def _points(trained: Trained) -> list[Point] | None:
             continue
         if trained.training.startswith(SAMPLING) and "sampled_completions" not in row:
             return None
-        points.append(_point(row, before, trained.log))
+        points.append(read_point(row, before, trained.log))
     return points if points and before is not None else None
 
 
-def _point(row: dict[str, Any], before: int | None, log: Path) -> Point:
+def read_point(row: dict[str, Any], before: int | None, log: Path) -> Point:
+    """One validation of a log, ``before`` completions having been sampled earlier.
+
+    Raises UserError naming the file where a value is missing or not finite.
+    """
     try:
         values = [float(row[key]) for key in ("val_reward", "val_accuracy")]
         if not all(map(math.isfinite, values)):

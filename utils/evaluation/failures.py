@@ -34,27 +34,40 @@ GSM8K and MATH, where there is only an answer:
  6. ``grader_timeout``      comparing the answer with the gold ran out of time
  7. ``unreadable_answer``   the answer cannot be compared with the gold
  8. ``rounding``            a number that rounds to the gold (GSM8K: up or down to the whole number; MATH:
-                            within a relative 1e-2)
+                            within a relative 1e-2, where not both are whole)
  9. ``scale_or_percent``    as above
-10. ``wrong_answer``        none of these
+10. ``wrong_arithmetic``    an equation that the response states is false
+11. ``missing_step``        its equations are some of the gold solution's, and the gold has more
+12. ``wrong_answer``        none of these
+
+Equations are read as in ``utils.rewards.reasoning``: between numbers, nothing else inside. That one is false
+or missing is seen; that it is the cause is not known.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from utils.data.records import Record
 from utils.evaluation.predictions import Prediction
+from utils.evaluation.solution_steps import (
+    Step,
+    canonical_operand,
+    equation_keys,
+    is_reference,
+    plain_number,
+)
 from utils.grading.execute import parse_gold_value
 from utils.grading.grade import PROGRAM_DATASETS, Grade
 from utils.grading.gsm8k import extract_strict
 from utils.grading.program import program_steps, tokenize_program
-
-Step = tuple[str, str, str]  # operation and its two arguments, as written
+from utils.rewards.reasoning import stated_equations
 
 ROUNDING = 1e-3
+_COMMAS_IN_A_LIST = re.compile(r",(?![0-9]{3}(?![0-9]))")
 SCALES = (2, 3, 6, 9)  # powers of ten that a slip in percent, thousands, millions or billions leaves behind
 
 
@@ -106,7 +119,19 @@ def _answer_reason(record: Record, prediction: Prediction, graded: Grade) -> tup
         return "unreadable_answer", ""
     whole_number = record.dataset == "gsm8k"
     value = extract_strict(prediction.response or "") if whole_number else graded.value
-    return answer_failure(value, record.target_answer, whole_number), ""
+    reason = answer_failure(value, record.target_answer, whole_number)
+    if reason != "wrong_answer":
+        return reason, ""
+    return working_failure(prediction.response or "", record.target_text), ""
+
+
+def working_failure(response: str, gold: str) -> str:
+    """Reason (10 to 12 above) for a wrong answer, from the equations that it and the gold solution state."""
+    stated = stated_equations(response)
+    if not all(equation.holds for equation in stated):
+        return "wrong_arithmetic"
+    own, due = (Counter(equation_keys(equations)) for equations in (stated, stated_equations(gold)))
+    return "missing_step" if own and own < due else "wrong_answer"
 
 
 def program_failure(
@@ -133,19 +158,20 @@ def program_failure(
 
 
 def answer_failure(value: str, gold: str, whole_number: bool) -> str:
-    """Reason (8 to 10 above) for an answer that was found and is not the gold.
+    """Reason (8 or 9 above) for an answer that was found and is not the gold; else "wrong_answer".
 
     Args:
         value, gold: the two answers as text; only plain numbers are examined for rounding and scale.
         whole_number: whether golds are whole numbers (GSM8K), to which an answer may have to be rounded.
     """
-    number, gold_number = _number(value), _number(gold)
+    number, gold_number = _single_number(value), _single_number(gold)
     if number is None or gold_number is None:
         return "wrong_answer"
     if whole_number:
         rounds = number != gold_number and gold_number in (math.floor(number), math.ceil(number))
     else:
-        rounds = _close(number, gold_number, 1e-2)
+        decimals = not (number.is_integer() and gold_number.is_integer())
+        rounds = decimals and _close(number, gold_number, 1e-2)
     if rounds:
         return "rounding"
     return "scale_or_percent" if is_scale_slip(number, gold_number) else "wrong_answer"
@@ -172,34 +198,17 @@ def _contents(steps: Sequence[Step]) -> tuple[Counter, Counter]:
         if index in used or not 0 <= index < len(steps):
             continue
         used.add(index)
-        pending += [int(arg[1:]) for arg in steps[index][1:] if _is_reference(arg)]
+        pending += [int(arg[1:]) for arg in steps[index][1:] if is_reference(arg)]
     operations = Counter(steps[index][0] for index in used)
     operands = Counter(
-        _canonical(arg)
+        canonical_operand(arg)
         for index in used
         for arg in steps[index][1:]
-        if not _is_reference(arg) and arg != "none"
+        if not is_reference(arg) and arg != "none"
     )
     return operations, operands
 
 
-def _is_reference(argument: str) -> bool:
-    return argument.startswith("#") and argument[1:].isdecimal()
-
-
-def _canonical(operand: str) -> float | str:
-    """The same key for 1,000 and 1000.0, for 5% and 0.05, and for const_100 and 100."""
-    if operand == "const_m1":
-        return -1.0
-    number = _number(operand.removeprefix("const_"))
-    return operand.strip() if number is None else number
-
-
-def _number(text: str) -> float | None:
-    """A plain decimal number, with thousands separators, a currency or a percent sign."""
-    text = text.strip().replace(",", "").replace("$", "").replace("\\", "")
-    try:
-        number = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+def _single_number(answer: str) -> float | None:
+    """A plain number or percentage; None for a list like "4,6"."""
+    return None if _COMMAS_IN_A_LIST.search(answer) else plain_number(answer)

@@ -9,6 +9,7 @@ from typing import Any
 from utils.data.records import Record
 from utils.evaluation.failures import failure_reason
 from utils.evaluation.predictions import Prediction
+from utils.evaluation.reasoning_quality import reasoning_names, reasoning_quality
 from utils.grading.grade import PROGRAM_DATASETS, Grade, grade, grade_program_tokens
 from utils.grading.gsm8k import extract_strict
 
@@ -26,13 +27,18 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class GradedItem:
-    """One gold item with its prediction (None where it is missing) and its grade (None likewise)."""
+    """One gold item with its prediction (None where it is missing) and its grade (None likewise).
+
+    ``reason`` and ``detail`` say why it is wrong ("" where it is right); ``reasoning`` holds the measures of
+    reasoning quality by name (None where one does not apply).
+    """
 
     record: Record
     prediction: Prediction | None
     grade: Grade | None
     reason: str
     detail: str
+    reasoning: dict[str, float | None]
 
     @property
     def correct(self) -> bool:
@@ -96,7 +102,9 @@ def grade_items(
             graded = grade_program_tokens(record, list(prediction.program_tokens))
         elif prediction is not None:
             graded = grade(record, prediction.response, required_fields)
-        items.append(GradedItem(record, prediction, graded, *failure_reason(record, prediction, graded)))
+        reason, detail = failure_reason(record, prediction, graded)
+        quality = reasoning_quality(record, prediction, graded)
+        items.append(GradedItem(record, prediction, graded, reason, detail, quality))
     return items
 
 
@@ -116,6 +124,7 @@ def breakdown_row(item: GradedItem) -> dict[str, Any]:
         "gold": _shown(record.target_answer),
         "tokens": _blank(prediction.token_count if prediction else None),
         "truncated": _blank(prediction.truncated if prediction else None),
+        **{name: "" if value is None else round(value, 4) for name, value in item.reasoning.items()},
     }
 
 
@@ -123,7 +132,7 @@ def breakdown_columns(dataset: str) -> list[str]:
     """The columns of breakdown.csv, in order."""
     measures = [name.removesuffix("_accuracy") for name in measure_names(dataset)]
     head = ["id", "correct", "level", "type", "failure_reason", "failure_detail", "format_valid"]
-    return [*head, *measures, "value", "gold", "tokens", "truncated"]
+    return [*head, *measures, "value", "gold", "tokens", "truncated", *reasoning_names(dataset)]
 
 
 def prediction_row(item: GradedItem) -> dict[str, Any]:
@@ -146,6 +155,7 @@ def prediction_row(item: GradedItem) -> dict[str, Any]:
         "failure_detail": item.detail,
         "tokens": prediction.token_count if prediction else None,
         "truncated": prediction.truncated if prediction else None,
+        "reasoning": item.reasoning,
     }
 
 

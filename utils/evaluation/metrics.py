@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from utils.evaluation.items import GradedItem, measure_names
-from utils.evaluation.statistics import rate
+from utils.evaluation.reasoning_quality import reasoning_names
+from utils.evaluation.statistics import fraction, rate
 
 SCHEMA_VERSION = 1
 
@@ -49,6 +50,11 @@ def compute_metrics(
     measures = [item.measures() for item in items]
     for name in measure_names(dataset):
         metrics[name] = rate(sum(measure[name] for measure in measures), len(items))
+    metrics["reasoning"] = {
+        name: fraction(values)
+        for name in reasoning_names(dataset)
+        if (values := [item.reasoning[name] for item in items if item.reasoning[name] is not None])
+    }
     if held_out_levels:
         metrics["held_out_levels"] = sorted(held_out_levels)
         for name, held_out in (("accuracy_trained_levels", False), ("accuracy_held_out_levels", True)):

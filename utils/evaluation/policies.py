@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.common import UserError, resolve_path, shown
 from utils.config import ModelConfig
+from utils.training.policy_inputs import model_inputs
 
 POLICIES = ("base", "sft", "teacher", "distill", "ppo", "grpo", "rloo", "dpo")
+METRICS = "metrics.json"
 OUTSIDE = "predictions"  # the policy's name where outside predictions are given none
 
 # The stage folder that trains each policy; its best checkpoint is ckpt_<method>/best.
@@ -22,17 +25,35 @@ TRAINED_IN = {
     "dpo": "09_dpo",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_STEP = re.compile(r"(?:step_|checkpoint-|global_step_?)(\d+)")
 
 
-def policy_name(policy: str, outside: bool) -> str:
-    """The policy's name, which is also its folder's: the one given, else "sft" or (outside) "predictions".
+def policy_name(policy: str, outside: bool, checkpoint: str = "") -> str:
+    """The policy's name, which is also its folder's.
 
-    Raises UserError for a name that no folder should have.
+    The one given, else "predictions" (outside), after ``checkpoint`` ("grpo_step_40"; "grpo_checkpoints" for
+    a folder of several), or "sft". Raises UserError for a name that no folder should have.
     """
-    name = policy or (OUTSIDE if outside else "sft")
+    name = policy or (OUTSIDE if outside else _named_after(checkpoint) if checkpoint else "sft")
     if not _NAME.fullmatch(name):
-        raise UserError(f"policy '{name}' must be letters, digits, '_', '.' and '-'")
+        raise UserError(f"policy '{name}' must be letters, digits, '_', '.' and '-'; name it with --policy")
     return name
+
+
+def _named_after(checkpoint: str) -> str:
+    folder = resolve_path(checkpoint)
+    if not folder.is_dir():
+        return checkpoint.rstrip("/").rsplit("/", 1)[-1]
+    several = bool(checkpoints_in(folder))
+    holder = folder if several else folder.parent
+    if not several and not holder.name.startswith("ckpt_"):
+        return folder.name
+    stages = {stage: method for method, stage in TRAINED_IN.items()}
+    stage = next((name for name in stages if f"{holder.parent.name}_".startswith(f"{name}_")), None)
+    method = holder.name.removeprefix("ckpt_")
+    if stage:
+        method = stages[stage] + holder.parent.name.removeprefix(stage)
+    return f"{method}_checkpoints" if several else f"{method}_{folder.name}"
 
 
 def policy_order(name: str) -> tuple[int, str]:
@@ -67,6 +88,43 @@ def checkpoint_of(policy: str, policy_ckpt: str, model: ModelConfig, run_dir: Pa
     return run_dir / stage / f"ckpt_{method}" / "best"
 
 
+class Checkpoint(NamedTuple):
+    """One checkpoint of a folder that holds several; ``step`` is None where its name tells none ("best")."""
+
+    name: str
+    step: int | None
+    path: Path
+
+
+def checkpoints_in(folder: Path | str) -> list[Checkpoint]:
+    """The checkpoints that a folder holds, by step, then those without one by name.
+
+    None for a hub name or a folder that is a checkpoint itself: a full model or an adapter.
+    """
+    if isinstance(folder, str) or not folder.is_dir() or _is_checkpoint(folder):
+        return []
+    found = []
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and _is_checkpoint(path):
+            match = _STEP.fullmatch(path.name)
+            found.append(Checkpoint(path.name, int(match[1]) if match else None, path))
+    return sorted(found, key=lambda each: (each.step is None, each.step or 0))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def weights_of(checkpoint: Path | str) -> dict[str, Path]:
+    """The local folders that a policy's weights, or those of several checkpoints, come from."""
+    several = checkpoints_in(checkpoint)
+    if not several:
+        return model_inputs(checkpoint)
+    bases = sorted({base for each in several if (base := model_inputs(each.path).get("base_model"))})
+    names = ["base_model", *(f"base_model_{number}" for number in range(2, len(bases) + 1))]
+    return {"checkpoint": checkpoint, **dict(zip(names, bases, strict=False))}
+
+
 def find_evaluations(
     run_dir: Path, runs: Sequence[str], policies: Sequence[str], failures: Collection[str] = ()
 ) -> dict[str, Path]:
@@ -85,7 +143,11 @@ def find_evaluations(
     found: dict[str, Path] = {}
     for run in runs or [run_dir.name]:
         folder = run_dir.parent / run if (run_dir.parent / run).is_dir() or not runs else resolve_path(run)
-        done = {path.parent.name: path.parent for path in folder.glob("10_evaluation/*/manifest.json")}
+        done = {
+            path.parent.name: path.parent
+            for path in folder.glob("10_evaluation/*/manifest.json")
+            if (path.parent / METRICS).is_file()  # several checkpoints of a policy have one in a folder each
+        }
         wanted = [
             policy
             for policy in (list(policies) or sorted(done))
@@ -111,4 +173,4 @@ def find_evaluations(
 
 def evaluation_files(folder: Path) -> tuple[Path, Path]:
     """The two files of an evaluation that a comparison reads."""
-    return folder / "metrics.json", folder / "breakdown.csv"
+    return folder / METRICS, folder / "breakdown.csv"

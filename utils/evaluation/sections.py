@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.common import read_json
 from utils.evaluation.trained import trained_policies
 from utils.stage import StageContext
 
@@ -15,9 +16,14 @@ if TYPE_CHECKING:  # the driver imports this to see what stage 11 would read
     from utils.evaluation.cost import Costs
     from utils.evaluation.curves import Curve
     from utils.evaluation.levels import Levels
+    from utils.evaluation.measures import Measures
     from utils.evaluation.sample_efficiency import Efficiency
     from utils.evaluation.seeds import SeedPair
+    from utils.evaluation.student_teacher import Students
     from utils.evaluation.teacher_report import Against
+    from utils.evaluation.training_metrics import Trainings
+
+AUDIT_INPUT = "reward audit of "  # then the run: how the stage's inputs name one
 
 
 @dataclass(frozen=True)
@@ -48,16 +54,24 @@ class Sections:
     levels: Levels
     efficiency: Efficiency | None
     against: Against
+    trainings: Trainings
+    measures: Measures
+    students: Students
 
     def with_columns(self, rows: list[dict[str, Any]], columns: list[str]) -> tuple[list[dict], list[str]]:
-        """Rows and columns of summary.csv with levels, cost, sample efficiency and the teacher's."""
+        """Rows and columns of summary.csv with all that the sections are made from."""
         from utils.evaluation.cost import with_costs
         from utils.evaluation.levels import with_levels
+        from utils.evaluation.measures import with_measures
         from utils.evaluation.sample_efficiency import with_efficiency
+        from utils.evaluation.student_teacher import with_students
         from utils.evaluation.teacher_report import with_teacher
+        from utils.evaluation.training_metrics import with_training
 
         rows, columns = with_costs(*with_levels(rows, columns, self.levels), self.costs)
-        return with_teacher(*with_efficiency(rows, columns, self.efficiency), self.against)
+        rows, columns = with_teacher(*with_efficiency(rows, columns, self.efficiency), self.against)
+        rows, columns = with_students(*with_training(rows, columns, self.trainings), self.students)
+        return with_measures(rows, columns, self.measures)
 
 
 def write_sections(ctx: StageContext, compared: Compared) -> Sections:
@@ -66,26 +80,52 @@ def write_sections(ctx: StageContext, compared: Compared) -> Sections:
     from utils.evaluation.curricula import CURRICULUM_FIGURE, Findings, curriculum_groups, curriculum_section
     from utils.evaluation.curriculum_plot import plot_curricula
     from utils.evaluation.curves import read_curves
+    from utils.evaluation.measures import measure_sections, measures_of
+    from utils.evaluation.quality import audit_section, frontier_section, level_section
     from utils.evaluation.sample_efficiency import efficiency_section, sample_efficiency
+    from utils.evaluation.student_teacher import student_section, students_of
     from utils.evaluation.teacher_report import against_teacher, teacher_section
+    from utils.evaluation.training_metrics import training_section, trainings_of
 
     trained = trained_policies(compared.folders)
     costs = costs_of(trained)
     curves, left_out = read_curves(trained)
     efficiency = sample_efficiency(curves, ctx.config.options.efficiency_fraction)
     against = against_teacher(compared.results)
+    trainings = trainings_of(trained)
+    measures, students = measures_of(compared.results), students_of(compared.results)
+    audits = {
+        name.removeprefix(AUDIT_INPUT): read_json(path)
+        for name, path in ctx.inputs.items()
+        if name.startswith(AUDIT_INPUT)
+    }
     runs = max(map(len, compared.folders.values()))
     groups = curriculum_groups(list(compared.accuracies))
     if groups:
         plot_curricula(groups, curves, compared.levels, ctx.out / CURRICULUM_FIGURE)
     findings = Findings(compared.accuracies, compared.pairs, compared.levels, efficiency, against)
     parts = [
+        level_section(compared.levels, list(compared.accuracies), ctx.out),
         curriculum_section(groups, findings, runs),
+        measure_sections(measures, compared.results),
+        frontier_section(measures, compared.accuracies, compared.folders, ctx.out),
         _write_costs(ctx, compared, trained, costs, curves, left_out),
         efficiency_section(efficiency),
+        training_section(trainings),
+        audit_section(audits, ctx.out),
+        student_section(students, compared.accuracies, runs),
         teacher_section(against, runs),
     ]
-    return Sections("\n\n".join(part for part in parts if part), costs, compared.levels, efficiency, against)
+    return Sections(
+        text="\n\n".join(part for part in parts if part),
+        costs=costs,
+        levels=compared.levels,
+        efficiency=efficiency,
+        against=against,
+        trainings=trainings,
+        measures=measures,
+        students=students,
+    )
 
 
 def _write_costs(

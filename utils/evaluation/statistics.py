@@ -32,6 +32,30 @@ def rate(successes: int, n: int) -> dict[str, object]:
     return {"value": successes / n, "ci95": [low, high], "n": n}
 
 
+def fraction(values: Sequence[float]) -> dict[str, object]:
+    """A mean of values in [0, 1] in the form of ``rate``, each value a share of one item.
+
+    The interval is Wilson's for that mean and n: no variable between 0 and 1 varies more than a yes or no of
+    the same mean, so it errs to the safe side, and of values that are all 0 or 1 it is ``rate``'s. Where all
+    values are alike a bootstrap would see no uncertainty at all.
+
+    Raises:
+        ValueError: without values, or where one is outside [0, 1] or not a number.
+    """
+    v = np.asarray(values, dtype=float)
+    if not len(v) or not ((v >= 0) & (v <= 1)).all():
+        raise ValueError("need at least one value, each in [0, 1]")
+    mean, n, z = float(v.mean()), len(v), float(stats.norm.ppf(0.975))
+    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)))
+    # At 0 and 1 an end is there exactly, up to rounding.
+    return {
+        "value": mean,
+        "ci95": [max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))],
+        "n": n,
+    }
+
+
 @dataclass(frozen=True)
 class McNemar:
     """Exact McNemar test of two policies on the same items.

@@ -16,7 +16,7 @@ from utils.grading.execute import (
     parse_gold_value,
     tolerant_match,
 )
-from utils.grading.math import math_equal
+from utils.grading.math import math_equal, plain_decimal
 from utils.grading.program import tokenize_program
 from utils.grading.worker import WorkerFailure, WorkerTimeout
 
@@ -187,6 +187,11 @@ def _number(text: str | None) -> float | None:
     return None if number is None else float(number)
 
 
+def _decimal(answer: str | None) -> float | None:
+    number = plain_decimal(answer) if answer else None
+    return None if number is None else float(number)
+
+
 def _grade_gsm8k(record: Record, completion: str) -> Grade:
     try:
         gold = gsm8k.parse_gold(record.target_answer)
@@ -232,7 +237,7 @@ def _grade_math(record: Record, completion: str) -> Grade:
         correct=correct,
         tolerant=correct,
         value=answer,
-        relative_error=_relative_error(_number(answer), _number(gold)),
+        relative_error=_relative_error(_decimal(answer), _decimal(gold)),
         format_error="" if answer else failure,
         failure="" if correct else failure,
         official={"equal": correct},

@@ -1,8 +1,10 @@
 r"""MATH answers: the last ``\boxed``, compared by math-verify in a bounded worker process."""
 
 import re
+from decimal import Decimal
 
 from utils.grading import worker
+from utils.grading.gsm8k import normalize_number
 
 MAX_ANSWER_CHARS = 1000  # the longest gold answer of MATH has 159 characters
 
@@ -39,6 +41,18 @@ def math_equal(gold: str, answer: str, timeout: float = worker.TIMEOUT_S) -> boo
     if _has_several_numbers(answer) or re.search(r"(?<!\\)\$", answer):
         return False
     return bool(worker.call("math_equal", timeout, gold=gold, answer=answer))
+
+
+def plain_decimal(answer: str) -> Decimal | None:
+    r"""The value of an answer that is one decimal number, commas only as thousands separators.
+
+    "1,234" and "\$1,234." are numbers, "4,6" is a list. None for anything else.
+    """
+    if len(answer) > MAX_ANSWER_CHARS:
+        return None
+    text = normalize_answer(_undelimited(answer)).removeprefix("\\$")
+    number = re.fullmatch(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|-?[0-9.]+", text)
+    return normalize_number(text) if number else None
 
 
 def _undelimited(text: str) -> str:

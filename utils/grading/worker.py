@@ -2,9 +2,10 @@
 
 SymPy may run for ever or exhaust memory on a few characters of hostile input ("9^{9^{9^9}}"). Signals
 cannot bound it from a worker thread, nor inside a long C call. So ``call`` sends each comparison as one
-JSON line to a persistent child, waits for the answer, and kills the child when the time is up; the next
-call starts a fresh one. The child limits its own memory, and sets itself an alarm so that it also ends
-when its parent has gone.
+JSON line to a persistent child, waits for the answer, and kills the child when the time is up. Importing
+SymPy takes seconds: a comparison that is slow has the next child started while it is still waited for, so
+that one hostile answer after another costs no more than the time-out each. The child limits its own memory,
+and sets itself an alarm so that it also ends when its parent has gone.
 """
 
 import atexit
@@ -21,7 +22,8 @@ import time
 
 from utils.common import REPO_ROOT
 
-TIMEOUT_S = 5.0  # wall-clock seconds per comparison
+TIMEOUT_S = 4.0  # wall-clock seconds per comparison; with all around it an answer is graded within 5
+SLOW_S = 0.5  # a comparison that takes longer may have to be killed: get the next child ready
 START_TIMEOUT_S = 120.0  # to import SymPy and math-verify, once per child
 MEMORY_BYTES = 2 << 30
 MAX_REPLY_BYTES = 1 << 16
@@ -41,12 +43,13 @@ class Worker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
+        self._next: subprocess.Popen | None = None  # started, not yet waited for
 
     def call(self, task: str, timeout: float = TIMEOUT_S, **arguments) -> bool | str:
         """Run ``TASKS[task](**arguments)`` in the child; arguments and result travel as JSON.
 
         Raises WorkerTimeout after ``timeout`` seconds, WorkerFailure if the task failed. Starting the
-        child (once, and after a kill) is not counted.
+        child (once, and after a kill where the next one is not ready yet) is not counted.
         """
         with self._lock:
             try:
@@ -55,7 +58,7 @@ class Worker:
                 request = {"task": task, "timeout": timeout, "arguments": arguments}
                 self._process.stdin.write(json.dumps(request).encode() + b"\n")
                 self._process.stdin.flush()
-                reply = self._read_line(timeout)
+                reply = self._reply(timeout)
             except BaseException as error:  # also Ctrl-C: an answer left unread would go to the next caller
                 self._stop()
                 if isinstance(error, OSError):
@@ -66,35 +69,42 @@ class Worker:
         return reply["result"]
 
     def close(self) -> None:
-        """End the child."""
+        """End the children."""
         with self._lock:
+            self._stop()
+            self._process, self._next = self._next, None
             self._stop()
 
     def forget(self) -> None:
-        """In a forked copy of this process: leave the child to the parent and start anew when called."""
-        process, self._lock, self._process = self._process, threading.Lock(), None
-        if process is not None:
-            process.stdin.close()
-            process.stdout.close()
-            process.returncode = 0  # not ours to wait for
+        """In a forked copy of this process: leave the children to the parent and start anew when called."""
+        self._lock = threading.Lock()
+        for process in (self._process, self._next):
+            if process is not None:
+                process.stdin.close()
+                process.stdout.close()
+                process.returncode = 0  # not ours to wait for
+        self._process = self._next = None
 
     def _start(self) -> None:
         self._stop()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "utils.grading.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=REPO_ROOT,
-        )
+        self._process, self._next = self._next or _spawn(), None
         try:
             self._read_line(START_TIMEOUT_S)
         except (WorkerTimeout, WorkerFailure):
             command = "python -m utils.grading.worker"
             raise RuntimeError(f"cannot start the symbolic worker; `{command}` shows why") from None
 
-    def _read_line(self, timeout: float) -> dict:
-        descriptor, data, deadline = self._process.stdout.fileno(), b"", time.monotonic() + timeout
+    def _reply(self, timeout: float) -> dict:
+        """The child's answer; where it is slow to come, the next child is started meanwhile."""
+        started = time.monotonic()
+        answered = select.select([self._process.stdout], [], [], min(SLOW_S, timeout))[0]
+        if not answered and timeout > SLOW_S:
+            self._next = self._next or _spawn()
+        return self._read_line(timeout, started)
+
+    def _read_line(self, timeout: float, started: float | None = None) -> dict:
+        descriptor, data = self._process.stdout.fileno(), b""
+        deadline = (time.monotonic() if started is None else started) + timeout
         while not data.endswith(b"\n"):
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not select.select([descriptor], [], [], remaining)[0]:
@@ -114,6 +124,16 @@ class Worker:
         with contextlib.suppress(OSError):  # what was still to be written to a dead child
             process.stdin.close()
         process.stdout.close()
+
+
+def _spawn() -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "utils.grading.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=REPO_ROOT,
+    )
 
 
 _WORKER = Worker()

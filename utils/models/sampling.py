@@ -48,41 +48,75 @@ def generate(
     """
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     _check_length(model, ids, max_new_tokens)
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    per_batch = max(1, batch_size // num_samples)
-    batches = [order[start : start + per_batch] for start in range(0, len(order), per_batch)]
-    sampler = sample_completions if obstacle(model) is None else _generate_with_transformers
-    eos = sorted(eos_token_ids(model, tokenizer))
     answers: dict[int, list[Completion]] = {}
-    training = model.training
-    model.eval()
-    for batch in progress(batches):
-        rows = [ids[index] for index in batch for _ in range(num_samples)]
-        longest = max(map(len, rows))
-        device = next(model.parameters()).device
-        prompt_ids = torch.tensor(
-            [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows], device=device
-        )
-        prompt_mask = torch.tensor(
-            [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device
-        )
-        completions = sampler(
+    for batch in progress(batches_by_length(ids, batch_size, num_samples)):
+        found = complete(
             model,
-            prompt_ids,
-            prompt_mask,
+            tokenizer,
+            [ids[index] for index in batch],
             max_new_tokens=max_new_tokens,
-            eos_token_ids=eos,
-            pad_token_id=tokenizer.pad_token_id,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
+            num_samples=num_samples,
             generator=generator,
         )
-        decoded = [_completion(tokenizer, tokens, eos) for tokens in completions.token_lists()]
-        for number, index in enumerate(batch):
-            answers[index] = decoded[number * num_samples : (number + 1) * num_samples]
-    model.train(training)
+        answers |= dict(zip(batch, found, strict=True))
     return [completion for index in range(len(ids)) for completion in answers[index]]
+
+
+def batches_by_length(
+    prompts: Sequence[Sequence[int]], batch_size: int, num_samples: int = 1
+) -> list[list[int]]:
+    """Indices of prompts (token ids) in batches, shortest first, of ``batch_size`` completions at most (but
+    of one prompt at least)."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    size = max(1, batch_size // num_samples)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> list[list[Completion]]:
+    """``num_samples`` completions for each prompt (token ids) of one batch, in evaluation mode.
+
+    Raises FloatingPointError where logits are not finite.
+    """
+    rows = [list(prompt) for prompt in prompts for _ in range(num_samples)]
+    longest = max(map(len, rows))
+    device = next(model.parameters()).device
+    prompt_ids = torch.tensor(
+        [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows], device=device
+    )
+    prompt_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    sampler = sample_completions if obstacle(model) is None else _generate_with_transformers
+    eos = sorted(eos_token_ids(model, tokenizer))
+    training = model.training
+    model.eval()
+    completions = sampler(
+        model,
+        prompt_ids,
+        prompt_mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=eos,
+        pad_token_id=tokenizer.pad_token_id,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        generator=generator,
+    )
+    model.train(training)
+    found = [_completion(tokenizer, tokens, eos) for tokens in completions.token_lists()]
+    return [found[start : start + num_samples] for start in range(0, len(found), num_samples)]
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
 from utils.data.records import Record
@@ -50,7 +51,11 @@ def reasoning_score(record: Record, completion: str) -> float:
 def grounded_operands(report: str, completion: str) -> float:
     """Share of the program's literal operands that `report` holds; 0 without a program or literals."""
     fields, _ = parse_completion(completion, ())
-    steps = program_steps(tokenize_program(fields.get("program", "")))
+    return grounded_steps(report, program_steps(tokenize_program(fields.get("program", ""))))
+
+
+def grounded_steps(report: str, steps: list[tuple[str, str, str]]) -> float:
+    """The same of a program's steps (operation and two arguments, as written)."""
     numbers = report_numbers(report)
     verdicts = []
     for place, (operation, a, b) in enumerate(steps):
@@ -124,21 +129,49 @@ _CLAIMS = re.compile(r"(?:(?:^|[^a-z])(?:of|by|over|plus|minus|times|x)|\\[a-z]+
 _FUNCTION = re.compile(r"(?:^|[^a-z])[a-z][ \t]*$", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
+class Equation:
+    """One stated equation between numbers: the tokens of its two sides, and whether it is true."""
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    holds: bool
+
+    @property
+    def value(self) -> float:
+        """The left side computed again."""
+        return _value(list(self.left))
+
+    @property
+    def stated(self) -> float:
+        """The right side's value."""
+        return _value(list(self.right))
+
+
 def equations(text: str) -> list[bool]:
     """Whether each equation between numbers that the text states is true, in order."""
-    text = text[:MAX_CHARS]
-    for pattern, plain in _PLAIN:
-        text = pattern.sub(plain, text)
-    verdicts: list[bool] = []
-    for line in text.splitlines():
+    return [equation.holds for equation in stated_equations(text)]
+
+
+def stated_equations(text: str) -> list[Equation]:
+    """The equations between numbers that the text states, in order."""
+    found: list[Equation] = []
+    for line in plain_arithmetic(text[:MAX_CHARS]).splitlines():
         for match in _EQUALS.finditer(line):
             left = _left_side(line[max(0, match.start() - MAX_SIDE - 1) : match.start()])
             right = _right_side(line[match.end() : match.end() + MAX_SIDE + 1])
             if left is not None and right is not None:
-                verdicts.append(_equal(_value(left), right))
-            if len(verdicts) == MAX_EQUATIONS:
-                return verdicts
-    return verdicts
+                found.append(Equation(tuple(left), tuple(right), _equal(_value(left), right)))
+            if len(found) == MAX_EQUATIONS:
+                return found
+    return found
+
+
+def plain_arithmetic(text: str) -> str:
+    """The text with its calculations in plain signs: no LaTeX, no currency, * for every multiplication."""
+    for pattern, plain in _PLAIN:
+        text = pattern.sub(plain, text)
+    return text
 
 
 def _left_side(text: str) -> list[str] | None:

@@ -1,0 +1,159 @@
+"""PPO's critic at evaluation: the advantages of an answer's tokens as training would have estimated them.
+
+Rewards are those that PPO pays: the reward pipeline's, less the KL penalty and plus the entropy bonus, for
+the greedy answers as one rollout. Values come from the critic that the checkpoint holds, advantages from GAE
+with the stage's gamma and lambda, before whitening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.common import shown
+from utils.evaluation.reference import trained_by
+from utils.evaluation.token_values import Values
+from utils.manifest import read_manifest
+from utils.models.loading import device, load_policy
+from utils.models.shared_prefix import CompletionBatch, unwrapped
+from utils.models.teacher import TeacherScores
+from utils.rewards.rollout import RewardPipeline
+from utils.rewards.spec import RewardSpec, paid_weights
+from utils.training.ppo_math import gae, k1
+from utils.training.settings import PpoAlgo
+from utils.training.value import HEAD_FILE, MODEL_FILE, ValueHead, ValueModel
+from utils.training.value import load_critic as read_weights
+
+if TYPE_CHECKING:
+    from utils.evaluation.answering import Answers
+    from utils.stage import StageContext
+
+
+# Of the stage's settings, those that rewards and advantages depend on.
+SETTINGS = ("gamma", "lam", "kl_coef", "entropy_reward_coef", "adaptive_kl", "whiten_rewards", "value_model")
+
+
+class KnownScores:
+    """Stands for the teacher where what it says of a batch is known already."""
+
+    def __init__(self, scores: TeacherScores):
+        self._scores = scores
+
+    def score(self, batch: CompletionBatch) -> TeacherScores:
+        return self._scores
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A critic with the settings of the PPO stage that trained it; see `load_critic`."""
+
+    model: ValueHead | ValueModel
+    algo: PpoAlgo
+    reward: str
+    temperature: float
+
+    def advantages(
+        self, answers: Answers, values: Mapping[int, Values], spec: RewardSpec
+    ) -> dict[int, np.ndarray]:
+        """GAE of the answers' tokens, item -> float64 [n], for the items that have ``values``.
+
+        Args:
+            values: of the answers, from policy, critic and whoever else the rewards need.
+        """
+        places = list(values)
+        if not places:
+            return {}
+        completions = [answers.completions[place] for place in places]
+        batch = CompletionBatch.of(
+            [[0]] * len(places), [completion.token_ids for completion in completions], torch.device("cpu")
+        )
+
+        def column(name: str) -> Tensor:
+            return batch.scatter(torch.from_numpy(np.concatenate([values[place][name] for place in places])))
+
+        teacher = None
+        if RewardPipeline.needs_teacher(spec, self.reward):
+            teacher = KnownScores(TeacherScores(column("q"), column("v")))
+        pipeline = RewardPipeline(answers.records, spec, self.reward, teacher, gamma=self.algo.gamma)
+        paid = pipeline.score_tokens(
+            places,
+            batch,
+            [completion.text for completion in completions],
+            torch.tensor([completion.truncated for completion in completions]),
+            update=False,
+        ).token_rewards.double()
+        log_prob = column("sampled/policy")
+        if self.algo.kl_coef:
+            paid = paid - self.algo.kl_coef * k1(log_prob - column("sampled/reference"))
+        paid = paid - self.algo.entropy_reward_coef * log_prob
+        mask = batch.completion_mask.bool()
+        advantages = gae(paid, column("value"), mask, gamma=self.algo.gamma, lam=self.algo.lam)
+        return {place: advantages[row][mask[row]].numpy() for row, place in enumerate(places)}
+
+
+def load_critic(
+    ctx: StageContext,
+    checkpoint: Path | str | None,
+    policy: nn.Module,
+    spec: RewardSpec,
+    others: Collection[str],
+) -> Critic | None:
+    """The critic of a PPO checkpoint of this run; None for other policies.
+
+    None as well, with a line in the log, where the rewards that it was trained on cannot be paid again.
+
+    Args:
+        policy: what the checkpoint holds.
+        others: who is asked besides the policy, of "teacher" and "reference".
+
+    Raises UserError where the critic's file is damaged or another model's.
+    """
+    stage = None if checkpoint is None else trained_by(checkpoint)
+    if stage is None or not stage.name.startswith("05_ppo") or stage.parent != ctx.run_dir:
+        return None
+    manifest = read_manifest(stage)
+    if manifest is None:
+        return None
+    config = manifest["config"]
+    algo = replace(PpoAlgo(), **{name: config["algo"][name] for name in SETTINGS if name in config["algo"]})
+    separate = algo.value_model == "separate"
+    reason = _obstacle(algo, config["options"]["reward"], spec, others)
+    if not (checkpoint / (MODEL_FILE if separate else HEAD_FILE)).is_file():
+        reason = "it was saved without its critic"
+    elif separate and "reference" not in ctx.inputs:
+        reason = "its critic is a change of the reference"
+    if reason:
+        ctx.log(f"{shown(checkpoint)}: no advantages, for {reason}")
+        return None
+    if separate:
+        start, _ = load_policy(ctx.inputs["reference"], ctx.config.model.model, trainable=True)
+        model = ValueModel(start, seed=0)
+    else:
+        model = ValueHead(unwrapped(policy).config.get_text_config().hidden_size, seed=0)
+    read_weights(model, checkpoint)
+    model = model.to(device()).eval()
+    return Critic(model, algo, config["options"]["reward"], config["model"]["generation"]["temperature"])
+
+
+def _obstacle(algo: PpoAlgo, reward: str, spec: RewardSpec, others: Collection[str]) -> str:
+    """Why the rewards of training cannot be paid again, "" where they can."""
+    weights = paid_weights(spec, reward)
+    if weights.intrinsic and "teacher" not in others:
+        return "its rewards need the teacher"
+    if algo.kl_coef and "reference" not in others:
+        return "its rewards need the reference"
+    if weights.intrinsic and spec.intrinsic.normaliser != "none":
+        return "its intrinsic rewards were normalised over rollouts"
+    if spec.adaptive.enabled:
+        return "its reward weights followed the training"
+    if algo.adaptive_kl:
+        return "its KL coefficient followed the training"
+    if algo.whiten_rewards:
+        return "its rewards were scaled within rollouts"
+    return ""

@@ -1,0 +1,98 @@
+"""What the run's reward specification says of an evaluated policy's greedy answers, component by component.
+
+Components are raw: before ``weights``, in the specification's own amounts (``exact_match: 1.0``, ...).
+
+    exact_match, numeric_match, program_partial, format_penalty    utils/rewards/task.py
+    reasoning   score in [0, 1]
+    intrinsic   alpha * log pi_hat(answer | prompt), nats times alpha, less ``missing_eos_penalty`` where the
+                answer was cut off; only where the token pass asked the teacher
+    total       the weighted sum, as paid under ``--reward combined``
+
+Normalisers and adaptive weights belong to a rollout and its training, and are not applied: the same answer
+has the same reward in every evaluation. Where the intrinsic reward has a weight and is not known there is no
+total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.data.records import Record
+from utils.evaluation.statistics import bootstrap_ratios
+from utils.grading.grade import Grade, grade
+from utils.rewards.reasoning import reasoning_score
+from utils.rewards.spec import RewardSpec, RewardWeights
+from utils.rewards.task import COMPONENTS, reward_of
+
+if TYPE_CHECKING:
+    from utils.evaluation.answering import Answers
+    from utils.evaluation.token_pass import TokenPass
+    from utils.models.sampling import Completion
+
+WEIGHT_OF = dict.fromkeys(COMPONENTS, "correctness") | {
+    "format_penalty": "format",
+    "reasoning": "reasoning",
+    "intrinsic": "intrinsic",
+}
+_UNWEIGHTED = RewardWeights(intrinsic=1.0, correctness=1.0, reasoning=1.0, format=1.0)
+
+
+def reward_components(
+    records: Sequence[Record],
+    answers: Answers,
+    token_pass: TokenPass,
+    spec: RewardSpec,
+    grades: Sequence[Grade | None] | None = None,
+) -> list[dict[str, float] | None]:
+    """Components and total of every record's greedy answer; None for a record that was not answered.
+
+    Args:
+        grades: of the answers, where they have been graded already with the specification's required fields.
+
+    Raises UserError naming the record if its gold is unusable.
+    """
+    graded = [None] * len(records) if grades is None else grades
+    rows = zip(records, answers.completions, token_pass.outcomes, graded, strict=True)
+    return [None if row[1] is None else components(*row, spec) for row in rows]
+
+
+def components(
+    record: Record, completion: Completion, outcome: float | None, graded: Grade | None, spec: RewardSpec
+) -> dict[str, float]:
+    """The same for one answer; ``outcome`` is the teacher's, None where it was not asked."""
+    if graded is None:
+        graded = grade(record, completion.text, spec.required_fields, program_accuracy=False)
+    paid = reward_of(record, graded, replace(spec, weights=_UNWEIGHTED))
+    found = {name: paid[name] for name in COMPONENTS}
+    found["reasoning"] = reasoning_score(record, completion.text)
+    if outcome is not None:
+        found["intrinsic"] = outcome - (spec.intrinsic.missing_eos_penalty if completion.truncated else 0.0)
+    if outcome is not None or not spec.weights.intrinsic:
+        weights = asdict(spec.weights)
+        found["total"] = sum(weights[WEIGHT_OF[name]] * value for name, value in found.items())
+    return {name: round(value, 6) + 0.0 for name, value in found.items()}  # no negative zeros
+
+
+def reward_metrics(
+    rows: Sequence[dict[str, float] | None], rng: np.random.Generator
+) -> dict[str, dict[str, Any]]:
+    """Means over the answers that have the component, with percentile bootstrap intervals over items.
+
+    {component: {"value", "ci95", "n"}}; the interval is null for a single answer. {} without answers.
+    """
+    answered = [row for row in rows if row is not None]
+    found = {}
+    for name in (*WEIGHT_OF, "total"):
+        values = np.array([row[name] for row in answered if name in row])
+        if not len(values):
+            continue
+        ci95 = None
+        if len(values) > 1:
+            ((low, high),) = bootstrap_ratios(values[:, None], np.ones(len(values)), rng)
+            ci95 = [low, high]
+        found[name] = {"value": float(values.mean()), "ci95": ci95, "n": len(values)}
+    return found

@@ -1,0 +1,177 @@
+"""What policy, teacher and reference say of response tokens, given the same prefixes: one pass of each.
+
+The logits row at position p - 1 says what a model predicts for the token at p. Prompt and padding tokens
+contribute nothing. A prompt is encoded once for all texts that follow it (``utils.models.shared_prefix``),
+and logits exist for a few tokens at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.common import UserError
+from utils.evaluation.teacher_metrics import WITHOUT, distances
+from utils.models.prefix_scoring import LOGIT_BYTES, states_before
+from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, output_head
+from utils.training.value import ValueHead, ValueModel
+
+SLICE_TOKENS = 2**14  # prompt and response tokens run at once, padding counted
+
+# Name -> a value per token, float64; see `token_values` for the names.
+Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The policy, and who it is held against by name: "teacher", "reference", both or one.
+
+    vocab_size   len(tokenizer), which all share; columns beyond it are padding of the vocabulary
+    alpha        temperature of the teacher's soft values
+    temperature  of sampling, at which PPO takes log-probabilities
+    critic       PPO's, which judges the states before the tokens
+    """
+
+    policy: nn.Module
+    others: Mapping[str, nn.Module]
+    vocab_size: int
+    alpha: float = 1.0
+    temperature: float = 1.0
+    critic: ValueHead | ValueModel | None = None
+
+    def all(self) -> dict[str, nn.Module]:
+        return {"policy": self.policy, **self.others}
+
+
+@torch.no_grad()
+def token_values(models: Models, batch: CompletionBatch) -> Values:
+    """Values of the N unmasked response tokens of ``batch``, row after row, in nats where not said otherwise.
+
+        distances/<other>    [N, 6], in the order of ``teacher_metrics.NAMES``
+        log_prob/<model>     [N], of the token, for the policy and each other
+        sampled/<model>      [N], the same at ``models.temperature``
+        q, v                 [N], the teacher's logit f(a) of the token and alpha * logsumexp(f / alpha)
+        value                [N], the critic's value of the state before the token
+
+    q and v are there with a teacher, value with a critic. float32 arithmetic (float64 for float64 models).
+    A model that is the policy itself is not run again.
+    """
+    states = {"policy": states_and_head(models.policy, batch)}
+    for name, model in models.others.items():
+        states[name] = states["policy"] if model is models.policy else states_and_head(model, batch)
+    rows, tokens = max(1, LOGIT_BYTES // (4 * models.vocab_size)), batch.tokens()
+    pieces = []
+    for start in range(0, max(1, len(tokens)), rows):
+        part = slice(start, start + rows)
+        logits = {name: head(before[part]) for name, (before, head) in states.items()}
+        pieces.append(_piece_values(models, logits, tokens[part]))
+    values = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    if isinstance(models.critic, ValueModel):
+        values["value"] = models.critic(batch, shared=obstacle(models.critic.model) is None)
+    elif models.critic is not None:
+        values["value"] = models.critic(states["policy"][0])
+    return {name: column.double().cpu().numpy() for name, column in values.items()}
+
+
+def _piece_values(models: Models, logits: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    """The values of a few tokens from the logits of every model, [n, V] each."""
+    logits = {name: f[:, : models.vocab_size] for name, f in logits.items()}
+    found = {f"distances/{name}": distances(logits["policy"], logits[name]) for name in models.others}
+    for name, f in logits.items():
+        f = f.to(torch.promote_types(f.dtype, torch.float32))
+        chosen = f.gather(-1, tokens[:, None]).squeeze(-1)
+        found[f"log_prob/{name}"] = chosen - f.logsumexp(-1)
+        if models.temperature != 1.0:
+            t = models.temperature
+            found[f"sampled/{name}"] = chosen / t - (f / t).logsumexp(-1)
+        else:
+            found[f"sampled/{name}"] = found[f"log_prob/{name}"]
+        if name == "teacher":
+            found |= {"q": chosen, "v": models.alpha * (f / models.alpha).logsumexp(-1)}
+    return found
+
+
+def states_and_head(model: nn.Module, batch: CompletionBatch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """What the model predicts the response tokens from, [N, …], and what makes logits of it."""
+    if not head_obstacle(model):
+        return states_before(model, batch, shared=obstacle(model) is None), output_head(model)
+    # Its logits are more than a head applied to states: they are made by the model, row by row.
+    logits = []
+    for row in range(len(batch.prompt_ids)):
+        prompt = batch.prompt_ids[row][batch.prompt_mask[row].bool()]
+        completion = batch.completion_ids[row][batch.completion_mask[row].bool()]
+        ids = torch.cat([prompt, completion])[None]
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        logits.append(output.logits[0, len(prompt) - 1 : -1])
+    return torch.cat(logits), lambda piece: piece
+
+
+def values_of_texts(
+    models: Models,
+    prompts: Sequence[Sequence[int]],
+    texts: Mapping[str, Sequence[Sequence[int] | None]],
+    progress: Callable[[list], Any] = iter,
+) -> dict[str, dict[int, Values]]:
+    """The values of one or more texts per item: name of the text -> item -> its values, as run.
+
+    Args:
+        prompts: token ids of each item's prompt.
+        texts: name -> the token ids that follow each prompt, None where an item has no such text.
+
+    Not there are items without the text, those longer than the positions of any of the models, and those with
+    tokens beyond the tokenizer. Raises UserError where a model's values are not finite.
+    """
+    limit = min(map(_positions, models.all().values()))
+    # A text that occurs under several names (an answer that is the gold text) is run once.
+    rows: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, of_items in texts.items():
+        for item, text in enumerate(of_items):
+            fits = text is not None and len(prompts[item]) + len(text) <= limit
+            if fits and max([*prompts[item], *text], default=0) < models.vocab_size:
+                rows.setdefault((item, tuple(text)), []).append(name)
+    # Prompts of similar length run together, the texts of one prompt side by side.
+    order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row[0]))
+    device = next(models.policy.parameters()).device
+    found: dict[str, dict[int, Values]] = {name: {} for name in texts}
+    for start, end in progress(list(_slices([len(prompts[item]) + len(text) for item, text in order]))):
+        part = order[start:end]
+        batch = CompletionBatch.of([prompts[item] for item, _ in part], [text for _, text in part], device)
+        values = token_values(models, batch)
+        ends = np.cumsum([len(text) for _, text in part])
+        for (item, text), last in zip(part, ends.tolist(), strict=True):
+            row = {name: column[last - len(text) : last] for name, column in values.items()}
+            _check_finite(row, item)
+            for name in rows[item, text]:
+                found[name][item] = row
+    return found
+
+
+def _check_finite(row: Values, item: int) -> None:
+    broken = [name for name, column in row.items() if not np.isfinite(column).all()]
+    if broken:
+        raise UserError(
+            f"the policy or what it is held against gave values that are not finite for item {item} "
+            f"({', '.join(broken)}): check the weights, or set model.torch_dtype: float32; {WITHOUT}"
+        )
+
+
+def _positions(model: nn.Module) -> float:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def _slices(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cut rows into consecutive parts of at most ``SLICE_TOKENS`` tokens once padded, of one row at least."""
+    starts, longest = [0], 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > starts[-1] and longest * (row + 1 - starts[-1]) > SLICE_TOKENS:
+            starts.append(row)
+            longest = length
+    return pairwise([*starts, len(lengths)] if lengths else [])
