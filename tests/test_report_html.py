@@ -202,7 +202,8 @@ def test_fixed_and_broken_are_counted_over_all_seeds():
 
 
 def test_the_report_keeps_its_chapters_tables_and_figures(tmp_path):
-    (tmp_path / "plot.png").write_bytes(b"png")
+    png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (1500).to_bytes(4, "big") + (300).to_bytes(4, "big")
+    (tmp_path / "plot.png").write_bytes(png)  # 1500 pixels at 150 to the inch: ten inches
     text = (
         "# Title\n\n- **a** wins: by `1|2` *much*.\n\n## One\n\n| x | y \\| z |\n| --- | --- |\n| a | 1 |\n\n"
         "![A plot](plot.png)\n\n![None](gone.png)\n\n### Sub\n\nsee [timing.md](timing.md) & [x](http://x)\n"
@@ -212,7 +213,8 @@ def test_the_report_keeps_its_chapters_tables_and_figures(tmp_path):
     assert "<li><strong>a</strong> wins: by <code>1|2</code> <em>much</em>.</li>" in sections[0].html
     html = sections[1].html
     assert '<th scope="col">y | z</th>' in html and '<th scope="row">a</th><td>1</td>' in html
-    assert f'<img src="data:image/png;base64,{base64.b64encode(b"png").decode()}" alt="A plot">' in html
+    data = base64.b64encode(png).decode()
+    assert f'<img src="data:image/png;base64,{data}" width="960" alt="A plot">' in html
     assert "The figure gone.png is not there." in html and "<h4>Sub</h4>" in html
     assert '<a href="timing.md">timing.md</a> &amp; [x](http://x)' in html
 

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from utils.evaluation.plots import DPI
+
+CSS_DPI = 96  # pixels of a page to the inch
+
 _CODE = re.compile(r"(`[^`]*`)")
 _BOLD, _ITALIC = re.compile(r"\*\*(.+?)\*\*"), re.compile(r"\*(?!\s)([^*]+?)(?<!\s)\*")
 _LINK = re.compile(r"\[([^\]]+)\]\(([\w./-]+)\)")  # beside the page only: no scheme, so no script
@@ -54,9 +58,12 @@ def figure_of(folder: Path) -> Callable[[str, str], Markup]:
         path = folder / name
         if not path.is_file():
             return Markup('<p class="missing">The figure {} is not there.</p>').format(name)
-        data = base64.b64encode(path.read_bytes()).decode()
-        return Markup('<figure><img src="data:image/png;base64,{}" alt="{}"></figure>').format(
-            data, alternative
+        png = path.read_bytes()
+        # A PNG's width in pixels stands in its header; drawn at one scale, the figures' letters are of one size.
+        width = round(int.from_bytes(png[16:20], "big") * CSS_DPI / DPI)
+        data = base64.b64encode(png).decode()
+        return Markup('<figure><img src="data:image/png;base64,{}" width="{}" alt="{}"></figure>').format(
+            data, width, alternative
         )
 
     return figure

@@ -17,6 +17,7 @@ from utils.evaluation.statistics import rate
 # of POLICIES: SFT, where the others start, is grey.
 PALETTE = ("#8C6D31", "#5B5B5B", "#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = "Xov<sD^P"
+DPI = 150
 
 
 class Style(NamedTuple):
@@ -105,7 +106,7 @@ def drawing(
         )
         yield figure, list(axes.flat)
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+            figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
         plt.close(figure)
 
 

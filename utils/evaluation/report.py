@@ -51,7 +51,8 @@ def conclusions(results: Sequence[PolicyResult], pairs: Sequence[Pair]) -> str:
     """One sentence per difference that the corrected test supports, or one that says there is none."""
     if not pairs:
         return f"Only one policy, {results[0].name}, was evaluated: there is nothing to compare it with."
-    supported = [pair for pair in pairs if pair.significant]
+    # That an untrained model is worse than any other goes without saying, and is said last.
+    supported = sorted((pair for pair in pairs if pair.significant), key=_with_base)
     lines = [f"- {_finding(pair)}" for pair in supported]
     rest = len(pairs) - len(supported)
     at_level = f"at the {ALPHA:g} level after Holm's correction"
@@ -62,6 +63,10 @@ def conclusions(results: Sequence[PolicyResult], pairs: Sequence[Pair]) -> str:
             f"- For the other {rest} of {len(pairs)} pairs the test supports no difference {at_level}."
         )
     return "\n".join(lines)
+
+
+def _with_base(pair: Pair) -> bool:
+    return any(name.rpartition("/")[2] == "base" for name in (pair.a, pair.b))
 
 
 def _finding(pair: Pair) -> str:

@@ -32,12 +32,6 @@ from torch.utils.checkpoint import checkpoint
 from utils.models.prefix_scoring import LOGIT_BYTES
 from utils.training.trl_version import check_trl_version
 
-try:
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-except ImportError:
-    check_trl_version()  # names move between releases: say which one is needed
-    raise
-
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 
 
@@ -87,7 +81,7 @@ def exact_divergence(
 
     States are those before the tokens, [N, H_S] and [N, H_T]; heads are linear layers.
     """
-    divergence, _ = ChunkedDivergenceFunction.apply(
+    divergence, _ = _trl_kernel().apply(
         student_states,
         *_cut(student_head, vocab_size),
         teacher_states,
@@ -96,6 +90,16 @@ def exact_divergence(
         measure.temperature,
     )
     return divergence * measure.temperature**2
+
+
+def _trl_kernel() -> type[torch.autograd.Function]:
+    """Imported where it is called: evaluation needs ``log_divergence`` alone, and TRL takes seconds to load."""
+    try:
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+    except ImportError:
+        check_trl_version()  # names move between releases: say which one is needed
+        raise
+    return ChunkedDivergenceFunction
 
 
 def _cut(head: nn.Module, vocab_size: int) -> tuple[Tensor, Tensor | None]:
