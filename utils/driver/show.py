@@ -131,4 +131,4 @@ def _print_table(title: str, rows: Sequence[Row], failures: Sequence[str], run_d
     for failure in failures:
         who, _, reason = failure.partition(": ")
         console.print(f"{who} failed: {reason}", soft_wrap=True)
-    console.print(f"report: {run_dir / COMPARISON / 'report.md'}", soft_wrap=True)
+    console.print(f"report: {run_dir / COMPARISON / 'report.html'}", soft_wrap=True)

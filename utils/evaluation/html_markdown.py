@@ -59,7 +59,7 @@ def figure_of(folder: Path) -> Callable[[str, str], Markup]:
         if not path.is_file():
             return Markup('<p class="missing">The figure {} is not there.</p>').format(name)
         png = path.read_bytes()
-        # A PNG's width in pixels stands in its header; drawn at one scale, the figures' letters are of one size.
+        # A PNG's width in pixels stands in its header; at one scale, the figures' letters are of one size.
         width = round(int.from_bytes(png[16:20], "big") * CSS_DPI / DPI)
         data = base64.b64encode(png).decode()
         return Markup('<figure><img src="data:image/png;base64,{}" width="{}" alt="{}"></figure>').format(

@@ -93,7 +93,7 @@ def exact_divergence(
 
 
 def _trl_kernel() -> type[torch.autograd.Function]:
-    """Imported where it is called: evaluation needs ``log_divergence`` alone, and TRL takes seconds to load."""
+    """Imported where it is called: evaluation needs ``log_divergence`` alone, and TRL loads for seconds."""
     try:
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
     except ImportError:
