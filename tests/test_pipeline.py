@@ -98,6 +98,7 @@ KILLS = [
     "run_001_seed_0/09_dpo/resume/checkpoint-2/trainer_state.json",
     "run_001_seed_1/06_grpo/resume/checkpoint-4/trainer_state.json",
     "run_001_seed_1/06_grpo/resume/checkpoint-8",
+    "run_001_seed_1/10_evaluation/grpo/samples/predictions.jsonl",  # while answers are made
 ]
 REDONE = ["06_grpo", "07_rloo"]
 PATIENCE = 900  # seconds; one execution takes some minutes on a quiet machine
@@ -143,7 +144,7 @@ def kill_when_new(outputs: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
-    """``whole``, and ``broken``, killed ten times and ended by two jobs: the same runs.
+    """``whole``, and ``broken``, killed eleven times and ended by two jobs: the same runs.
 
     Of the second seed only ``REDONE`` and what rests on it is done again; the rest is a copy.
     """
@@ -154,7 +155,7 @@ def outputs(tmp_path_factory) -> Path:
     shutil.copytree(folder / "whole" / RUNS[1], folder / "broken" / RUNS[1], ignore=left_out)
     for name in KILLS:
         kill_when_new(folder / "broken", name)
-        stage = "/".join(name.split("/")[:2])
+        stage = next(stage for stage in EVERY if name.startswith(f"{stage}/"))
         assert not (folder / "broken" / stage / "manifest.json").exists()
     run(driver(folder / "broken", "--jobs", "2"))
     return folder
@@ -283,6 +284,25 @@ def test_the_report_compares_all_methods_over_seeds(outputs):
     for policy in ("sft", "distill", "ppo", "grpo", "rloo", "dpo"):
         assert f"| {policy} |" in report
     assert f"{COMPLETIONS}" in report and "Failed" not in report
+    page = (outputs / "whole" / "run_001" / "11_comparison" / "report.html").read_text()
+    assert all(f">{policy}</th>" in page for policy in ("sft", "distill", "ppo", "grpo", "rloo", "dpo"))
+
+
+def test_every_answer_has_its_rewards_and_its_tokens_their_values(outputs):
+    """Policies trained from SFT's are held against it; a token's intrinsic rewards add up to the answer's."""
+    for policy in ("base", "sft", "distill", "ppo", "grpo", "rloo", "dpo"):
+        folder = outputs / "whole" / RUNS[0] / "10_evaluation" / policy
+        answers = {row["id"]: row for row in read_jsonl(folder / "samples" / "predictions.jsonl")}
+        values = read_jsonl(folder / "samples" / "tokens.jsonl")
+        assert {row["id"] for row in values} == set(answers)
+        names = {"log_prob", "intrinsic", "kl_teacher"}
+        if policy not in ("base", "sft"):
+            names |= {"kl_reference", "log_ratio"}
+        for row in values:
+            assert set(row["values"]) - {"advantage"} == names
+            assert all(len(column) == len(row["tokens"]) for column in row["values"].values())
+            paid = answers[row["id"]]["rewards"]
+            assert paid["intrinsic"] == pytest.approx(sum(row["values"]["intrinsic"]), abs=2e-3)
 
 
 def test_without_pairs_dpo_fails_in_one_line_and_the_rest_is_kept(tmp_path):
@@ -327,7 +347,7 @@ def test_every_step_is_in_the_log(outputs):
 
 def test_outputs_are_plain_and_portable(outputs):
     """No pickles, no file without a known ending, and no machine's paths in any text."""
-    endings = {".json", ".jsonl", ".csv", ".md", ".png", ".yaml", ".safetensors", ".log", ".txt"}
+    endings = {".json", ".jsonl", ".csv", ".md", ".html", ".png", ".yaml", ".safetensors", ".log", ".txt"}
     for path in (outputs / "broken").rglob("*"):
         if not path.is_file() or path.name in (".lock", "runtime.json", "stage.log"):
             continue
