@@ -4,11 +4,12 @@
 
 Both answer the same items of the run's test split with the same weights in one process, taking turns. The
 plain loop takes the items in the order of the file, pads every batch on the left and calls `model.generate`,
-with `num_return_sequences` for samples. 10_evaluate.py takes them by length and encodes every prompt once for
-all its samples. Both have batches of `generation.batch_size` completions, and both are timed from text to
-tokens. Prints a Markdown table: tokens per second in the fastest pass of each (completions sampled by the two
-differ in length), and how many greedy answers are the same token by token. On a CPU seconds are those of the
-process, without those of other work on the machine.
+with `num_return_sequences` for samples. 10_evaluate.py encodes once what several prompts begin with, or, for
+samples, takes prompts by length and encodes each once for all its samples. Both have batches of
+`generation.batch_size` completions, and both are timed from text to tokens. Prints a Markdown table: tokens
+per second in the fastest pass of each (completions sampled by the two differ in length), and how many greedy
+answers are the same token by token. On a CPU seconds are those of the process, without those of other work on
+the machine.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from utils.config import ModelConfig, load_tier
 from utils.data.prompts import render_prompt
 from utils.data.records import load_records
 from utils.evaluation.policies import checkpoint_of
+from utils.models.common_prefix import batches_by_prefix
 from utils.models.loading import load_policy
 from utils.models.sampling import batches_by_length, complete, eos_token_ids
 
@@ -76,8 +78,10 @@ def ours(model, tokenizer, texts: list[str], config: ModelConfig) -> Answer:
 
     def answer(num_samples: int) -> list[list[int]]:
         prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        drawing = {}
+        drawing = {"common_prefixes": True}
+        batches = batches_by_prefix(prompts, generation.batch_size)
         if num_samples:
+            batches = batches_by_length(prompts, generation.batch_size, num_samples)
             drawing = {
                 "num_samples": num_samples,
                 "temperature": generation.temperature,
@@ -86,7 +90,7 @@ def ours(model, tokenizer, texts: list[str], config: ModelConfig) -> Answer:
                 "generator": torch.Generator().manual_seed(0),
             }
         found: dict[int, list[list[int]]] = {}
-        for batch in batches_by_length(prompts, generation.batch_size, max(1, num_samples)):
+        for batch in batches:
             completions = complete(
                 model,
                 tokenizer,

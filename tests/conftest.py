@@ -1,5 +1,6 @@
 """Fixtures that all tests share: real data where it is at hand, and tiny random models built on demand."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,19 @@ import pytest
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported until now stays: trainers collect garbage several times each, and would look through
+    the hundreds of thousands of objects of torch, Transformers and SymPy every time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hypothesis looks for what refers to an object, and warns where that is out of the collector's sight."""
+    gc.unfreeze()
+
+
 def find_shared_data() -> Path | None:
     """Return the folder with real copies of the data sets (finqa/, gsm8k/, math/), None if there is none."""
     folder = Path(os.environ.get("BELLMAN_DATA") or REPO_ROOT.parent / "shared" / "data")
@@ -28,6 +42,38 @@ def shared_data() -> Path:
     if folder is None:
         pytest.skip("real data not found: set BELLMAN_DATA to a folder with finqa/, gsm8k/ and math/")
     return folder
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn up and not rendered: after the head of a PNG comes what they would show, not pixels.
+
+    Rendering is most of the time of a comparison. It is left out where a test is about what stands beside the
+    figures, or about equal figures of equal numbers; each figure is rendered in other tests.
+    """
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", _save_outline)
+
+
+def _save_outline(figure, path, dpi=100, **_) -> None:
+    width, height = (round(dpi * inches).to_bytes(4, "big") for inches in figure.get_size_inches())
+    shown = []
+    for axis in figure.axes:
+        shown.append([axis.get_title(place) for place in ("left", "center", "right")])
+        shown.append([axis.get_xlabel(), axis.get_ylabel()])
+        shown.append([line.get_xydata().tolist() for line in axis.lines])
+        shown.append([(text.get_text(), text.get_position()) for text in axis.texts])
+        shown.append(
+            [p.get_patch_transform().transform(p.get_path().vertices).tolist() for p in axis.patches]
+        )
+        shown.append([image.get_array().tolist() for image in axis.images])
+        shown.append(axis.get_legend_handles_labels()[1])
+        for collection in axis.collections:
+            shown.append([shape.vertices.tolist() for shape in collection.get_paths()])
+            shown.append(collection.get_offsets().tolist())
+    head = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + width + height
+    Path(path).write_bytes(head + repr(shown).encode())
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,8 @@
-"""Train by PPO under sec in however many processes run this; test_curriculum_training.py compares.
-
-usage: curriculum_processes.py MODEL_FOLDER OUT_FOLDER (process n writes OUT_FOLDER/n.json)
-"""
+"""PPO under sec in however many processes run this: ppo_processes.py has them train, and compares nothing."""
 
 import json
 import os
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from ppo_stub import feed_by_prompt, ppo_trainer
@@ -71,7 +65,3 @@ def main(model: Path, out: Path) -> None:
     )
     trainer.train()
     (out / f"{rank}.json").write_text(json.dumps(trainer.history))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

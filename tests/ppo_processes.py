@@ -1,6 +1,7 @@
-"""Train by PPO in however many processes run this; test_ppo_processes.py compares the results.
+"""Train by PPO, also under a curriculum, in however many processes run this; test_ppo_processes.py compares.
 
-usage: ppo_processes.py MODEL_FOLDER OUT_FOLDER (the first process writes OUT_FOLDER/{shared,separate}.json)
+usage: ppo_processes.py MODEL_FOLDER OUT_FOLDER (the first process writes OUT_FOLDER/{shared,separate}.json,
+process n OUT_FOLDER/n.json)
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import curriculum_processes
 from ppo_stub import feed_by_prompt, logged, ppo_trainer, trained_weights
 from safetensors.torch import save_file
 
@@ -39,6 +41,7 @@ def main(model: Path, out: Path) -> None:
         if trainer.is_world_process_zero():
             save_file(trained_weights(trainer), out / f"{name}.safetensors")
             (out / f"{name}.json").write_text(json.dumps(logged(trainer)[:-1]))
+    curriculum_processes.main(model, out)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""Curricula in training: PPO, GRPO and RLOO under them, kills and resumptions, several processes, logs."""
+"""Curricula in training: PPO, GRPO and RLOO under them, kills and resumptions, logs."""
 
 import importlib
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
-import curriculum_processes
 import pytest
 import torch
 from group_stub import (
@@ -265,28 +262,3 @@ def test_the_state_is_in_the_resume_point(make, tmp_path):
     trainer.train()
     state = read_json(tmp_path / "out" / "checkpoint-2" / STATE_FILE)
     assert state["rollout"] == 1 and set(state["q"]) == {"1", "2"} and max(state["q"].values()) > 0
-
-
-# -------------------------------------------------------------------------------------------- processes
-
-
-def test_two_processes_choose_as_one(tiny_models, tmp_path):
-    """The same prompts in all, each process its half; Q from the feedback of both, equal bit by bit between
-    them and to rounding to that of one process."""
-    model, alone, both = tiny_models("llama"), tmp_path / "alone", tmp_path / "both"
-    alone.mkdir()
-    both.mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, curriculum_processes.__file__, str(model), str(both)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as two:
-        curriculum_processes.main(model, alone)
-        _, errors = two.communicate(timeout=300)
-    assert two.returncode == 0, errors[-3000:]
-    one, first, second = (read_json(path) for path in (alone / "0.json", both / "0.json", both / "1.json"))
-    assert len(one) == len(first) == len(second) == 8
-    for expected, left, right in zip(one, first, second, strict=True):
-        assert left["chosen"] == right["chosen"] == expected["chosen"]
-        assert left["q"] == right["q"] == pytest.approx(expected["q"], abs=1e-5)
-        assert left["rows"] + right["rows"] == expected["rows"]
-        assert expected["rows"] == [place for place in expected["chosen"] for _ in range(4)]
-    assert max(one[-1]["q"].values()) > 0.1 and len({tuple(row["chosen"]) for row in one}) == 8

@@ -43,7 +43,7 @@ UPDATES = 4  # per rollout
 
 
 @pytest.fixture
-def context(tiny_models, tmp_path):
+def context(tiny_models, tmp_path, unrendered):
     inputs = stage_inputs(tmp_path, tiny_models("llama"))
 
     def make(name="out", algo=GROUPS, teacher="qwen2", **options):

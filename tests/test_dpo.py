@@ -74,7 +74,7 @@ def tokenizer(tiny_models):
 
 
 @pytest.fixture
-def context(tiny_models, files, tokenizer, tmp_path):  # noqa: F811
+def context(tiny_models, files, tokenizer, tmp_path, unrendered):  # noqa: F811
     """A factory of stage contexts that write below tmp_path/<name>: six pairs to train on, two held out."""
     rows = pairs(tokenizer)
     write_jsonl(tmp_path / "pairs.jsonl", rows[:6])

@@ -164,6 +164,7 @@ def test_answers_tokens_and_audits_are_inputs_where_they_are(outputs):
     assert audit_files([folder]) == {"s0": outputs / "s0" / "02_rewards_audit" / "reward_audit.json"}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_stage_11_compares_what_lies_in_no_run(outputs, tmp_path, capsys):
     theirs = outside(tmp_path / "theirs", right=50)
     argv = ["--metrics", f"{theirs},{outputs}/s0/10_evaluation/s*"]
@@ -181,6 +182,7 @@ def test_stage_11_compares_what_lies_in_no_run(outputs, tmp_path, capsys):
     assert changes[0] == {"a": "sft", "b": "theirs", "id": "test-20", "change": "fixed"}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_metrics_files_are_no_seeds(outputs, tmp_path, capsys):
     theirs = outside(tmp_path / "theirs")
     assert compare(outputs, "--by_seed", "--runs", "s*", "--metrics", str(theirs)) == 2

@@ -239,6 +239,7 @@ def test_only_a_stages_own_timing_is_no_output():
 # --------------------------------------------------------------------------------------------- stage
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_comparison_is_the_same_whatever_the_seconds(outputs, capsys):
     assert compare(outputs) == 0
     out = outputs / "seeds" / "11_comparison"
@@ -262,6 +263,7 @@ def test_the_comparison_is_the_same_whatever_the_seconds(outputs, capsys):
     assert compare(outputs) == 0 and "up to date" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_report_and_summary_hold_the_counts(outputs):
     assert compare(outputs) == 0
     out = outputs / "seeds" / "11_comparison"
@@ -278,6 +280,7 @@ def test_the_report_and_summary_hold_the_counts(outputs):
     assert by_seed == ["4800", "4810", "4820"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_run_that_was_copied_without_its_runtimes_is_compared_all_the_same(outputs):
     for path in outputs.glob("s0/0*/runtime.json"):
         path.unlink()
@@ -319,6 +322,7 @@ def test_a_failed_policy_may_be_missing_and_no_other(outputs):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_policy_that_failed_with_one_seed_is_compared_with_none(outputs, capsys):
     assert compare(outputs, "--failures", '["s1/dpo: 3 pairs, needs 8"]') == 0
     out = outputs / "seeds" / "11_comparison"
@@ -334,6 +338,7 @@ def test_a_policy_that_failed_with_one_seed_is_compared_with_none(outputs, capsy
     assert metrics["dpo"] == {"failed": "3 pairs, needs 8 (s1)"} and metrics["ppo"]["seeds"] == 3
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_failures_of_one_run_are_shown_and_an_old_evaluation_is_not(outputs, capsys):
     assert compare(outputs, "--failures", '["dpo: too few pairs", "rloo: not written"]', seeds=False) == 0
     out = outputs / "s0" / "11_comparison"

@@ -239,6 +239,7 @@ def test_over_seeds_they_are_means_with_intervals(outputs):
     assert (folder / "curriculum.png").read_bytes() == first
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_without_curricula_there_is_no_such_section(outputs):
     assert compare(outputs, "--run_id", "s0", "--policies", "base,grpo") == 0
     folder = outputs / "s0" / "11_comparison"

@@ -125,6 +125,7 @@ def test_validations_that_not_every_seed_has_are_not_averaged_and_that_is_said(o
     assert "Of grpo, validations that not every seed has" in cost_section(found, costs, {}, curves, {}, [])
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_stage_reads_the_logs_as_verified_inputs(outputs, capsys):
     assert compare(outputs) == 0
     out = outputs / "seeds" / "11_comparison"
@@ -147,6 +148,7 @@ def test_the_stage_reads_the_logs_as_verified_inputs(outputs, capsys):
     assert "05_ppo/logs/metrics.jsonl has changed" in said and "05_train_ppo.py" in said
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_one_seed_has_lines_without_bands_and_says_nothing_of_seeds(outputs):
     assert compare(outputs, seeds=False) == 0
     training = (outputs / "s0" / "11_comparison" / "report.md").read_text().split("## Training")[1]

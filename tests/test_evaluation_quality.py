@@ -177,6 +177,7 @@ def test_figures_and_sections_of_a_whole_comparison(outputs, seeds):
     assert report.count("\n\n\n") == 0
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_total_rewards_of_different_specifications_are_not_drawn(outputs):
     for policy in ("sft", "ppo"):
         path = outputs / "s0" / "10_evaluation" / policy / "manifest.json"

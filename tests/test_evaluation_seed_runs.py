@@ -209,6 +209,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_comparison_over_seeds(outputs, capsys):
     assert compare(outputs) == 0
     out = outputs / "seeds" / "11_comparison"

@@ -182,6 +182,7 @@ def compare(outputs, *more):
     return execute(COMPARE.STAGE, COMPARE.run, ["--output_dir", str(outputs), *more])
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_comparison_of_all_policies_of_a_run(evaluated, capsys):
     assert compare(evaluated) == 0
     out = evaluated / "run_001" / "11_comparison"
@@ -213,6 +214,7 @@ def test_same_evaluations_give_the_same_files(evaluated):
         first = files
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_policies_of_several_runs_are_named_by_run(evaluated):
     assert compare(evaluated, "--runs", "run_001,run_002", "--policies", "grpo", "--run_id", "run_003") == 0
     rows = read_csv(evaluated / "run_003" / "11_comparison" / "summary.csv")
@@ -239,11 +241,11 @@ def test_diff_of_two_runs(evaluated, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("run_001 -> run_002: ") and lines[1] == "stages"
-    assert lines[2].split() == ["10_evaluation/sft", "finished", "->", "(absent)"]
+    assert lines[2] == "  only in run_001: 10_evaluation/sft"
     heads = [line for line in lines[1:] if not line.startswith(" ")]
-    assert heads == ["stages", "data", "config", "outputs"]
+    assert heads == ["stages", "data", "config", "consequences"]
     document = json.loads((tmp_path / "diff.json").read_text())
-    assert {d["category"] for d in document["differences"]} == set(heads)
+    assert {d["category"] for d in document["differences"]} == {"stages", "data", "config", "outputs"}
     assert not (evaluated / "run_001" / "11_comparison").exists()
     same = run_script("11_compare_runs.py", "--output_dir", evaluated, "--diff", "run_001", "run_001")
     assert same.stdout == "run_001 and run_001: no difference (run ids aside)\n"

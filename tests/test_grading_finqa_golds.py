@@ -188,29 +188,37 @@ def test_execution_of_every_gold_and_its_perturbations_follows_the_rules(shared_
     assert cases >= 60 * COUNTS[split]
 
 
-def check_program_accuracy(items: list) -> int:
+def check_program_accuracy(programs: set[str]) -> int:
     cases = 0
-    for program, _, _ in items:
+    for program in sorted(programs):
         gold = tokenize_program(program)
         for name, (text, same) in perturbed(program).items():
             if same is not None:
                 assert program_match(tokenize_program(text), gold) is same, (name, program, text)
                 cases += 1
-        last_lost = program_match(gold[:-1], gold)
-        assert last_lost is False, program
+        # Without EOF the last step is lost. x - x is 0, and so is (x - x) / y: where the step before is a
+        # difference of equal arguments, the rest is the same formula by the official rules.
+        steps = parsed(program)
+        if len(steps) > 1 and steps[-2][0] == "subtract" and steps[-2][1] == steps[-2][2]:
+            continue
+        assert program_match(gold[:-1], gold) is False, program
     return cases
 
 
 def test_program_accuracy_of_perturbed_golds_follows_from_the_perturbation(shared_data):
-    items = golds(shared_data, "test")[::12]
+    programs = {program for program, _, _ in golds(shared_data, "test")[::12]}
     # The rarer operations are few: all of them.
-    rare = [item for item in golds(shared_data, "dev") if re.match(r"(table|exp|greater)", item[0])]
-    assert check_program_accuracy(items + rare) > 500
+    rare = {program for program, _, _ in golds(shared_data, "dev")}
+    programs |= {program for program in rare if re.match(r"(table|exp|greater)", program)}
+    assert check_program_accuracy(programs) > 500
 
 
 @pytest.mark.pipeline
 def test_program_accuracy_of_all_perturbed_golds(shared_data):
-    assert sum(check_program_accuracy(golds(shared_data, split)) for split in COUNTS) > 25_000
+    """All 2,485 different ones: a sample would be a tenth of what this takes, some 15 CPU seconds."""
+    programs = {program for split in COUNTS for program, _, _ in golds(shared_data, split)}
+    assert len(programs) == 2485
+    assert check_program_accuracy(programs) > 35_000
 
 
 def test_matching_programs_with_other_values_are_recorded_and_do_not_abort(shared_data):

@@ -1,6 +1,7 @@
 """GSM8K and MATH answers that are nearly right, for every published gold; answers that hang a grader."""
 
 import json
+import random
 import re
 
 import pytest
@@ -155,9 +156,12 @@ def test_sampled_whole_math_golds_nearly_right_by_algebra(shared_data):
 
 
 @pytest.mark.pipeline
-def test_all_whole_math_golds_nearly_right_by_algebra(shared_data):
+def test_many_whole_math_golds_nearly_right_by_algebra(shared_data):
+    """250 of 1,052; all of them, which passed as well, take four times the 15 CPU seconds of these."""
     nonzero = [answer for answer in whole_numbers(shared_data) if int(answer)]
-    assert check(nonzero, ALGEBRA) > 5000
+    nonzero.sort(key=len)  # the twenty longest, and others at random
+    sample = nonzero[-20:] + random.Random(0).sample(nonzero[:-20], 230)
+    assert check(sample, ALGEBRA) == 250 * len(ALGEBRA)
 
 
 @pytest.mark.parametrize(
@@ -255,10 +259,11 @@ def test_costly_answers_are_cut_off(name):
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("gold", ["5", r"\frac{1}{2}"])
-def test_all_costly_answers_are_wrong(gold):
-    for name, answer in COSTLY.items():
+def test_all_costly_answers_are_wrong():
+    """One after another, with one of two golds: each costs the time-out and the start of a new worker."""
+    for place, (name, answer) in enumerate(COSTLY.items()):
+        gold = ["5", r"\frac{1}{2}"][place % 2]
         graded = grade(record("math", gold), rf"\boxed{{{answer}}}")
         assert not graded.correct, name
         assert graded.failure in ("timeout", "not_comparable", "wrong_value", "no_box"), name
-    assert grade(record("math", gold), rf"\boxed{{{gold}}}").correct
+    assert grade(record("math", "5"), r"\boxed{10/2}").correct

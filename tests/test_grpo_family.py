@@ -267,6 +267,7 @@ def inputs(tiny_models, tmp_path_factory):
     return stage_inputs(tmp_path_factory.mktemp("inputs"), tiny_models("llama"))
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_process_supervision_survives_kills(inputs, tiny_models, tmp_path, monkeypatch):
     """Every file, bit by bit, and not those of outcome supervision."""
     build = grpo.build_grpo_trainer

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 TOKENS = ["<pad>", "<eos>", "a", "b", "c", "d", "e", "f"]
 A, B, C, F = (TOKENS.index(token) for token in "abcf")
-SEEDS = [0, 1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +79,8 @@ def divergence(policy, reference) -> float:
     return total
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_bandit_finds_the_arm_that_pays(toy, tmp_path, seed):
-    trainer = trained(
-        toy, tmp_path, lambda ids: [float(ids[0] == C)], seed=seed, max_completion_length=1, rollouts=15
-    )
+def test_a_bandit_finds_the_arm_that_pays(toy, tmp_path):
+    trainer = trained(toy, tmp_path, lambda ids: [float(ids[0] == C)], max_completion_length=1, rollouts=15)
     assert probabilities(trainer.model)[C] > 0.95
 
 
@@ -94,7 +90,7 @@ def two_steps(ids: list[int]) -> list[float]:
     return rewards + [float(ids[0] == B and ids[1] >= C)] * (len(ids) - 1)
 
 
-@pytest.mark.parametrize(("seed", "separate"), [(0, False), (1, False), (2, False), (0, True)])
+@pytest.mark.parametrize(("seed", "separate"), [(0, False), (1, True)], ids=["shared", "separate"])
 def test_two_steps_need_credit_for_what_comes_later(toy, tmp_path, seed, separate):
     settings = {"max_completion_length": 2, "learning_rate": 2e-2}
     trainer = trained(toy, tmp_path, two_steps, seed=seed, separate=separate, **settings)
@@ -115,9 +111,8 @@ def move(trainer):
             parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("seed", SEEDS[:2])
-def test_with_zero_rewards_the_penalty_brings_the_policy_back_to_the_reference(toy, tmp_path, seed):
-    settings = {"max_completion_length": 2, "kl_coef": 1.0, "seed": seed, "whiten_advantages": False}
+def test_with_zero_rewards_the_penalty_brings_the_policy_back_to_the_reference(toy, tmp_path):
+    settings = {"max_completion_length": 2, "kl_coef": 1.0, "whiten_advantages": False}
     distances = []
 
     def before(trainer):

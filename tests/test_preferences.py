@@ -236,7 +236,7 @@ any_algo = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(any_rows, any_algo, st.sampled_from(["combined", "task", "intrinsic"]), st.integers(0, 3))
 def test_whatever_the_candidates(rows, algo, reward, seed):
     """The rules hold for every pair; a set that is too small is one line."""

@@ -225,6 +225,7 @@ def test_inline_text_never_opens_a_tag_of_its_own(text):
     assert "<" not in allowed and ">" not in allowed
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_stage_11_writes_the_page_and_lists_it(tmp_path):
     write_jsonl(
         tmp_path / "gsm8k" / "test.jsonl",

@@ -78,7 +78,7 @@ small = st.integers(-3, 3)
 weighted = st.lists(st.tuples(small, small, st.booleans(), st.integers(0, 3)), min_size=2, max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(weighted)
 def test_weights_count_candidates_as_often_as_they_say(items):
     """A weight of 3 is the same as three copies, for which scipy and a double loop are the truth."""
@@ -402,6 +402,7 @@ def audit_stage(tmp_path, *options):
     return execute(script.STAGE, script.run, ["--audit", "--output_dir", str(tmp_path), *options])
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_stage_audits_the_runs_candidates(tmp_path, capsys):
     run_dir = stage_run(tmp_path, noisy_rows(levels=[1, 2] * 20))
     assert audit_stage(tmp_path) == 0
@@ -417,6 +418,7 @@ def test_stage_audits_the_runs_candidates(tmp_path, capsys):
     assert manifest["metrics"]["intrinsic"]["auroc"] == value > 0.5
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_stage_audits_a_file(tmp_path):
     run_dir = stage_run(tmp_path, noisy_rows(0))
     write_jsonl(tmp_path / "mine.jsonl", noisy_rows(1))
@@ -425,6 +427,7 @@ def test_stage_audits_a_file(tmp_path):
     assert written == audit(noisy_rows(1), 0)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_stage_says_if_the_specification_is_not_what_paid(tmp_path, capsys):
     stage_run(tmp_path, noisy_rows(), correctness=0.5)
     assert audit_stage(tmp_path) == 0

@@ -1,13 +1,16 @@
 """A policy's answers: one greedy completion of every record and, where asked for, sampled ones.
 
-Every finished batch is appended to a journal, ``samples/predictions.jsonl``. An evaluation that was stopped
-takes whole batches from there when it is run again. Which prompts share a batch, and the random numbers of a
-batch, do not depend on what had been done before, so the answers are the same as without the interruption.
+What several prompts begin with, such as the report that they ask about, is encoded once for their greedy
+answers. Every finished batch is appended to a journal, ``samples/predictions.jsonl``. An evaluation that was
+stopped takes whole batches from there when it is run again. Which prompts share a batch, and the random
+numbers of a batch, do not depend on what had been done before, so the answers are the same as without the
+interruption.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -23,6 +26,7 @@ from utils.config import GenerationSection, ModelConfig
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
 from utils.evaluation.predictions import Prediction
+from utils.models.common_prefix import batches_by_prefix
 from utils.models.loading import load_policy
 from utils.models.sampling import Completion, batches_by_length, complete
 
@@ -99,7 +103,9 @@ def answer_records(
         )
 
     def batches(samples: int) -> list[Batch]:
-        found = batches_by_length([prompts[number] for number in asked], batch_size, samples or 1)
+        # Decoding outweighs the prompts where each is sampled from often: samples keep the plainer way.
+        divide = functools.partial(batches_by_length, num_samples=samples) if samples else batches_by_prefix
+        found = divide([prompts[number] for number in asked], batch_size)
         return [
             Batch(samples, number, tuple(asked[place] for place in places))
             for number, places in enumerate(found)
@@ -173,7 +179,7 @@ class Batch:
     def drawing(self, config: GenerationSection, seed: int) -> dict[str, Any]:
         """How its completions are drawn, as arguments of ``complete``."""
         if not self.samples:
-            return {}
+            return {"common_prefixes": True}
         generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation samples", self.number))
         return {
             "num_samples": self.samples,

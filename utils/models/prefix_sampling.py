@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from utils.models.common_prefix import encode_by_prefix
 from utils.models.shared_prefix import (
     attention_mask,
     content_positions,
@@ -90,6 +91,7 @@ def sample_completions(
     top_k: int = 0,
     generator: torch.Generator | None = None,
     log_probs: bool = False,
+    common_prefixes: bool = False,
 ) -> Completions:
     """Sample one completion per row of prompts; repeat a prompt's row G times for a group of G.
 
@@ -97,7 +99,9 @@ def sample_completions(
     switch the truncations off, which apply in the order temperature, top-k, top-p (as in Transformers).
     Randomness is drawn beforehand from `generator` (on the CPU), one number per row and step, so that a
     row's completion does not depend on when other rows finish. Decodes in the mode (train or eval) the
-    model is in.
+    model is in. `common_prefixes` also encodes once what different prompts begin with
+    (`utils.models.common_prefix`): the same values up to rounding, so rollouts, whose bytes are to last, go
+    without.
 
     Raises ValueError where the prompts are not left-padded, a setting is out of range, or the model cannot
     share prefixes (`utils.models.shared_prefix.obstacle`); FloatingPointError where logits are not finite.
@@ -113,7 +117,11 @@ def sample_completions(
     device, batch = prompt_ids.device, len(prompt_ids)
     groups = group_prompts(prompt_ids, prompt_mask)
     cache = DynamicCache(config=model.config)
-    states = encode_prompts(model, groups, content_positions(groups), cache)
+    encoded = encode_by_prefix(model, groups, cache) if common_prefixes else None
+    if encoded is None:
+        states, seen = encode_prompts(model, groups, content_positions(groups), cache), groups.mask
+    else:
+        states, seen = encoded
     # In one row, completions spend attention on each other's masked keys: very long ones get their own row.
     capacity = max(max_new_tokens, ROW_PROMPTS * groups.ids.shape[1])
     row_of, _, row_prompt = pack([max_new_tokens] * batch, groups.group, capacity)
@@ -128,7 +136,7 @@ def sample_completions(
     if temperature > 0:
         noise = torch.rand((batch, max_new_tokens), generator=generator, dtype=torch.float64).to(device)
 
-    rows = DecodingRows(model, cache, torch.tensor(row_of, device=device), groups.mask[row_prompt])
+    rows = DecodingRows(model, cache, torch.tensor(row_of, device=device), seen[row_prompt])
     logits = head(states)[torch.tensor(groups.group, device=device)]
     for step in range(max_new_tokens):
         active = rows.active

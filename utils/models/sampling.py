@@ -6,6 +6,7 @@ answers through Transformers' ``generate``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -86,8 +87,11 @@ def complete(
     top_k: int = 0,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
+    common_prefixes: bool = False,
 ) -> list[list[Completion]]:
     """``num_samples`` completions for each prompt (token ids) of one batch, in evaluation mode.
+
+    ``common_prefixes`` encodes what several prompts begin with once, where the model can share prefixes.
 
     Raises FloatingPointError where logits are not finite.
     """
@@ -98,7 +102,10 @@ def complete(
         [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows], device=device
     )
     prompt_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    sampler = sample_completions if obstacle(model) is None else _generate_with_transformers
+    if obstacle(model) is None:
+        sampler = functools.partial(sample_completions, common_prefixes=common_prefixes)
+    else:
+        sampler = _generate_with_transformers
     eos = sorted(eos_token_ids(model, tokenizer))
     training = model.training
     model.eval()
