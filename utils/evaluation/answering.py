@@ -10,7 +10,6 @@ interruption.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import time
@@ -103,9 +102,12 @@ def answer_records(
         )
 
     def batches(samples: int) -> list[Batch]:
+        rendered = [prompts[number] for number in asked]
         # Decoding outweighs the prompts where each is sampled from often: samples keep the plainer way.
-        divide = functools.partial(batches_by_length, num_samples=samples) if samples else batches_by_prefix
-        found = divide([prompts[number] for number in asked], batch_size)
+        if samples:
+            found = batches_by_length(rendered, batch_size, samples)
+        else:
+            found = batches_by_prefix(rendered, batch_size)
         return [
             Batch(samples, number, tuple(asked[place] for place in places))
             for number, places in enumerate(found)
