@@ -10,12 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from utils.evaluation.comparison import PolicyResult
-from utils.evaluation.statistics import t_interval
+from utils.evaluation.measured import Measured, over_runs
 from utils.evaluation.tables import interval, listed, markdown_table, percent
-from utils.evaluation.teacher_report import Measured
 
 # The parts of metrics.json, the prefix of their columns of summary.csv, and the range of their values.
 PARTS = {
@@ -40,7 +37,7 @@ def measures_of(results: Mapping[str, Sequence[PolicyResult]]) -> Measures:
         for policy, of_runs in results.items():
             each = [numbers(part, result.metrics) for result in of_runs]
             shared = [name for name in each[0] if all(name in of_run for of_run in each)]
-            measured = {name: _over_runs([of_run[name] for of_run in each], bounds) for name in shared}
+            measured = {name: over_runs([of_run[name] for of_run in each], bounds) for name in shared}
             if measured:
                 found.setdefault(part, {})[policy] = measured
     return found
@@ -65,17 +62,6 @@ def numbers(part: str, metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any
 def _kl(on_responses: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
     """KL(policy | reference) on the policy's own greedy answers, nats per token and per response."""
     return {KL_TOKEN: on_responses.get("reverse_kl"), KL_RESPONSE: on_responses.get("kl_per_text")}
-
-
-def _over_runs(measured: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -> Measured:
-    if len(measured) == 1:
-        ci95 = measured[0].get("ci95")
-        return Measured(measured[0]["value"], tuple(ci95) if ci95 else None)
-    values = np.array([each["value"] for each in measured], dtype=float)
-    if not np.ptp(values):
-        return Measured(float(values[0]), None)
-    low, high = np.clip(t_interval(values), *bounds)
-    return Measured(float(values.mean()), (float(low), float(high)))
 
 
 # --------------------------------------------------------------------------------------------- tables

@@ -9,6 +9,7 @@ from typing import Any
 from utils.common import read_json
 from utils.evaluation.chosen import evaluated_in
 from utils.evaluation.levels import Levels
+from utils.evaluation.measured import Measured
 from utils.evaluation.measures import KL_RESPONSE, KL_TOKEN, TOTAL, Measures
 from utils.evaluation.quality_plots import (
     Accuracies,
@@ -18,7 +19,6 @@ from utils.evaluation.quality_plots import (
     plot_level_heatmap,
 )
 from utils.evaluation.tables import listed, markdown_table, percent
-from utils.evaluation.teacher_report import Measured
 from utils.rewards.audit_plot import plot_audit
 
 HEATMAP, FRONTIER, AUDIT = "level_heatmap.png", "frontier.png", "reward_audit.png"

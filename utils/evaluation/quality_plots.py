@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from utils.evaluation.levels import Levels
+from utils.evaluation.measured import Measured
 from utils.evaluation.plots import PALETTE, drawing, legend, styles_of
-from utils.evaluation.teacher_report import Measured
 
 DARK = 0.55  # of the colour scale, above which text is dark: cividis runs from dark blue to light yellow
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from utils.evaluation.comparison import PolicyResult
-from utils.evaluation.statistics import t_interval
+from utils.evaluation.measured import Measured, over_runs
 from utils.evaluation.tables import interval, markdown_table, percent
 
 # What is shown of 10's metrics.json: its key -> title and, for the interval, the range of its values.
@@ -21,14 +18,6 @@ SHOWN = {
     "jsd": ("JSD", (0.0, math.log(2))),
 }
 TEXTS = {"on_responses": "own answers", "on_gold": "gold text"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One number with its interval (None: one item, or one seed without interval)."""
-
-    value: float
-    ci95: tuple[float, float] | None
 
 
 Against = dict[str, dict[tuple[str, str], Measured]]  # policy -> (text, key) -> what was measured
@@ -47,17 +36,8 @@ def against_teacher(results: Mapping[str, Sequence[PolicyResult]]) -> Against:
             for key, (_, bounds) in SHOWN.items():
                 measured = [part.get(text, {}).get(key) for part in parts]
                 if None not in measured:
-                    found.setdefault(name, {})[text, key] = _over_runs(measured, bounds)
+                    found.setdefault(name, {})[text, key] = over_runs(measured, bounds)
     return found
-
-
-def _over_runs(measured: Sequence[dict[str, Any]], bounds: tuple[float, float]) -> Measured:
-    if len(measured) == 1:
-        ci95 = measured[0]["ci95"]
-        return Measured(measured[0]["value"], tuple(ci95) if ci95 else None)
-    values = np.array([each["value"] for each in measured])
-    low, high = np.clip(t_interval(values), *bounds)
-    return Measured(float(values.mean()), (float(low), float(high)))
 
 
 def with_teacher(

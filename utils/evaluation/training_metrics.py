@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.common import read_jsonl
 from utils.evaluation.curves import SAMPLING, Point, read_point
-from utils.evaluation.statistics import t_interval
+from utils.evaluation.measured import Measured, over_runs
 from utils.evaluation.tables import listed, markdown_table
 from utils.evaluation.trained import Trained
 from utils.training.curves import STRETCH
@@ -168,23 +168,12 @@ def _health(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------- over the runs
 
 
-@dataclass(frozen=True)
-class Mean:
-    """The mean of one number over the runs that have it all; the t interval over them, None with one run."""
-
-    value: float
-    ci95: tuple[float, float] | None
-
-
-def mean_of(trainings: Sequence[Training], name: str) -> Mean | None:
+def mean_of(trainings: Sequence[Training], name: str) -> Measured | None:
     """Mean and t interval over the runs, cut at 0 and for shares at 1; None where any run lacks it."""
     values = [getattr(training, name) for training in trainings]
     if None in values:
         return None
-    if len(values) < 2 or not np.ptp(values):
-        return Mean(float(np.mean(values)), None)
-    low, high = np.clip(t_interval(np.array(values)), 0.0, 1.0 if name in _SHARES else math.inf)
-    return Mean(float(np.mean(values)), (float(low), float(high)))
+    return over_runs([{"value": value} for value in values], (0.0, 1.0 if name in _SHARES else math.inf))
 
 
 def with_training(
