@@ -1,5 +1,6 @@
 """Intervals and tests against statsmodels, and how often they err where the truth is known."""
 
+from dataclasses import replace
 from math import sqrt
 
 import numpy as np
@@ -63,6 +64,27 @@ def test_holm_is_statsmodels(multitest):
     for size in range(1, 13):
         p_values = np.round(rng.random(size) ** 3, 2)  # with ties and zeros
         assert holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1])
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 15])
+def test_the_detectable_difference_has_its_power_by_statsmodels(seeds, alpha):
+    power = pytest.importorskip("statsmodels.stats.power")
+    rng = np.random.default_rng(seeds)
+    test = crossed_test(rng.integers(-1, 2, (seeds, 400)))
+    found = test.detectable(alpha, 0.8)
+    got = power.ttest_power(found / test.error, nobs=1, alpha=alpha, df=test.df)
+    assert got == pytest.approx(0.8, abs=1e-6)
+    assert test.detectable(alpha, 0.9) > found > test.detectable(2 * alpha, 0.8)
+
+
+def test_no_detectable_difference_is_stated_where_there_is_none():
+    same = crossed_test(np.ones((3, 10), dtype=int))
+    assert same.error == 0 and same.detectable() is None
+    wide = crossed_test([[1] * 10, [-1] * 10])
+    assert wide.detectable() is None  # two seeds, a hundred points each way
+    endless = replace(wide, df=np.inf, error=0.01)
+    assert endless.detectable() == pytest.approx(0.01 * (1.959964 + 0.841621), abs=1e-6)
 
 
 def test_the_crossed_test_is_statsmodels_two_way_analysis_of_variance():

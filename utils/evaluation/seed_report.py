@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from utils.evaluation.comparison import ALPHA
+from utils.evaluation.comparison import ALPHA, POWER
 from utils.evaluation.cost import Costs, mean_count
 from utils.evaluation.levels import Levels, level_table
 from utils.evaluation.report import with_failed_rows
@@ -198,6 +198,7 @@ def _pair_table(pairs: Sequence[SeedPair]) -> str:
         "seeds only: 95 % interval",
         "p",
         "bootstrap 95 % interval",
+        "detectable",
     ]
     rows = []
     for pair in pairs:
@@ -212,6 +213,7 @@ def _pair_table(pairs: Sequence[SeedPair]) -> str:
                 _ends(seeds.ci95) if seeds else "no spread",
                 _p(seeds.p_value) if seeds else "–",
                 _ends(pair.bootstrap95),
+                "–" if pair.detectable is None else f"{100 * pair.detectable:.1f}",
             ]
         )
     return markdown_table(heads, rows)
@@ -230,7 +232,9 @@ def _test_note(experiment: Experiment, pairs: Sequence[SeedPair]) -> str:
         f"- *Seeds only*: would other seeds show the difference on these items? A paired t test over {count} "
         f"seeds (degrees of freedom {count - 1}), not corrected for the number of pairs; with few seeds it "
         "finds only differences that are large beside their spread.\n\n"
-        f"Holm p corrects for the {_pairs(pairs)} within a test; * marks those below {ALPHA:g}."
+        f"Holm p corrects for the {_pairs(pairs)} within a test; * marks those below {ALPHA:g}. "
+        "*Detectable* is the smallest true difference that the test over seeds and items would find with "
+        f"{100 * POWER:.0f} % power at level {ALPHA:g} / {len(pairs)}, if the spread is as it was seen here."
     )
 
 

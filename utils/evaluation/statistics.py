@@ -174,12 +174,32 @@ class CrossedTest:
         ci95: its t interval.
         p_value: two-sided; 1.0 where nothing differs, 0.0 where every difference is the same.
         df: degrees of freedom (Hillis), at least seeds - 1; infinite where the seeds' means are all equal.
+        error: standard error of the difference.
     """
 
     difference: float
     ci95: tuple[float, float]
     p_value: float
     df: float
+    error: float
+
+    def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float | None:
+        """Smallest true difference that a t test with this error and df finds at level alpha with this power.
+
+        From the noncentral t distribution, taking the estimated error for the true one. None where no spread
+        was seen to judge by, or where even a difference of 1 would be too small.
+        """
+        if not self.error:
+            return None
+        critical = stats.t.isf(alpha / 2, self.df)
+
+        def excess(shift: float) -> float:
+            # What is rejected on the wrong side adds nothing that counts at any power worth asking for.
+            t = stats.norm(shift) if np.isinf(self.df) else stats.nct(self.df, shift)
+            return t.sf(critical) - power
+
+        found = self.error * float(optimize.brentq(excess, 0.0, 10 * critical))
+        return found if found <= 1 else None
 
 
 def crossed_test(differences: Sequence[Sequence[int]]) -> CrossedTest:
@@ -210,10 +230,10 @@ def crossed_test(differences: Sequence[Sequence[int]]) -> CrossedTest:
     mean, error = total / cells, float(np.sqrt(spread / cells))
     df = (seeds - 1) * (spread / ms_seed) ** 2 if ms_seed else np.inf
     if not spread:
-        return CrossedTest(mean, (mean, mean), 0.0 if total else 1.0, df)
+        return CrossedTest(mean, (mean, mean), 0.0 if total else 1.0, df, 0.0)
     half = float(stats.t.ppf(0.975, df)) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, df))
-    return CrossedTest(mean, (mean - half, mean + half), p_value, float(df))
+    return CrossedTest(mean, (mean - half, mean + half), p_value, float(df), error)
 
 
 def sign_flip_test(differences: Sequence[Sequence[int]]) -> float:
