@@ -17,8 +17,9 @@ from utils.evaluation.changes import change_rows, seed_change_rows
 from utils.evaluation.comparison import compare_all
 from utils.evaluation.levels import levels_of
 from utils.evaluation.measures import measure_sections, measures_of, with_measures, with_measures_by_run
+from utils.evaluation.problem_types import accuracies_by_type, type_section
 from utils.evaluation.quality_plots import frontier, plot_level_heatmap
-from utils.evaluation.statistics import rate
+from utils.evaluation.statistics import rate, wilson_interval
 from utils.evaluation.student_teacher import student_section, students_of, with_students
 from utils.stage import execute
 
@@ -253,3 +254,28 @@ def test_changes_of_seeds_are_those_of_each_seed():
     rows = [(row["seed"], row["id"], row["change"]) for row in seed_change_rows(found)]
     fixed = [(0, f"test-{i}", "fixed") for i in range(20, 24)]
     assert rows == fixed + [(1, f"test-{i}", "broken") for i in (19, 20)]
+
+
+def test_types_have_a_row_each_and_their_means_over_runs():
+    def of(*rights):
+        return {"accuracy_by_type": {name: rate(right, 20) for name, right in rights}}
+
+    a = [result("a", answers(20), LEVELS, **of(("sum", 10), ("ratio", 5), ("odd", 1)))]
+    b = [result("b", answers(20), LEVELS, **of(("sum", 20), ("ratio", 0)))]
+    section = type_section({"a": a, "b": b})
+    rows = {line.split(" | ")[0].strip("| "): line for line in section.splitlines() if line.startswith("| ")}
+    low, high = wilson_interval(10, 20)
+    assert f"| 20 | 50.0 % ({100 * low:.1f}–{100 * high:.1f}) | 100.0 %" in rows["sum"]
+    assert rows["odd"].endswith("| – |")  # b has no item of that type
+    assert "Wilson" in section and type_section({"a": a[:1], "c": [OLD]}).count("\n| ") == 5
+
+    seeds = [*a, result("a", answers(20), LEVELS, **of(("sum", 14), ("ratio", 5)))]
+    found = accuracies_by_type({"a": seeds})
+    assert "odd" not in found and found["ratio"]["a"].ci95 is None  # no spread to judge by
+    assert found["sum"]["a"].value == pytest.approx(0.6)
+    assert found["sum"]["a"].ci95 == (0.0, 1.0)  # two seeds, four points of twenty apart: cut to the possible
+
+
+def test_a_single_type_is_no_section():
+    one = result("a", answers(20), LEVELS, accuracy_by_type={"": rate(3, 5)})
+    assert type_section({"a": [one]}) == "" and type_section({"old": [OLD]}) == ""

@@ -81,6 +81,7 @@ def write_sections(ctx: StageContext, compared: Compared) -> Sections:
     from utils.evaluation.curriculum_plot import plot_curricula
     from utils.evaluation.curves import read_curves
     from utils.evaluation.measures import measure_sections, measures_of
+    from utils.evaluation.problem_types import type_section
     from utils.evaluation.quality import audit_section, frontier_section, level_section
     from utils.evaluation.sample_efficiency import efficiency_section, sample_efficiency
     from utils.evaluation.student_teacher import student_section, students_of
@@ -106,6 +107,7 @@ def write_sections(ctx: StageContext, compared: Compared) -> Sections:
     findings = Findings(compared.accuracies, compared.pairs, compared.levels, efficiency, against)
     parts = [
         level_section(compared.levels, list(compared.accuracies), ctx.out),
+        type_section(compared.results),
         curriculum_section(groups, findings, runs),
         measure_sections(measures, compared.results),
         frontier_section(measures, compared.accuracies, compared.folders, ctx.out),
