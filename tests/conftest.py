@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most pipeline tests first: they are long, and should not be what all others wait for."""
+    long = Counter(item.path for item in items if item.get_closest_marker("pipeline"))
+    items.sort(key=lambda item: -long[item.path])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
