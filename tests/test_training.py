@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from group_stub import KillAt, Killed
-from transformers import AutoTokenizer, TrainerCallback, TrainerControl
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl
 
 from utils.common import UserError, read_json, read_jsonl, write_jsonl
 from utils.config import (
@@ -486,6 +486,22 @@ def test_the_seed_decides(context, monkeypatch, algo):
     assert trees[0] == trees[1]
     weights = "ckpt_x/final/adapter_model.safetensors"
     assert trees[0][weights] != trees[2][weights]
+
+
+def test_the_seed_decides_the_order_of_demonstrations(context, monkeypatch):
+    """Apart from what LoRA starts from, which the seed decides as well."""
+    taken: list[list] = []
+    step = Trainer.training_step
+
+    def spy(self, model, inputs, *args, **kwargs):
+        taken[-1].append(inputs["input_ids"].tolist())
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", spy)
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        taken.append([])
+        train(context(name, replace(SFT, max_steps=2), seed=seed))
+    assert taken[0] == taken[1] != taken[2] and all(taken)
 
 
 def test_the_log_has_every_step_that_is_due(context, monkeypatch):
