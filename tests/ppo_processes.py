@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import curriculum_processes
 from ppo_stub import feed_by_prompt, logged, ppo_trainer, trained_weights
 from safetensors.torch import save_file
+from torch import distributed
 
 ROLLOUT = 8  # completions, on all processes
 
@@ -46,3 +47,6 @@ def main(model: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    # Without this, a process that ends while the other still holds the connection may abort at its exit.
+    distributed.barrier()
+    distributed.destroy_process_group()
