@@ -28,6 +28,7 @@ from utils.evaluation.predictions import Prediction
 from utils.models.common_prefix import batches_by_prefix
 from utils.models.loading import load_policy
 from utils.models.sampling import Completion, batches_by_length, complete
+from utils.models.shared_prefix import position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,7 +94,7 @@ def answer_records(
     texts = [render_prompt(tokenizer, record.input_text) for record in records]
     prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     new_tokens, batch_size = config.generation.max_new_tokens, config.generation.batch_size
-    limit = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    limit = position_limit(model)
     asked = [number for number, prompt in enumerate(prompts) if len(prompt) + new_tokens <= limit]
     if not asked:
         raise UserError(

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.evaluation.comparison import PolicyResult
-from utils.evaluation.measured import Measured, over_runs
-from utils.evaluation.tables import interval, listed, markdown_table, percent
+from utils.evaluation.measured import Measured, number_cell, over_runs, percent_cell, with_measured
+from utils.evaluation.tables import listed, markdown_table
 
 # The parts of metrics.json, the prefix of their columns of summary.csv, and the range of their values.
 PARTS = {
@@ -75,16 +75,11 @@ def with_measures(
     Each has the ends of its interval beside it; blank for policies without. No columns where none has any.
     """
     names = {(part, name): PARTS[part][0] + name for part in measures for name in _names(measures[part])}
-    more = [f"{name}{end}" for name in names.values() for end in ("", "_low", "_high")]
-    filled = []
-    for row in rows:
-        cells = dict.fromkeys(more, "")
-        for (part, name), column in names.items():
-            if measured := measures[part].get(row["policy"], {}).get(name):
-                low, high = measured.ci95 or ("", "")
-                cells |= {column: measured.value, f"{column}_low": low, f"{column}_high": high}
-        filled.append(row | cells)
-    return filled, [*columns, *more]
+
+    def of_policy(policy: str) -> dict[str, Measured | None]:
+        return {column: measures[part].get(policy, {}).get(name) for (part, name), column in names.items()}
+
+    return with_measured(rows, columns, list(names.values()), of_policy)
 
 
 def with_measures_by_run(
@@ -128,8 +123,9 @@ def measure_sections(measures: Measures, results: Mapping[str, Sequence[PolicyRe
     for part, (title, note) in _NOTES.items():
         if part in measures:
             names = _names(measures[part])
+            cell = percent_cell if part in ("samples", "reasoning") else number_cell
             rows = [
-                [policy, *(_cell(part, of_policy.get(name)) for name in names)]
+                [policy, *(cell(of_policy.get(name)) for name in names)]
                 for policy, of_policy in measures[part].items()
             ]
             heads = ["policy", *(name.replace("_at_", "@").replace("_", " ") for name in names)]
@@ -175,12 +171,3 @@ def _lacking(
 ) -> str:
     lacking = [policy for policy in results if policy not in of_part]
     return f" Not measured in the evaluation of {listed(lacking)}." if lacking else ""
-
-
-def _cell(part: str, measured: Measured | None) -> str:
-    if measured is None:
-        return "–"
-    if part in ("samples", "reasoning"):
-        return percent(measured.value) + (f" ({interval(measured.ci95)})" if measured.ci95 else "")
-    ends = f" ({measured.ci95[0]:.3g} to {measured.ci95[1]:.3g})" if measured.ci95 else ""
-    return f"{measured.value:.3g}{ends}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from utils.evaluation.comparison import PolicyResult
-from utils.evaluation.measured import Measured, over_runs
-from utils.evaluation.tables import interval, markdown_table, percent
+from utils.evaluation.measured import Measured, over_runs, percent_cell
+from utils.evaluation.tables import markdown_table
 
 
 def accuracies_by_type(results: Mapping[str, Sequence[PolicyResult]]) -> dict[str, dict[str, Measured]]:
@@ -37,7 +37,7 @@ def type_section(results: Mapping[str, Sequence[PolicyResult]]) -> str:
     runs = max(map(len, results.values()))
     how = f"t intervals over {runs} seeds" if runs > 1 else "Wilson intervals"
     rows = [
-        [name, str(count[name]), *(_cell(of_type.get(policy)) for policy in results)]
+        [name, str(count[name]), *(percent_cell(of_type.get(policy)) for policy in results)]
         for name, of_type in found.items()
     ]
     note = (
@@ -45,9 +45,3 @@ def type_section(results: Mapping[str, Sequence[PolicyResult]]) -> str:
         "all items."
     )
     return f"## Types\n\n{note}\n\n{markdown_table(['type', 'n', *results], rows)}"
-
-
-def _cell(measured: Measured | None) -> str:
-    if measured is None:
-        return "–"
-    return percent(measured.value) + (f" ({interval(measured.ci95)})" if measured.ci95 else "")

@@ -9,7 +9,7 @@ from typing import Any
 from utils.common import read_json
 from utils.evaluation.chosen import evaluated_in
 from utils.evaluation.levels import Levels
-from utils.evaluation.measured import Measured
+from utils.evaluation.measured import number_cell
 from utils.evaluation.measures import KL_RESPONSE, KL_TOKEN, TOTAL, Measures
 from utils.evaluation.quality_plots import (
     Accuracies,
@@ -44,7 +44,7 @@ def frontier_section(
     specs = _specifications([name for name in kl if name in total], folders)
     plot_frontier(kl, total if specs < 2 else {}, accuracies, out / FRONTIER)
     rows = [
-        [name, _cell(reference[name].get(KL_TOKEN)), _cell(kl[name]), _cell(total.get(name))]
+        [name, *map(number_cell, (reference[name].get(KL_TOKEN), kl[name], total.get(name)))]
         + [percent(accuracies[name][0])]
         for name in kl
     ]
@@ -77,13 +77,6 @@ def _specifications(policies: Sequence[str], folders: Mapping[str, Sequence[Path
                     facts["sha256"] for path, facts in inputs.items() if path.endswith("/reward_spec.yaml")
                 }
     return len(found)
-
-
-def _cell(measured: Measured | None) -> str:
-    if measured is None:
-        return "–"
-    ends = f" ({measured.ci95[0]:.3g} to {measured.ci95[1]:.3g})" if measured.ci95 else ""
-    return f"{measured.value:.3g}{ends}"
 
 
 def audit_section(audits: Mapping[str, Mapping[str, Any]], out: Path) -> str:

@@ -12,22 +12,21 @@ from typing import Any
 import numpy as np
 
 from utils.evaluation.comparison import PolicyResult
+from utils.evaluation.measured import Measured, percent_cell, with_measured
 from utils.evaluation.statistics import rate, t_interval
-from utils.evaluation.tables import interval, markdown_table, percent
+from utils.evaluation.tables import markdown_table
 
 TEACHER = "teacher"
 COLUMNS = {"kept": "kept_of_teacher", "added": "added_to_teacher"}
 
 
 @dataclass(frozen=True)
-class Share:
+class Share(Measured):
     """A share of items with its interval: Wilson's with one run, a t interval over several (None: no spread).
 
     n is the number of items in all runs.
     """
 
-    value: float
-    ci95: tuple[float, float] | None
     n: int
 
 
@@ -95,17 +94,12 @@ def with_students(
     """Rows and columns of summary.csv with ``kept_of_teacher``, ``added_to_teacher`` and their intervals."""
     if not students:
         return list(rows), list(columns)
-    more = [f"{name}{end}" for name in COLUMNS.values() for end in ("", "_low", "_high")]
-    filled = []
-    for row in rows:
-        cells = dict.fromkeys(more, "")
-        if student := students.get(row["policy"]):
-            for kind, name in COLUMNS.items():
-                if share := getattr(student, kind):
-                    low, high = share.ci95 or ("", "")
-                    cells |= {name: share.value, f"{name}_low": low, f"{name}_high": high}
-        filled.append(row | cells)
-    return filled, [*columns, *more]
+
+    def of_policy(policy: str) -> dict[str, Share | None]:
+        student = students.get(policy)
+        return {name: getattr(student, kind) for kind, name in COLUMNS.items()} if student else {}
+
+    return with_measured(rows, columns, list(COLUMNS.values()), of_policy)
 
 
 def student_section(students: Students, accuracies: Mapping[str, tuple[float, Any]], runs: int) -> str:
@@ -130,7 +124,4 @@ def student_section(students: Students, accuracies: Mapping[str, tuple[float, An
 
 
 def _cell(share: Share | None) -> str:
-    if share is None:
-        return "–"
-    ends = f" ({interval(share.ci95)})" if share.ci95 else ""
-    return f"{percent(share.value)}{ends}, n = {share.n:,}"
+    return percent_cell(share) + (f", n = {share.n:,}" if share else "")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.evaluation.comparison import PolicyResult
-from utils.evaluation.measured import Measured, over_runs
-from utils.evaluation.tables import interval, markdown_table, percent
+from utils.evaluation.measured import Measured, number_cell, over_runs, percent_cell, with_measured
+from utils.evaluation.tables import markdown_table
 
 # What is shown of 10's metrics.json: its key -> title and, for the interval, the range of its values.
 SHOWN = {
@@ -50,16 +50,11 @@ def with_teacher(
     if not against:
         return list(rows), list(columns)
     names = {(t, k): f"{t.removeprefix('on_')}_{k}" for t in TEXTS for k in SHOWN}
-    more = [f"{name}{end}" for name in names.values() for end in ("", "_low", "_high")]
-    filled = []
-    for row in rows:
-        cells = dict.fromkeys(more, "")
-        for place, measured in against.get(row["policy"], {}).items():
-            low, high = measured.ci95 or ("", "")
-            name = names[place]
-            cells |= {name: measured.value, f"{name}_low": low, f"{name}_high": high}
-        filled.append(row | cells)
-    return filled, [*columns, *more]
+
+    def of_policy(policy: str) -> dict[str, Measured]:
+        return {names[place]: measured for place, measured in against.get(policy, {}).items()}
+
+    return with_measured(rows, columns, list(names.values()), of_policy)
 
 
 def teacher_section(against: Against, seeds: int) -> str:
@@ -83,10 +78,4 @@ def teacher_section(against: Against, seeds: int) -> str:
 
 def cell(measured: Measured | None, key: str) -> str:
     """One number with its interval for a table."""
-    if measured is None:
-        return "–"
-    if key == "top1_agreement":
-        ends = f" ({interval(measured.ci95)})" if measured.ci95 else ""
-        return percent(measured.value) + ends
-    ends = f" ({measured.ci95[0]:.3g}–{measured.ci95[1]:.3g})" if measured.ci95 else ""
-    return f"{measured.value:.3g}{ends}"
+    return percent_cell(measured) if key == "top1_agreement" else number_cell(measured, to="–")

@@ -7,7 +7,6 @@ and logits exist for a few tokens at a time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from utils.common import UserError
 from utils.evaluation.teacher_metrics import WITHOUT, distances
 from utils.models.prefix_scoring import LOGIT_BYTES, states_before
-from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, output_head
+from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, output_head, position_limit
 from utils.training.value import ValueHead, ValueModel
 
 SLICE_TOKENS = 2**14  # prompt and response tokens run at once, padding counted
@@ -128,7 +127,7 @@ def values_of_texts(
     Not there are items without the text, those longer than the positions of any of the models, and those with
     tokens beyond the tokenizer. Raises UserError where a model's values are not finite.
     """
-    limit = min(map(_positions, models.all().values()))
+    limit = min(map(position_limit, models.all().values()))
     # A text that occurs under several names (an answer that is the gold text) is run once.
     rows: dict[tuple[int, tuple[int, ...]], list[str]] = {}
     for name, of_items in texts.items():
@@ -160,10 +159,6 @@ def _check_finite(row: Values, item: int) -> None:
             f"the policy or what it is held against gave values that are not finite for item {item} "
             f"({', '.join(broken)}): check the weights, or set model.torch_dtype: float32; {WITHOUT}"
         )
-
-
-def _positions(model: nn.Module) -> float:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def _slices(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.common import read_jsonl
 from utils.evaluation.curves import SAMPLING, Point, read_point
-from utils.evaluation.measured import Measured, over_runs
+from utils.evaluation.measured import Measured, over_runs, with_measured
 from utils.evaluation.tables import listed, markdown_table
 from utils.evaluation.trained import Trained
 from utils.training.curves import STRETCH
@@ -185,18 +185,13 @@ def with_training(
     """
     if not trainings:
         return list(rows), list(columns)
-    more = [f"{name}{end}" for name in NUMBERS for end in ("", "_low", "_high")] + ["health_findings"]
-    filled = []
-    for row in rows:
-        cells = dict.fromkeys(more, "")
-        if of_policy := trainings.get(row["policy"]):
-            for name in NUMBERS:
-                if mean := mean_of(of_policy, name):
-                    low, high = mean.ci95 or ("", "")
-                    cells |= {name: mean.value, f"{name}_low": low, f"{name}_high": high}
-            cells["health_findings"] = " ".join(_counted(of_policy))
-        filled.append(row | cells)
-    return filled, [*columns, *more]
+
+    def of_policy(policy: str) -> dict[str, Measured | None]:
+        return {name: mean_of(trainings[policy], name) for name in NUMBERS} if policy in trainings else {}
+
+    filled, columns = with_measured(rows, columns, NUMBERS, of_policy)
+    found = [{"health_findings": " ".join(_counted(trainings.get(row["policy"], ())))} for row in filled]
+    return [row | more for row, more in zip(filled, found, strict=True)], [*columns, "health_findings"]
 
 
 def with_training_by_run(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.common import UserError
 from utils.models.prefix_sampling import Completions, sample_completions
-from utils.models.shared_prefix import obstacle
+from utils.models.shared_prefix import obstacle, position_limit
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ def _completion(tokenizer: PreTrainedTokenizerBase, tokens: list[int], eos: list
 
 
 def _check_length(model: PreTrainedModel, ids: list[list[int]], max_new_tokens: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = position_limit(model)
     longest = max(map(len, ids), default=0)
-    if limit is not None and longest + max_new_tokens > limit:
+    if longest + max_new_tokens > limit:
         raise UserError(
             f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} "
             "positions; lower dataset.max_input_tokens or generation.max_new_tokens"

@@ -14,6 +14,7 @@ completion.
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -94,6 +95,11 @@ class CompletionBatch:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the causal language model inside a PEFT wrapper, its adapters in place; other models as is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def position_limit(model: nn.Module) -> float:
+    """How many tokens the model has positions for; infinite where its configuration names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def drops_cache(model: nn.Module) -> bool:

@@ -25,7 +25,7 @@ from utils.config import ModelSection
 from utils.models.loading import adapter_base, load_policy, load_tokenizer, located
 from utils.models.prefix_scoring import TokenScores, score_completions, token_scores
 from utils.models.score_cache import ScoreCache, score_key
-from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, unwrapped
+from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, position_limit, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -204,12 +204,12 @@ class Teacher:
     # -------------------------------------------------------------------------------------------- refusals
 
     def _check_rows(self, rows: list[Row]) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = position_limit(self.model)
         # The last token is predicted, not read, but a pass over whole rows runs it as well.
         unread = 1 if obstacle(self.model) is None else 0
         for number, row in enumerate(rows):
             prompt, completion = row.arrays()
-            if limit is not None and len(completion) and row.length - unread > limit:
+            if len(completion) and row.length - unread > limit:
                 raise UserError(
                     f"completion {number} of the batch has a prompt of {len(prompt)} tokens and "
                     f"{len(completion)} of its own, teacher {self.name} has {limit} positions: lower "

@@ -12,6 +12,7 @@ from utils.config import ModelConfig
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
 from utils.models.loading import add_lora, load_policy
+from utils.models.shared_prefix import position_limit
 from utils.models.teacher import Teacher
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
@@ -148,10 +149,10 @@ def _check_teacher_length(
     max_new_tokens: int,
 ) -> None:
     """Raise UserError where the longest prompt and sample exceed the teacher's positions."""
-    limit = getattr(teacher.model.config, "max_position_embeddings", None)
+    limit = position_limit(teacher.model)
     lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if limit is not None and lengths[longest] + max_new_tokens - 1 > limit:
+    if lengths[longest] + max_new_tokens - 1 > limit:
         raise UserError(
             f"the prompt of {records[longest].id} has {lengths[longest]} tokens, generation.max_new_tokens "
             f"is {max_new_tokens} and the teacher has {limit} positions: lower dataset.max_input_tokens or "

@@ -11,7 +11,13 @@ from utils.common import UserError
 from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
 from utils.models.prefix_scoring import token_scores
-from utils.models.shared_prefix import CompletionBatch, evaluating, output_head, unwrapped
+from utils.models.shared_prefix import (
+    CompletionBatch,
+    evaluating,
+    output_head,
+    position_limit,
+    unwrapped,
+)
 from utils.training.divergences import Kind, Measure, exact_divergence, top_one_and_entropy
 
 Row = tuple[str, Sequence[int]]  # a rendered prompt, and the token ids of its gold completion
@@ -29,9 +35,9 @@ def check_positions(
 ) -> None:
     """Raise UserError where prompt and gold completion (``lengths``, tokens) exceed a model's positions."""
     for what, model in models.items():
-        limit = getattr(unwrapped(model).config, "max_position_embeddings", None)
+        limit = position_limit(unwrapped(model))
         for (prompt, completion), record in zip(lengths, records, strict=True):
-            if limit is not None and prompt + completion - 1 > limit:
+            if prompt + completion - 1 > limit:
                 raise UserError(
                     f"{record.id} has a prompt of {prompt} and a gold completion of {completion} tokens, the "
                     f"{what} has {limit} positions: lower dataset.max_input_tokens and prepare again with "
