@@ -53,9 +53,10 @@ def run_evaluation(ctx: StageContext) -> None:
     if ctx.config.options.predictions:
         ctx.metrics |= headline(_grade_outside(ctx))
         return
-    questions = _questions(ctx)
-    policy, checkpoint = variant_of(ctx.config), _checkpoint(ctx)
+    config, policy = ctx.config, variant_of(ctx.config)
+    checkpoint = checkpoint_of(policy, config.options.policy_ckpt, config.model, ctx.run_dir)
     several = checkpoints_in(checkpoint)
+    questions = _questions(ctx, several[0].path if several else checkpoint)
     if several:
         from utils.evaluation.checkpoints import evaluate_checkpoints
 
@@ -68,13 +69,8 @@ def run_evaluation(ctx: StageContext) -> None:
     ctx.metrics |= headline(metrics)
 
 
-def _checkpoint(ctx: StageContext) -> Path | str:
-    config = ctx.config
-    return checkpoint_of(variant_of(config), config.options.policy_ckpt, config.model, ctx.run_dir)
-
-
-def _questions(ctx: StageContext) -> Any:
-    """What a policy is asked and held against."""
+def _questions(ctx: StageContext, checkpoint: Path | str) -> Any:
+    """What a policy is asked and held against; ``checkpoint`` has its tokenizer."""
     from utils.data.records import load_records
     from utils.evaluation.evaluate import Questions
     from utils.evaluation.token_pass import load_reference, load_teacher
@@ -83,16 +79,13 @@ def _questions(ctx: StageContext) -> Any:
     options, config = ctx.config.options, ctx.config.model
     held_out, reference = ctx.inputs.get("held_out_levels"), ctx.inputs.get("reference")
     records = _first(load_records(ctx.inputs["records"]), ctx)
-    checkpoint = _checkpoint(ctx)
-    several = checkpoints_in(checkpoint)
-    tokenizer = several[0].path if several else checkpoint
     return Questions(
         split=split_of(ctx.config),
         records=records,
         held_out_levels=read_json(held_out)["levels"] if held_out else (),
         spec=load_reward_spec(ctx.inputs["reward_spec"]),
-        teacher=load_teacher(config, tokenizer) if options.teacher_metrics else None,
-        reference=load_reference(config, reference, tokenizer) if reference else None,
+        teacher=load_teacher(config, checkpoint) if options.teacher_metrics else None,
+        reference=load_reference(config, reference, checkpoint) if reference else None,
     )
 
 
