@@ -10,13 +10,13 @@ from pathlib import Path
 from utils.common import shown, write_json, write_jsonl, write_text
 from utils.config import DatasetConfig, StageConfig
 from utils.data import checks
-from utils.data.sources import raw_files, read_splits, render
+from utils.data.sources import raw_inputs, read_splits, render
 from utils.stage import Stage, StageContext, main
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    """The raw file of each split."""
-    return raw_files(config.dataset)
+    """The raw file of each split, and the reader where there is one."""
+    return raw_inputs(config.dataset)
 
 
 STAGE = Stage(
@@ -40,10 +40,10 @@ def run(ctx: StageContext) -> int:
     records = {split: [render(config, row) for row in raw.rows] for split, raw in splits.items()}
     failed = checks.verdict(splits, config.error_threshold)
     summary = checks.summarize(splits, records, across)
-    summary |= {"dataset": config.dataset, "error_threshold": config.error_threshold}
+    summary |= {"dataset": config.label, "error_threshold": config.error_threshold}
     problems = [problem for raw in splits.values() for problem in raw.problems] + across
     write_json(ctx.out / "report.json", summary | {"verdict": failed or "passed"})
-    write_text(ctx.out / "report.md", checks.report_markdown(config.dataset, summary, failed))
+    write_text(ctx.out / "report.md", checks.report_markdown(config.label, summary, failed))
     write_jsonl(ctx.out / "problems.jsonl", (problem.to_json() for problem in problems))
     write_jsonl(ctx.out / "examples.jsonl", checks.examples(records))
     for split, counts in summary["splits"].items():

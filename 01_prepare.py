@@ -10,13 +10,13 @@ from utils.data.plots import plot_lengths
 from utils.data.preparation import Prepared, cut_statistics, dropped_counts, prepare
 from utils.data.records import HELD_OUT
 from utils.data.rendering import approximate_tokens
-from utils.data.sources import raw_files, read_splits
+from utils.data.sources import raw_inputs, read_splits
 from utils.stage import Stage, StageContext, main
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    """The raw file of each split."""
-    return raw_files(config.dataset)
+    """The raw file of each split, and the reader where there is one."""
+    return raw_inputs(config.dataset)
 
 
 STAGE = Stage(

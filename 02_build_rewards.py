@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils.common import UserError, derive_seed, shown, write_json
 from utils.config import StageConfig, setting
-from utils.rewards.spec import RewardSpec, verified, write_reward_spec
+from utils.rewards.spec import RewardSpec, own_files, verified, write_reward_spec
 from utils.stage import Stage, StageContext, main
 
 SPLITS = ("train", "val", "test")
@@ -39,7 +39,8 @@ class Options:
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     if not config.options.audit:
-        return {split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS}
+        splits = {split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS}
+        return splits | own_files(config.reward)
     candidates = config.options.candidates or run_dir / "04_candidates" / "candidates.jsonl"
     return {"reward_spec": run_dir / "02_rewards" / "reward_spec.yaml", "candidates": Path(candidates)}
 
@@ -67,17 +68,22 @@ def run(ctx: StageContext) -> int:
 
     from utils.data.records import load_records
     from utils.grading.grade import REQUIRED_FIELDS
-    from utils.rewards.cases import as_json, build_cases, gold_grade, run_case
+    from utils.rewards.cases import as_json, build_cases, gold_completion, gold_grade, run_case
+    from utils.rewards.own import check_own, own_rewards, with_sources
 
-    splits = {split: load_records(path) for split, path in ctx.inputs.items()}
-    spec: RewardSpec = ctx.config.reward
+    splits = {split: load_records(ctx.inputs[split]) for split in SPLITS}
+    spec: RewardSpec = with_sources(ctx.config.reward)
     if not spec.required_fields:
-        names = {record.dataset for records in splits.values() for record in records}
+        names = {record.form for records in splits.values() for record in records}
         fields = [field for name in sorted(names) for field in REQUIRED_FIELDS.get(name, ())]
         spec = replace(spec, required_fields=list(dict.fromkeys(fields)))
     write_reward_spec(ctx.out / "reward_spec.yaml", spec)
     if not all(splits.values()):
         raise UserError("01_preprocessing has a split without records; check the data and run 01 again")
+    if spec.own:
+        golds = [(record, gold_completion(record)) for record in splits["val"]]
+        ctx.metrics["own_of_golds"] = check_own(own_rewards(spec), golds)
+        ctx.log(f"own rewards, mean over the golds of val: {ctx.metrics['own_of_golds']}")
 
     failures: list[str] = []
     for split, records in splits.items():

@@ -106,6 +106,7 @@ DISTILL = Stage(
     options=DistillOptions,
     inputs=distill_inputs,
     variant=variant,
+    several_processes=True,
     quick={
         "algo.num_rollouts": 4,
         "algo.per_device_train_batch_size": 8,
@@ -126,6 +127,7 @@ STAGE = Stage(
     },
     options=NoOptions,
     inputs=inputs,
+    several_processes=True,
     quick={"algo.max_steps": 4, "model.validation.eval_steps": 2, "model.validation.num_items": 8},
     choice=Choice("objective", "train on demonstrations, or distil the teacher", "sft", {"distill": DISTILL}),
 )

@@ -49,6 +49,7 @@ def run(ctx: StageContext) -> None:
     from utils.common import write_json, write_jsonl
     from utils.data.records import load_records
     from utils.evaluation.candidates import sample_candidates, summarize_candidates
+    from utils.processes import is_main_process
     from utils.rewards.audit import write_audit
     from utils.rewards.spec import load_reward_spec
     from utils.training.prompt_order import prompt_order
@@ -58,6 +59,8 @@ def run(ctx: StageContext) -> None:
     records = [every[index] for index in prompt_order(len(every), ctx.seed)[: options.max_items]]
     spec = load_reward_spec(ctx.inputs["reward_spec"])
     rows = sample_candidates(ctx, records, spec, options.num_candidates, options.reward)
+    if not is_main_process():
+        return
     summary = summarize_candidates(rows, options.num_candidates)
     write_jsonl(ctx.out / "candidates.jsonl", rows)
     write_json(ctx.out / "summary.json", summary)
@@ -84,6 +87,7 @@ STAGE = Stage(
     tiers={"model": (ModelConfig, "configs/models/sample.yaml")},
     options=Options,
     inputs=inputs,
+    several_processes=True,
     quick={"max_items": 8, "num_candidates": 8},
 )
 

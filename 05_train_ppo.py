@@ -89,6 +89,7 @@ STAGE = Stage(
     options=Options,
     inputs=rollout_inputs,
     variant=variant,
+    several_processes=True,
     quick={
         "algo.num_rollouts": 4,
         "algo.rollout_batch_size": 16,

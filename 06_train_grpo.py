@@ -80,6 +80,7 @@ STAGE = Stage(
     options=Options,
     inputs=rollout_inputs,
     variant=variant,
+    several_processes=True,
     quick={
         "algo.num_rollouts": 4,
         "algo.per_device_train_batch_size": 8,

@@ -94,6 +94,7 @@ STAGE = Stage(
     options=Options,
     inputs=rollout_inputs,
     variant=variant,
+    several_processes=True,
     quick={
         "variance_prompts": 8,
         "algo.num_rollouts": 4,

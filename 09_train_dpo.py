@@ -73,6 +73,7 @@ STAGE = Stage(
     options=Options,
     inputs=inputs,
     variant=variant,
+    several_processes=True,
     quick={
         "algo.max_steps": 4,
         "algo.per_device_train_batch_size": 8,

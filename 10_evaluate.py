@@ -74,6 +74,7 @@ STAGE = Stage(
     },
     options=Options,
     inputs=evaluation_inputs,
+    several_processes=True,
     quick={"max_items": 16},
     variant=variant_of,
 )

@@ -5,6 +5,8 @@ python 12_driver.py --method all --seeds 0 1 2
 python 12_driver.py --method grpo rloo dpo --reward task --completions 4096 --run_id short
 python 12_driver.py --method distill --curriculum all --seeds 0 1 2
 python 12_driver.py --method grpo --run_id mu2 --grpo.num_iterations 2 --sft.num_train_epochs 1
+python 12_driver.py --method ppo --accelerate_config configs/accelerate/ddp.yaml --num_processes 2
+python 12_driver.py --method all --seeds 0 1 2 --export_plan plan.json
 python 12_driver.py --method grpo --dataset_config configs/datasets/gsm8k.yaml --config configs/models/X.yaml
 """
 
@@ -13,10 +15,12 @@ import sys
 
 from utils.common import UserError
 from utils.driver.budget import check_budgets, set_completions
-from utils.driver.command import parse
+from utils.driver.command import parse, without_export
 from utils.driver.execute import Execution, exit_code
 from utils.driver.graph import build_graph, run_of_seed
+from utils.driver.launch import export_plan
 from utils.driver.show import show_budgets, show_plan, show_results
+from utils.secrets import load_environment, redact, redact_tracebacks
 
 EPILOG = """\
 any option of a stage: --OWNER.KEY VALUE with OWNER a tier (model, dataset, reward: for every stage that has
@@ -55,7 +59,11 @@ def drive(argv: list[str]) -> int:
     if known.dry_run:
         show_plan(nodes, known.jobs, known.overwrite)
         return 0
-    execution = Execution(nodes, known.jobs, known.overwrite)
+    if known.export_plan:
+        steps = export_plan(known.export_plan, nodes, known.launch, without_export(argv))
+        print(f"{known.export_plan}: {len(steps)} steps; nothing was run (--export_plan)")
+        return 0
+    execution = Execution(nodes, known.jobs, known.overwrite, known.launch, known.compare_only)
     outcomes = execution.run()
     show_results(execution)
     return exit_code(nodes, outcomes)
@@ -69,9 +77,10 @@ def main(argv: list[str]) -> int:
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
+        load_environment()
         return drive(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print("error: interrupted; run the same command again to resume", file=sys.stderr)
@@ -81,4 +90,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    redact_tracebacks()
     sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,6 @@ import contextlib
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -26,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rl_step import VOCABULARY, Shape, Stepper, agreement, save_model
+from rl_step import VOCABULARY, Shape, Stepper, agreement, now, save_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -47,6 +46,7 @@ SETTINGS = (
     "learning_rate",
     "gradient_checkpointing",
     "bf16",
+    "use_cpu",
     "save_strategy",
 )
 
@@ -54,8 +54,16 @@ SETTINGS = (
 class PPOStepper(Stepper):
     """A PPO trainer stepped by hand; `shared=False` runs it without shared prefixes anywhere."""
 
-    def __init__(self, shared: bool, shape: Shape, micro_batch: int, folder: Path):
-        super().__init__(self._ppo_trainer, shape, micro_batch, folder)
+    def __init__(
+        self,
+        shared: bool,
+        shape: Shape,
+        micro_batch: int,
+        folder: Path,
+        size: int = VOCABULARY,
+        bf16: bool = False,
+    ):
+        super().__init__(self._ppo_trainer, shape, micro_batch, folder, size, bf16)
         self.shared = shared
         if not shared:
             self.trainer._model_obstacle = lambda model: SWITCHED_OFF
@@ -67,7 +75,7 @@ class PPOStepper(Stepper):
     @staticmethod
     def _ppo_trainer(model, reward_funcs, args, train_dataset, processing_class) -> PPOTrainer:
         """The PPO trainer for what `Stepper` gives a GRPO trainer."""
-        frozen = AutoModelForCausalLM.from_pretrained(model.config.name_or_path)
+        frozen = AutoModelForCausalLM.from_pretrained(model.config.name_or_path, dtype=model.dtype)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():  # neither the reference, which has the saved weights, nor the policy
             for parameter in frozen.parameters():
@@ -75,8 +83,10 @@ class PPOStepper(Stepper):
         records = [Record(str(row), "gsm8k", "", "", "", "1") for row in range(len(train_dataset))]
         return PPOTrainer(
             model=model,
-            pipeline=RewardPipeline(records, RewardSpec(), "combined", Teacher(frozen, VOCABULARY)),
-            args=PPOConfig(**{name: getattr(args, name) for name in SETTINGS}, use_cpu=True, report_to=[]),
+            pipeline=RewardPipeline(
+                records, RewardSpec(), "combined", Teacher(frozen.to(args.device), len(processing_class))
+            ),
+            args=PPOConfig(**{name: getattr(args, name) for name in SETTINGS}, report_to=[]),
             train_dataset=train_dataset,
             processing_class=processing_class,
         )
@@ -84,9 +94,9 @@ class PPOStepper(Stepper):
     def _timed_teacher(self, *args):
         plain = mock.patch.object(teacher_module, "obstacle", lambda model: SWITCHED_OFF)
         with contextlib.nullcontext() if self.shared else plain:
-            start = time.perf_counter()
+            start = now()
             scores = self.teacher_score(*args)
-            self.teacher_time = time.perf_counter() - start
+            self.teacher_time = now() - start
         return scores
 
     def timed_step(self) -> tuple[float, float]:

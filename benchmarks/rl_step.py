@@ -53,11 +53,8 @@ class Shape:
         return cls(int(prompt), int(completion), *(int(n) for n in rows.split("x")))
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {f"t{i}": i for i in range(VOCABULARY - 2)} | {
-        "<pad>": VOCABULARY - 2,
-        "<eos>": VOCABULARY - 1,
-    }
+def make_tokenizer(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    vocabulary = {f"t{i}": i for i in range(size - 2)} | {"<pad>": size - 2, "<eos>": size - 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -81,14 +78,33 @@ def save_model(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def now() -> float:
+    """Seconds on a clock, once what was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def reward(completion_ids: list[list[int]], **_) -> list[float]:
     return [sum(token % 7 for token in ids) / len(ids) for ids in completion_ids]
 
 
 class Stepper:
-    """One trainer, stepped by hand, so that two trainers can take turns."""
+    """One trainer of the model in ``folder``, stepped by hand, so that two trainers can take turns.
 
-    def __init__(self, kind: type[GRPOTrainer], shape: Shape, micro_batch: int, folder: Path):
+    ``size`` is the model's vocabulary, its last two tokens padding and end; ``bf16`` on a GPU, if there is
+    one, in place of float32 on the CPU.
+    """
+
+    def __init__(
+        self,
+        kind: type[GRPOTrainer],
+        shape: Shape,
+        micro_batch: int,
+        folder: Path,
+        size: int = VOCABULARY,
+        bf16: bool = False,
+    ):
         generator = torch.Generator().manual_seed(1)
         words = torch.randint(VOCABULARY - 2, (shape.prompts, shape.prompt), generator=generator).tolist()
         prompts = [" ".join(f"t{word}" for word in row) for row in words]
@@ -103,12 +119,12 @@ class Stepper:
             beta=0.04,
             learning_rate=1e-4,
             gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
+            bf16=bf16,
+            use_cpu=not (bf16 and torch.cuda.is_available()),
             report_to=[],
             save_strategy="no",
         )
-        model = AutoModelForCausalLM.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32)
         with torch.no_grad():  # the reference keeps the saved weights
             for parameter in model.parameters():
                 parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
@@ -117,7 +133,7 @@ class Stepper:
             reward_funcs=reward,
             args=args,
             train_dataset=Dataset.from_dict({"prompt": prompts}),
-            processing_class=make_tokenizer(),
+            processing_class=make_tokenizer(size),
         )
         self.batch = [{"prompt": prompt} for prompt in prompts for _ in range(shape.group)]
         self.accumulation = args.gradient_accumulation_steps
@@ -135,9 +151,9 @@ class Stepper:
     def _timed_sampling(self, *args, **kwargs):
         if self.fixed is not None:
             return self.fixed, None
-        start = time.perf_counter()
+        start = now()
         result = self.sample(*args, **kwargs)
-        self.sampling_time = time.perf_counter() - start
+        self.sampling_time = now() - start
         return result
 
     def step(self) -> float:
@@ -157,9 +173,9 @@ class Stepper:
 
     def timed_step(self) -> tuple[float, float]:
         """Return the seconds of one step, and those of its sampling."""
-        start = time.perf_counter()
+        start = now()
         self.step()
-        return time.perf_counter() - start, self.sampling_time
+        return now() - start, self.sampling_time
 
 
 def agreement(stock: Stepper, shared: Stepper, shape: Shape) -> tuple[float, float]:

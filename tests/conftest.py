@@ -61,6 +61,7 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(Figure, "savefig", _save_outline)
+    monkeypatch.setattr(Figure, "tight_layout", lambda *_, **__: None)
 
 
 def _save_outline(figure, path, dpi=100, **_) -> None:

@@ -26,6 +26,7 @@ from utils.models.loading import add_lora, load_policy, save_policy
 from utils.models.shared_prefix import CompletionBatch
 from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards
 from utils.rewards.spec import RewardSpec, write_reward_spec
+from utils.rewards.task import COMPONENTS
 from utils.stage import StageContext, _clear
 from utils.training.grpo import SharedPrefixGRPOTrainer
 from utils.training.outcome_rewards import OutcomeRewards
@@ -64,6 +65,7 @@ class StubPipeline:
     """The interface of RewardPipeline on made-up rewards."""
 
     teacher = None
+    names = (*COMPONENTS, "intrinsic")
 
     def __init__(self):
         base = {"exact_match": 1.0, "reasoning": 0.0, "intrinsic": WEIGHT}
@@ -261,7 +263,7 @@ def run_script(number: str, ctx: StageContext) -> None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.PANELS = {"reward": ["reward"]}  # drawing all of them takes longer than the training
+    module.PANELS = {"reward": ["reward", "val_reward"]}  # drawing all of them takes longer than the training
     module.run(ctx)
 
 

@@ -75,7 +75,7 @@ def test_the_reason_of_a_signal_and_of_a_silent_verdict(capfd):
 def test_reasons_are_one_short_printable_line_without_places():
     text = "/x/outputs/r/03_sft/a and /x/outputs\x1b[0m"
     assert process._within(text, Path("/x/outputs/r")) == "03_sft/a and outputs [0m"
-    running = SimpleNamespace(tail=["error: " + "é" * 1000], crashed=False)
+    running = SimpleNamespace(_said=lambda: (["error: " + "é" * 1000], []), crashed=False)
     assert len(Child.reason(running, 2, Path("/x/r"), "05_ppo")) < 600
 
 

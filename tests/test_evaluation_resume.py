@@ -168,7 +168,7 @@ def test_a_journal_cut_anywhere_gives_its_whole_lines(tmp_path_factory, data):
     rows = data.draw(st.lists(st.lists(completions, min_size=1, max_size=2), min_size=1, max_size=5))
     found = {(f"é{number}", len(row) > 1): row for number, row in enumerate(rows)}
     path = tmp_path_factory.mktemp("journal") / "predictions.jsonl"
-    with answering._appending(path, {}) as append:
+    with answering._appending(path) as append:
         append(found)
     assert read_journal(path) == found
     whole = path.read_bytes()

@@ -285,15 +285,13 @@ def test_a_reward_that_is_not_finite_stops_in_one_line(value, outcomes):
     assert "\n" not in str(caught.value)
 
 
-def test_states_that_would_drift_apart_between_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_processes_with_parts_of_a_rollout_share_their_state(monkeypatch):
+    """Not where each has the whole; tests/test_processes_training.py sees to what they share."""
     teacher = StubTeacher(Q, V)
-    RewardPipeline(RECORDS, spec_of(normaliser="z_score"), "combined", teacher)
-    running = spec_of(normaliser="z_score", scope="running")
-    RewardPipeline(RECORDS, running, "task", None)
-    for spec in (running, spec_of(adaptive=AdaptiveSection(enabled=True))):
-        with pytest.raises(UserError, match="one process only"):
-            RewardPipeline(RECORDS, spec, "combined", teacher)
+    assert not RewardPipeline(RECORDS, spec_of(), "combined", teacher).combiner.in_parts
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert RewardPipeline(RECORDS, spec_of(), "combined", teacher).combiner.in_parts
+    assert not RewardPipeline(RECORDS, spec_of(), "combined", teacher, replicated=True).combiner.in_parts
 
 
 def test_an_unusable_gold_is_an_error_naming_the_record():

@@ -1,10 +1,12 @@
 """Answers to prompts against Transformers' own generate, and loading and saving of policies."""
 
+import copy
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from stand_ins import make_padded_stand_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils.common import REPO_ROOT, UserError
@@ -37,6 +39,16 @@ def policies(tiny_models):
         return loaded[architecture]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """A model whose likeliest tokens are none of its tokenizer's, and that tokenizer."""
+    model, tokenizer = load_policy(
+        make_padded_stand_in(tmp_path_factory.mktemp("padded") / "model"), ModelSection()
+    )
+    assert reference(model, tokenizer, PROMPTS[0])[0] >= len(tokenizer)
+    return model, tokenizer
 
 
 def reference(model, tokenizer, prompt: str) -> list[int]:
@@ -84,6 +96,29 @@ def test_the_fallback_gives_the_same_greedy_answers(policies, monkeypatch, archi
     monkeypatch.setattr(sampling, "obstacle", lambda model: "a test says so")
     monkeypatch.setattr(sampling, "sample_completions", None)
     assert generate(model, tokenizer, PROMPTS, max_new_tokens=TOKENS, batch_size=3) == shared
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("fallback", [False, True])
+def test_no_token_beyond_the_tokenizer_is_sampled(padded, monkeypatch, fallback, temperature):
+    """The answers of a model that has no other columns; left alone, the padded ones are the likeliest."""
+    model, tokenizer = padded
+    if fallback:
+        monkeypatch.setattr(sampling, "obstacle", lambda model: "a test says so")
+
+    def answers(policy):
+        generator = torch.Generator().manual_seed(0)
+        found = generate(
+            policy, tokenizer, PROMPTS, max_new_tokens=TOKENS, temperature=temperature, generator=generator
+        )
+        return [answer.token_ids for answer in found]
+
+    found = answers(model)
+    assert max(map(max, found)) < len(tokenizer)
+    if not (fallback and temperature):  # Transformers draws a random number for each column
+        cut = copy.deepcopy(model)
+        cut.resize_token_embeddings(len(tokenizer))
+        assert found == answers(cut)
 
 
 def test_samples_of_a_prompt_stand_together(policies):
@@ -301,13 +336,6 @@ def test_a_folder_without_a_model_is_one_line(tiny_models, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="no model could be loaded"):
         load_policy(tmp_path, ModelSection())
-
-
-def test_four_bits_need_a_gpu(tiny_models):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(UserError, match="load_in_4bit needs a CUDA GPU"):
-        load_policy(tiny_models("llama"), ModelSection(load_in_4bit=True))
 
 
 def test_tokenizers_without_padding_pad_with_the_end_and_need_one(tiny_models, tmp_path):

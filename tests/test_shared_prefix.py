@@ -294,14 +294,20 @@ def test_sampling_is_reproducible_and_in_the_generator():
 def test_sampled_log_probs_equal_scores(name):
     model = build(name).eval()
     ids, mask = padded_prompts(copies=4)
-    found = sample(model, ids, mask, eos=[3, 4, 5, 6], temperature=1.3, top_k=9, log_probs=True)
+    found = sample(
+        model, ids, mask, eos=[3, 4, 5, 6], temperature=1.3, top_k=9, vocab_size=20, log_probs=True
+    )
     batch = CompletionBatch(ids, mask, found.ids, found.mask)
     with torch.no_grad():
         wanted = batch.scatter(score_completions(model, batch, temperature=1.3).log_prob)
     torch.testing.assert_close(found.log_probs, wanted, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("setting", [{}, {"temperature": 2.0}, {"top_k": 5}, {"top_p": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [{}, {"temperature": 2.0}, {"top_k": 5}, {"top_p": 0.8}, {"vocab_size": 12, "top_k": 8, "top_p": 0.9}],
+    ids=str,
+)
 def test_sampled_distribution(setting):
     """Chi-square of the first two tokens, jointly, against the truncated softmax of full forward passes."""
     model = build("llama", seed=3).eval()
@@ -311,6 +317,7 @@ def test_sampled_distribution(setting):
 
     def distribution(logits):
         logits = logits / setting.get("temperature", 1.0)
+        logits[:, setting.get("vocab_size", VOCABULARY) :] = -torch.inf
         if "top_k" in setting:
             logits = TopKLogitsWarper(setting["top_k"])(None, logits)
         if "top_p" in setting:

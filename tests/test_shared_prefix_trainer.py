@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from group_stub import TINY_TRAINING
 from peft import LoraConfig
+from stand_ins import make_padded_stand_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -45,7 +46,7 @@ def quiet():
 def make(tiny_models, tmp_path):
     """Return a factory of trainers on tiny models whose policy has moved away from its reference."""
 
-    def build(kind, architecture="llama", lora=False, **changes):
+    def build(kind, architecture="llama", lora=False, folder=None, **changes):
         settings = {
             **TINY_TRAINING,
             "output_dir": str(tmp_path / "out"),
@@ -60,7 +61,7 @@ def make(tiny_models, tmp_path):
             **changes,
         }
         config = RLOOConfig if issubclass(kind, RLOOTrainer) else GRPOConfig
-        folder = tiny_models(architecture)
+        folder = folder or tiny_models(architecture)
         model = AutoModelForCausalLM.from_pretrained(folder)
         adapter = None
         if lora:
@@ -212,6 +213,22 @@ def test_sampling_depends_on_the_step_and_not_on_the_global_generators(make):
     assert sampled(0) != first  # a second rollout in the same step
     assert trainer.model.training
     assert len({tuple(row) for row in first}) > 2 and all(1 <= len(row) <= 6 for row in first)
+
+
+@pytest.mark.parametrize("changes", [{}, {"repetition_penalty": 1.2}], ids=["shared", "stock"])
+@pytest.mark.parametrize("kind", [SharedGRPO, SharedRLOO])
+def test_no_token_beyond_the_tokenizer_is_sampled(make, tmp_path, caplog, kind, changes):
+    trainer = make(kind, folder=make_padded_stand_in(tmp_path / "padded"), **changes)
+    ids = trainer.processing_class(PROMPTS)["input_ids"]
+    with torch.no_grad():
+        likeliest = trainer.model(torch.tensor([ids[0]])).logits[0, -1].argmax()
+    assert likeliest >= len(trainer.processing_class)
+    if kind is SharedGRPO:
+        completions, _ = trainer._generate_single_turn(ids, None, {}, 1)
+    else:
+        completions = trainer._generate_single_turn(ids, None, {})
+    assert max(map(max, completions)) < len(trainer.processing_class)
+    assert len(warnings_of(caplog)) == len(changes)
 
 
 # ----------------------------------------------------------------------------------------------- fallback

@@ -131,14 +131,6 @@ def test_a_head_on_a_model_that_reads_ahead_is_refused(tmp_path):
     assert refusal(tmp_path).endswith("the teacher must be a causal language model, this one reads ahead")
 
 
-def test_four_bits_need_a_gpu(tiny_models, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    message = refusal(tiny_models("llama"), teacher_load_in_4bit=True)
-    assert "set model.teacher_load_in_4bit: false" in message
-    # The student's own setting is not the teacher's.
-    Teacher.load(section(tiny_models("llama"), load_in_4bit=True), make_tiny_tokenizer())
-
-
 def test_fewer_embeddings_than_tokens_are_refused(tiny_models, tmp_path):
     model = load_model(tiny_models("llama"))
     model.resize_token_embeddings(VOCABULARY - 1)

@@ -343,7 +343,7 @@ def test_validation_keeps_the_best_and_every_step(context, tokenizer, tiny_model
         state=state,
         model=model,
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
-        is_world_process_zero=lambda: True,
+        is_fsdp_enabled=False,
     )
     monkeypatch.setattr("utils.rewards.task.reward_of", lambda *_: {"total": rewards[state.global_step]})
     monkeypatch.setattr(

@@ -5,7 +5,6 @@ import csv
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -187,22 +186,3 @@ def derive_seed(seed: int, *names: str | int) -> int:
     """Return a stable sub-seed in [0, 2**31) for a named purpose, independent between names."""
     text = json.dumps([seed, *names])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-
-
-# ---------------------------------------------------------------------------------------------- secrets
-
-
-def redact(text: str) -> str:
-    """Replace access tokens and keys held in the environment (or in ~/.huggingface_token) by "[redacted]"."""
-    for secret in _secrets():
-        text = text.replace(secret, "[redacted]")
-    return text
-
-
-def _secrets() -> list[str]:
-    name = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")
-    values = [value for key, value in os.environ.items() if name.search(key.upper())]
-    with contextlib.suppress(OSError):
-        values.append((Path.home() / ".huggingface_token").read_text().strip())
-    # Shorter values are settings rather than secrets, and replacing them would garble unrelated text.
-    return sorted({value for value in values if len(value) >= 12}, key=len, reverse=True)

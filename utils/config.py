@@ -6,6 +6,7 @@ hyper-parameters (the algo tier) and the reward specification live beside the co
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,11 +28,14 @@ __all__ = [
     "TeacherCacheSection",
     "TrainingSection",
     "ValidationSection",
+    "VllmSection",
     "load_tier",
     "setting",
 ]
 
 T = TypeVar("T")
+
+AUTO_BATCH = 64  # completions that generation.batch_size auto begins with
 
 
 def _at_least(minimum: float, **values: float | None) -> None:
@@ -52,10 +56,17 @@ class ModelSection:
 
     name_or_path: str = setting("assets/student", "policy: a local folder or a hub name", path=True)
     teacher_name_or_path: str = setting("assets/teacher", "teacher: a local folder or a hub name", path=True)
-    torch_dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "weights' number format")
-    load_in_4bit: bool = setting(False, "QLoRA: load the frozen weights in 4 bits (needs a GPU)")
-    teacher_load_in_4bit: bool = setting(False, "load the teacher in 4 bits (needs a GPU)")
-    attn_implementation: str = setting("sdpa", "attention kernel, as Transformers names it")
+    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "weights' number format; auto: bfloat16 or float16 as the GPU has it, float32 on a CPU"
+    )
+    load_in_4bit: bool = setting(False, "QLoRA: load the frozen weights in 4 bits (NF4)")
+    teacher_load_in_4bit: bool = setting(False, "load the teacher in 4 bits (NF4)")
+    teacher_device_map: str = setting(
+        "", "where the teacher lies: a device (cuda:1), auto: over all GPUs; empty: beside the policy"
+    )
+    attn_implementation: str = setting(
+        "auto", "attention kernel, as Transformers names it; auto: sdpa where the model has it, else eager"
+    )
     max_prompt_length: int = setting(512, "longest prompt, tokens")
 
     def validate(self) -> None:
@@ -82,16 +93,29 @@ class TrainingSection:
     """What every trainer shares (Transformers' TrainingArguments)."""
 
     gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
+    max_micro_batch: int | None = setting(
+        None, "most sequences a device trains on at once; the batch stays that of the algorithm tier"
+    )
     max_grad_norm: float = setting(1.0, "gradient-norm clip")
     optim: str = setting("adamw_torch", "optimizer, as Transformers names it")
     save_steps: int = setting(20, "optimizer steps (in 05 and 06: rollouts) between resume points")
     logging_steps: int = setting(5, "optimizer steps (in 05 and 06: rollouts) between log rows")
     dataloader_num_workers: int = setting(0, "worker processes for batches")
-    report_to: list[str] = setting([], "trackers besides the JSONL log, e.g. wandb, tensorboard")
+    report_to: list[Literal["tensorboard", "wandb", "trackio", "none"]] = setting(
+        [], "trackers besides the JSONL log (docs/tokens.md for their keys); empty or none: no other"
+    )
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers, without the word for none."""
+        return [name for name in self.report_to if name != "none"]
 
     def validate(self) -> None:
         _at_least(1, save_steps=self.save_steps, logging_steps=self.logging_steps)
+        _at_least(1, max_micro_batch=self.max_micro_batch)
         _at_least(0, max_grad_norm=self.max_grad_norm, dataloader_num_workers=self.dataloader_num_workers)
+        if "none" in self.report_to and self.trackers:
+            raise ValueError(f"report_to must name trackers or none, not both, found {self.report_to}")
 
 
 @dataclass
@@ -115,15 +139,70 @@ class GenerationSection:
     temperature: float = setting(1.0, "sampling temperature; log-probabilities use the same")
     top_p: float = setting(1.0, "nucleus: keep the smallest set with this probability")
     top_k: int = setting(0, "keep the k likeliest tokens; 0 keeps all")
-    batch_size: int = setting(64, "completions generated at once")
+    batch_size: int | Literal["auto"] = setting(
+        64, "completions generated at once; auto: what fits into memory, of training micro-batches as well"
+    )
+
+    @property
+    def largest_batch(self) -> int:
+        """Completions generated at once where memory allows."""
+        return AUTO_BATCH if self.batch_size == "auto" else self.batch_size
 
     def validate(self) -> None:
-        _at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        _at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.largest_batch)
         _at_least(0, top_k=self.top_k)
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, found {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, found {self.top_p}")
+
+
+@dataclass
+class VllmSection:
+    """Sampling by vLLM, which TRL drives (TRL's vllm_* arguments, without that prefix; docs/vllm.md)."""
+
+    use_vllm: bool = setting(False, "let vLLM sample in 03 distill, 04, 05, 06, 07 and 10, where installed")
+    mode: Literal["colocate", "server"] = setting(
+        "colocate", "in this process and on its GPU, or on a server started with vllm serve"
+    )
+    server_base_url: str = setting("http://localhost:8000", "server: where it listens")
+    server_timeout: float = setting(240.0, "server: seconds to wait until it is up")
+    group_port: int = setting(51216, "server: port that weights are sent through")
+    gpu_memory_utilization: float = setting(0.3, "colocate: share of the GPU's memory that vLLM takes")
+    tensor_parallel_size: int = setting(1, "colocate: processes that share one copy of the weights")
+    max_model_length: int | None = setting(
+        None, "colocate: longest prompt with completion, tokens; null: what the limits on both add up to"
+    )
+    enable_sleep_mode: bool = setting(False, "colocate: give the GPU's memory back between rollouts")
+    importance_sampling_correction: bool = setting(
+        True, "05, 06: weigh the policy's loss by its probabilities over vLLM's"
+    )
+    importance_sampling_mode: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = setting("sequence_mask", "the weight's unit, and whether one out of bounds is cut off or set to 0")
+    importance_sampling_clip_max: float | None = setting(3.0, "upper bound of the weight; null for none")
+    importance_sampling_clip_min: float | None = setting(None, "lower bound of the weight; null for none")
+
+    def validate(self) -> None:
+        _at_least(1, tensor_parallel_size=self.tensor_parallel_size, max_model_length=self.max_model_length)
+        _within(1, 65535, group_port=self.group_port)
+        _at_least(0, server_timeout=self.server_timeout)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            found = self.gpu_memory_utilization
+            raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, found {found}")
+        if not self.server_base_url.startswith(("http://", "https://")):
+            raise ValueError(f"server_base_url must begin with http(s)://, found {self.server_base_url}")
+        low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
+        _at_least(0, importance_sampling_clip_min=low, importance_sampling_clip_max=high)
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"importance_sampling_clip_min must be below its clip_max, found {low} and {high}"
+            )
+        if low is None and high is None and "truncate" in self.importance_sampling_mode:
+            mode = self.importance_sampling_mode
+            raise ValueError(
+                f"importance_sampling_mode {mode} needs importance_sampling_clip_max or clip_min"
+            )
 
 
 @dataclass
@@ -154,6 +233,10 @@ class MetadataSection:
 
     description: str = setting("", "what this configuration is for")
     license: str = setting("", "licence of the model")
+    parameters: int = setting(0, "weights of the model, adapters not counted")
+    hardware: str = setting("", "what the estimates below are for")
+    memory_gb: dict[str, float] = setting({}, "estimated peak memory by stage, GB (docs/models.md)")
+    hours: dict[str, float] = setting({}, "estimated wall-clock time by stage, hours (docs/models.md)")
 
 
 @dataclass
@@ -165,6 +248,7 @@ class ModelConfig:
     training: TrainingSection = dataclasses.field(default_factory=TrainingSection)
     validation: ValidationSection = dataclasses.field(default_factory=ValidationSection)
     generation: GenerationSection = dataclasses.field(default_factory=GenerationSection)
+    vllm: VllmSection = dataclasses.field(default_factory=VllmSection)
     teacher_cache: TeacherCacheSection = dataclasses.field(default_factory=TeacherCacheSection)
     paths: PathsSection = dataclasses.field(default_factory=PathsSection)
     metadata: MetadataSection = dataclasses.field(default_factory=MetadataSection)
@@ -174,7 +258,14 @@ class ModelConfig:
 class DatasetConfig:
     """The dataset tier: configs/datasets/*.yaml."""
 
-    dataset: Literal["sample", "finqa", "gsm8k", "math"] = setting("sample", "which reader")
+    dataset: Literal["sample", "finqa", "gsm8k", "math"] = setting(
+        "sample", "which reader; of a set of your own: whose form prompts and answers have"
+    )
+    name: str = setting("", "what reports call a set of your own; empty: what dataset says")
+    reader: str = setting(
+        "", "Python file whose read(path, split) yields the rows of a set of your own", path=True
+    )
+    files: dict[str, str] = setting({}, "raw file by split, below data_root, where it has another name")
     data_root: str = setting("datasets/sample", "folder holding the raw files", path=True)
     val_fraction: float = setting(0.1, "part of train held out where the set has no validation split")
     val_seed: int = setting(0, "which part that is")
@@ -208,6 +299,22 @@ class DatasetConfig:
         fields = self.response_fields
         if "program" not in fields or len(set(fields)) < len(fields):
             raise ValueError(f"response_fields must name program, and no field twice, found {fields}")
+        self._validate_own()
+
+    def _validate_own(self) -> None:
+        if self.reader and not self.name:
+            raise ValueError("reader needs a name: results of your set must not pass for those of another")
+        if (self.reader or self.name) and self.dataset == "sample":
+            raise ValueError("dataset must be finqa, gsm8k or math for a set of your own, found sample")
+        if self.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f'name must be letters, digits, ".", "_" and "-", found "{self.name}"')
+        if unknown := sorted(set(self.files) - {"train", "val", "test"}):
+            raise ValueError(f'files must name train, val or test, found "{unknown[0]}"')
+
+    @property
+    def label(self) -> str:
+        """What records and reports call the set: "gsm8k", and "gsm8k:riddles" where it has a name."""
+        return f"{self.dataset}:{self.name}" if self.name else self.dataset
 
 
 # ------------------------------------------------------------------------------------------- loading

@@ -20,13 +20,14 @@ from utils.common import (
     UserError,
     dump_json,
     read_json,
-    redact,
     sha256_of,
     sha256_of_tree,
     visible_files,
     write_text,
 )
 from utils.config import relative_name
+from utils.processes import num_processes
+from utils.secrets import redact
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,6 +35,8 @@ RUNTIME = "runtime.json"
 RUN_MANIFEST = "run_manifest.json"
 # What 11 says of seconds, which differ between two executions of the same work.
 TIMING = ("timing.csv", "timing.md", "timing.png")
+# Folders in logs/ where trackers write, in files with times and names of their own making.
+TRACKERS = (("logs", "tensorboard"), ("logs", "wandb"))
 
 PACKAGES = (
     "accelerate",
@@ -49,6 +52,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "trl",
+    "vllm",
 )
 
 
@@ -59,7 +63,7 @@ def is_output(relative: Path) -> bool:
     """Tell whether a file of a stage folder counts as output.
 
     Left out: manifest.json, runtime.json, *.log, logs/timings.jsonl, the stage's own timing.{csv,md,png}, all
-    below resume/ and hidden names.
+    below resume/ and below the trackers' folders in logs/, and hidden names.
     """
     parts = relative.parts
     return not (
@@ -68,6 +72,7 @@ def is_output(relative: Path) -> bool:
         or relative.suffix == ".log"
         or parts[-2:] == ("logs", "timings.jsonl")
         or "resume" in parts[:-1]
+        or parts[:2] in TRACKERS
         or any(part.startswith(".") for part in parts)
     )
 
@@ -122,7 +127,9 @@ def describe_outputs(out: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Return python, package versions, device kind, git commit and dirty flag (null outside a checkout)."""
+    """Return python, package versions, device kind, number of processes, git commit and dirty flag
+    (null outside a checkout).
+    """
     packages = {}
     for name in PACKAGES:
         try:
@@ -138,6 +145,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "device": device_kind(packages["torch"]),
+        "num_processes": num_processes(),
         "git_commit": commit,
         "git_dirty": bool(changed) if commit else None,
     }

@@ -74,7 +74,8 @@ class Stage:
     `tiers` maps model, algo, dataset or reward to (dataclass, default YAML); `options` is the dataclass of
     the stage's own options; `inputs(config, run_dir)` names the paths it reads, without heavy imports;
     `quick` holds the values of `--quick_test` by dotted key; `variant` is the folder's suffix (10: its
-    sub-folder); `choice` is the option that makes the script another stage.
+    sub-folder); `choice` is the option that makes the script another stage; `several_processes`: it can run
+    in several processes at once, as `accelerate launch` starts them (docs/distributed.md).
     """
 
     number: str
@@ -88,6 +89,7 @@ class Stage:
     quick: dict[str, Any] = field(default_factory=dict)
     variant: Callable[[StageConfig], str] | str = ""
     choice: Choice | None = None
+    several_processes: bool = False
 
     def chosen(self, argv: Sequence[str]) -> tuple["Stage", list[str]]:
         """Return the stage that a command line asks for, and the command line without the choice.

@@ -2,7 +2,8 @@
 
 A script declares a `Stage` and calls `main(STAGE, run)`. The frame parses the command line, loads the tiers,
 checks the inputs against the manifests of the stages that wrote them, decides between skip, resume and fresh
-start, runs, and writes `manifest.json` last. See docs/stage_contract.md.
+start, runs, and writes `manifest.json` last. See docs/stage_contract.md. Where several processes run a stage
+together, the main one does all this and tells the others; see docs/distributed.md.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from typing import Any
 
 from utils import manifest as manifests
 from utils.cli import help_text, wants_help
-from utils.common import TEMPORARY_PREFIX, UserError, dump_json, redact, remove, shown, write_json, write_text
+from utils.common import TEMPORARY_PREFIX, UserError, dump_json, remove, shown, write_json, write_text
 from utils.config import StageConfig
 from utils.plan import (
     IN_PROGRESS,
@@ -42,6 +43,15 @@ from utils.plan import (
     started,
     status_of,
 )
+from utils.processes import (
+    from_main,
+    is_main_process,
+    join_processes,
+    leave_processes,
+    lost_another,
+    num_processes,
+)
+from utils.secrets import load_environment, redact, redact_tracebacks
 
 __all__ = [
     "NESTED",
@@ -68,7 +78,8 @@ class StageContext:
 
     `inputs` holds the verified paths by name, `out` the existing stage folder; `resuming` tells that an
     interrupted execution of the same work left its files there. `metrics` goes into the manifest (headline
-    numbers, nothing volatile), `runtime` into runtime.json (speeds, times).
+    numbers, nothing volatile), `runtime` into runtime.json (speeds, times). Of several processes, the main
+    one's count, and it alone says lines.
     """
 
     config: StageConfig
@@ -87,6 +98,8 @@ class StageContext:
 
     def log(self, message: str) -> None:
         """Say one line: to standard output, and with the time to stage.log."""
+        if not is_main_process():
+            return
         line = redact(" ".join(str(message).splitlines()))
         if "tqdm" in sys.modules:
             from tqdm import tqdm
@@ -102,7 +115,8 @@ class StageContext:
         """Wrap an iterable in a progress bar on standard error (none where that is not a terminal)."""
         from tqdm import tqdm
 
-        return tqdm(iterable, total=total, desc=description, file=sys.stderr, disable=None, leave=False)
+        hidden = None if is_main_process() else True
+        return tqdm(iterable, total=total, desc=description, file=sys.stderr, disable=hidden, leave=False)
 
 
 Run = Callable[[StageContext], int | None]
@@ -114,6 +128,7 @@ def main(stage: Stage, run: Run, argv: list[str] | None = None) -> None:
     `run` may return a non-zero exit code to say that its work is done and its verdict is failure: its files
     stay for reading, no manifest is written, and the next run starts afresh.
     """
+    redact_tracebacks()
     sys.exit(execute(stage, run, sys.argv[1:] if argv is None else argv))
 
 
@@ -124,11 +139,14 @@ def execute(stage: Stage, run: Run, argv: list[str]) -> int:
             if wants_help(argv):
                 print(help_text(stage.chosen(argv)[0], Path(sys.argv[0]).name, stage.choice), end="")
                 return 0
+            load_environment()
             return _execute(stage, run, argv)
         except UserError as error:
             return _fail(str(error), 2)
         except KeyboardInterrupt as interrupt:
             code = 143 if interrupt.args == ("SIGTERM",) else 130
+            if not is_main_process():
+                return code
             return _fail("interrupted; run the same command again to resume", code)
         except BrokenPipeError:
             # The reader of our output (`| head`) has gone: nothing more can be said, and that is no fault.
@@ -140,6 +158,10 @@ def execute(stage: Stage, run: Run, argv: list[str]) -> int:
                 raise
             where = f"{shown(error.filename)}: " if error.filename else ""
             return _fail(f"{where}{(error.strerror or 'no access').lower()}; {remedy}, then run again", 2)
+        except RuntimeError as error:
+            if not lost_another(error):
+                raise
+            return _fail("another process of this stage has ended, see its message", 1)
 
 
 _FREE = "free space or choose another --output_dir"
@@ -169,6 +191,8 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         if os.getpid() == process:
+            # A launcher may pass on a signal that came to all: ending is not to be interrupted.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise KeyboardInterrupt("SIGTERM")
         # A forked worker inherits this handler; it is to die at once, as it would without it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -186,13 +210,48 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 def _execute(stage: Stage, run: Run, argv: list[str]) -> int:
-    plan = make_plan(stage, argv)
-    check_inputs(plan)
-    if _nothing_to_do(plan):
-        return 0
-    with _locked(plan.out):
-        # Another process may have finished the stage between the look above and the lock.
-        return 0 if _nothing_to_do(plan) else _run(plan, run, argv)
+    if num_processes() > 1 and not stage.chosen(argv)[0].several_processes:
+        if not is_main_process():
+            return 2
+        raise UserError(f"{Path(sys.argv[0]).name} runs in one process: start it without accelerate launch")
+    join_processes()
+    return _lead(stage, run, argv) if is_main_process() else _follow(stage, run, argv)
+
+
+def _lead(stage: Stage, run: Run, argv: list[str]) -> int:
+    """What the main process does. It tells the others: None for work, or their exit code."""
+    told, code = False, 2
+    try:
+        plan = make_plan(stage, argv)
+        check_inputs(plan)
+        if _nothing_to_do(plan):
+            code = 0
+            return 0
+        with _locked(plan.out):
+            # Another execution may have finished the stage between the look above and the lock.
+            if _nothing_to_do(plan):
+                code = 0
+                return 0
+            ctx, sessions = _begin(plan)
+            told = True
+            from_main((None, plan.inputs, ctx.resuming))
+            return _run(plan, ctx, sessions, run, argv)
+    finally:
+        if not told:
+            from_main((code, {}, False))
+            leave_processes()
+
+
+def _follow(stage: Stage, run: Run, argv: list[str]) -> int:
+    """What the other processes do: their share of the work, where the main one finds that there is some."""
+    code, inputs, resuming = from_main((0, {}, False))
+    if code is None:
+        plan = make_plan(stage, argv)
+        code = (
+            run(StageContext(plan.config, plan.run_dir.name, plan.run_dir, plan.out, resuming, inputs)) or 0
+        )
+    leave_processes()
+    return code
 
 
 def _nothing_to_do(plan: Plan) -> bool:
@@ -223,20 +282,27 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _run(plan: Plan, run: Run, argv: list[str]) -> int:
+def _begin(plan: Plan) -> tuple[StageContext, list[str]]:
+    """Make the folder ready; return the context, and when this and earlier sessions began."""
     out = plan.out
     noted = started(out)
     resuming = noted.get("identity") == plan.identity and not plan.arguments.frame.overwrite
     _clear(out, keep_files=resuming)
     sessions = [*(noted.get("sessions", []) if resuming else []), _now()]
     write_json(out / IN_PROGRESS, {"identity": plan.identity, "sessions": sessions})
-    begin = time.monotonic()
     ctx = StageContext(plan.config, plan.run_dir.name, plan.run_dir, out, resuming, plan.inputs)
     if noted and not resuming:
         ctx.log(f"{plan.name}: cleared what an interrupted run of other work had left")
     ctx.log(f"{plan.name}: {'resuming' if resuming else 'start'} ({ctx.run_id}, seed {ctx.seed})")
+    return ctx, sessions
+
+
+def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: list[str]) -> int:
+    out = plan.out
+    begin = time.monotonic()
     try:
         code = run(ctx) or 0
+        leave_processes()
     except UserError as error:
         _append_to_log(out, f"error: {error}")
         raise
@@ -284,6 +350,7 @@ def _write_runtime(ctx: StageContext, argv: list[str], sessions: list[str], seco
         "finished": _now(),
         "seconds": round(seconds, 3),
         "host": platform.node(),
+        "num_processes": num_processes(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "command": shlex.join([Path(sys.argv[0]).name, *argv]),
     }

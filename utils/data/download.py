@@ -22,12 +22,12 @@ from utils.common import (
     UserError,
     read_json,
     read_jsonl,
-    redact,
     sha256_of,
     shown,
     write_jsonl,
     write_text,
 )
+from utils.secrets import load_environment, redact
 
 CHECKSUMS = "CHECKSUMS"
 # Weights as safetensors only: other formats can carry code.
@@ -146,7 +146,10 @@ def fetch_url(url: str, target: Path) -> None:
 
 
 def fetch_hub(name: str, target: Path, kind: str, patterns: list[str], revision: str | None = None) -> None:
-    """Download a hub repository's files; the access token comes from the environment. Raises UserError."""
+    """Download a hub repository's files; the library finds its access token itself (docs/tokens.md).
+
+    Raises UserError.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.utils import logging
@@ -155,7 +158,7 @@ def fetch_hub(name: str, target: Path, kind: str, patterns: list[str], revision:
     try:
         snapshot_download(name, repo_type=kind, revision=revision, local_dir=target, allow_patterns=patterns)
     except RepositoryNotFoundError:
-        raise UserError(f"{name}: no such {kind} on the hub (or a token is needed: set HF_TOKEN)") from None
+        raise UserError(f"{name}: no such {kind} on the hub (or a token is needed: docs/tokens.md)") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if getattr(error, "filename", None):
             raise  # a local disk error, not the network
@@ -314,6 +317,7 @@ def parse(argv: list[str]) -> tuple[Path | None, list[tuple[Callable[..., list[s
 def main(argv: list[str], root: Path = REPO_ROOT / "datasets") -> int:
     """Run the command; return its exit code."""
     try:
+        load_environment()
         mirror, jobs = parse(argv)
         for get, name in jobs:
             print(f"{'copying' if mirror else 'fetching'} {name} …", file=sys.stderr, flush=True)
@@ -323,7 +327,7 @@ def main(argv: list[str], root: Path = REPO_ROOT / "datasets") -> int:
         print(f"error: {redact(' '.join(str(error).splitlines()))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or root}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {redact(f'{error.filename or root}: {error.strerror or error}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing half-fetched was kept", file=sys.stderr)

@@ -45,7 +45,7 @@ def read_finqa(
     rows = []
     for item in items:
         notes = Notes(item, problems)
-        row = _check(item, notes, required, max_level)
+        row = check_row(item, notes, required, max_level)
         if row is not None and not notes.failed:
             rows.append(row)
     return drop_duplicate_ids(rows, problems), problems
@@ -56,7 +56,10 @@ def count_steps(program: str) -> int:
     return len(_STEP.findall(program))
 
 
-def _check(item: RawItem, notes: Notes, required: tuple[str, ...], max_level: int | None) -> RawRow | None:
+def check_row(
+    item: RawItem, notes: Notes, required: tuple[str, ...] = (), max_level: int | None = None
+) -> RawRow | None:
+    """The row of one item in FinQA's schema; None where it has an error, which goes into ``notes``."""
     row = item.value
     if not isinstance(row, dict):
         notes.error("not_an_object", f"expected an object, found {describe(row)}")

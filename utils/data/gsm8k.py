@@ -20,7 +20,7 @@ from utils.data.reading import (
 )
 
 FINAL = re.compile(r"#### (-?[0-9.,]+)")  # the official pattern, first match
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
+NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 _MARK = re.compile(r"<<[^<>\n]*>>")
 
 
@@ -57,7 +57,7 @@ def _check(item: RawItem, notes: Notes, required: tuple[str, ...]) -> RawRow | N
         return None
     found = FINAL.findall(solution)
     answer = found[0].replace(",", "") if found else ""
-    if not _NUMBER.fullmatch(answer):
+    if not NUMBER.fullmatch(answer):
         notes.error("unparsable_gold", f"no number after '####' at the end of 'answer': {solution[-60:]!r}")
         return None
     if len(found) > 1:

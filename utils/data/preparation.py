@@ -70,7 +70,7 @@ def prepare(
         rendered = [
             render_record(
                 row,
-                dataset=config.dataset,
+                dataset=config.label,
                 table_style=config.table_style,
                 instruction=config.instruction,
                 response_fields=tuple(config.response_fields),

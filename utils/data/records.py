@@ -9,6 +9,11 @@ from utils.common import UserError
 HELD_OUT = "held_out_levels.json"  # beside train.jsonl where levels are held out: {"levels": [...]}
 
 
+def form_of(dataset: str) -> str:
+    """The form of a data set's prompts and answers, by which it is graded: gsm8k of "gsm8k:riddles"."""
+    return dataset.partition(":")[0]
+
+
 @dataclass(frozen=True)
 class Record:
     """One problem with its gold solution, as written to ``train/val/test.jsonl``.
@@ -18,7 +23,8 @@ class Record:
     an annotator's demonstration differs from the gold). ``level`` is the difficulty: program steps
     (FinQA), solution steps (GSM8K) or Level 1-5 (MATH); None where the raw file states none.
     ``table`` holds the cells of a FinQA table as text, header row first, for the table operations.
-    ``source`` is the place in the raw file, e.g. ``train.json#12`` (row, counted from 0).
+    ``source`` is the place in the raw file, e.g. ``train.json#12`` (row, counted from 0). ``dataset`` is
+    sample, finqa, gsm8k or math, or for a named data set one of these and its name, "gsm8k:riddles".
     """
 
     id: str
@@ -32,6 +38,11 @@ class Record:
     type: str = ""
     table: list[list[str]] = field(default_factory=list)
     source: str = ""
+
+    @property
+    def form(self) -> str:
+        """What its prompt and answer look like and how it is graded: sample, finqa, gsm8k or math."""
+        return form_of(self.dataset)
 
     def to_json(self) -> dict:
         """The record as a JSON object, keys in the order of the fields."""

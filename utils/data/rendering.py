@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from utils.data.gsm8k import strip_marks
 from utils.data.reading import RawRow
-from utils.data.records import Record
+from utils.data.records import Record, form_of
 
 # Three quarters of FinQA's evidence is in tables (arXiv 2109.00122, section 3), so rows are kept longer than
 # sentences. The values keep all the evidence of the most train and dev items, over limits of 256 to 1024.
@@ -76,15 +76,15 @@ def render_record(
     FinQA's instruction precedes the context, so that the question comes last; elsewhere it follows the
     question, as is customary for GSM8K and MATH.
     """
-    cut = None
-    if dataset in ("finqa", "sample"):
+    cut, form = None, form_of(dataset)
+    if form in ("finqa", "sample"):
         text, cut = _render_report(row, table_style, instruction, max_input_tokens, count_tokens)
         target = finqa_target(row, response_fields)
     else:
         text = question_with(instruction, row.question)
         if max_input_tokens is not None and (count := count_tokens(text)) > max_input_tokens:
             cut = Cut(0, 0, count, count, 0, still_over=True)
-        target = gsm8k_target(row, calculator_marks) if dataset == "gsm8k" else row.solution
+        target = gsm8k_target(row, calculator_marks) if form == "gsm8k" else row.solution
     record = Record(
         id=row.id,
         dataset=dataset,

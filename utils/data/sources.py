@@ -10,6 +10,7 @@ from utils.data import sample
 from utils.data.finqa import read_finqa
 from utils.data.gsm8k import read_gsm8k
 from utils.data.hendrycks_math import read_math
+from utils.data.own import read_own
 from utils.data.reading import FILE, Problem, RawRow
 from utils.data.records import Record
 from utils.data.rendering import render_record
@@ -54,23 +55,41 @@ class RawSplit:
 def raw_files(config: DatasetConfig) -> dict[str, Path]:
     """The raw file (or folder) of each split; without "val" where the set has none.
 
-    The embedded set is generated here where it is missing: it is the same for every run seed, so that runs
-    with different seeds are compared on the same items.
+    What ``files`` names comes before the names that the published sets have. The embedded set is generated
+    here where it is missing: it is the same for every run seed, so that runs with different seeds are
+    compared on the same items.
     """
     root = resolve_path(config.data_root)
     if config.dataset == "sample":
         sample.ensure(root)
     files = {}
-    for split, names in _CANDIDATES["finqa" if config.dataset == "sample" else config.dataset].items():
+    for split, names in _candidates(config).items():
         found = [root / name for name in names if (root / name).exists()]
-        if found or split != "val":
+        if found or split != "val" or "val" in config.files:
             files[split] = found[0] if found else root / names[0]
     return files
+
+
+def raw_inputs(config: DatasetConfig) -> dict[str, Path]:
+    """What a stage reads that reads raw data: the raw files by split, and the reader where there is one."""
+    return raw_files(config) | ({"reader": resolve_path(config.reader)} if config.reader else {})
+
+
+def _candidates(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
+    """The names that the raw file of each split may have."""
+    if config.reader:
+        return {split: (config.files.get(split, f"{split}.jsonl"),) for split in SPLITS}
+    known = _CANDIDATES["finqa" if config.dataset == "sample" else config.dataset]
+    return {split: (config.files[split],) if split in config.files else known[split] for split in SPLITS}
 
 
 def read_split(config: DatasetConfig, split: str, path: Path) -> RawSplit:
     """Read one split's raw file. Problems and sources name the file without its folders."""
     required = tuple(config.required_fields)
+    if config.reader:
+        if config.dataset == "finqa" and "evidence" in config.response_fields:
+            required += ("evidence",)
+        return RawSplit(*read_own(path, split, resolve_path(config.reader), config.dataset, required))
     if config.dataset in ("finqa", "sample"):
         if "evidence" in config.response_fields:
             required += ("qa.evidence",)  # an empty evidence field would be taught in silence
@@ -85,9 +104,10 @@ def read_splits(
 ) -> dict[str, RawSplit]:
     """Read all splits; a FinQA row whose gold program fails becomes an error.
 
-    ``program_fault`` returns why a row's gold program does not execute to its answer, "" where it does.
+    ``files`` may name more than splits (a reader), which is left out. ``program_fault`` returns why a row's
+    gold program does not execute to its answer, "" where it does.
     """
-    splits = {split: read_split(config, split, path) for split, path in files.items()}
+    splits = {split: read_split(config, split, files[split]) for split in SPLITS if split in files}
     if config.dataset in ("finqa", "sample"):
         for raw in splits.values():
             for row in raw.rows:
@@ -116,7 +136,7 @@ def render(config: DatasetConfig, row: RawRow) -> Record:
     """The record of one row with nothing cut."""
     return render_record(
         row,
-        dataset=config.dataset,
+        dataset=config.label,
         table_style=config.table_style,
         instruction=config.instruction,
         response_fields=tuple(config.response_fields),

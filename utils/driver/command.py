@@ -14,6 +14,7 @@ from utils.driver.goal import (
     parse_curricula,
     parse_methods,
 )
+from utils.driver.launch import read_launch
 from utils.training.curriculum_settings import CURRICULA
 
 
@@ -30,6 +31,7 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--reward", help="task, intrinsic or combined, for all methods (default: combined)")
     curricula = f"one or several of {', '.join(CURRICULA)}, or all: a training under each (default: random)"
     parser.add_argument("--curriculum", nargs="+", metavar="NAME", help=curricula)
+    parser.add_argument("--teacher", action="store_true", help="evaluate and compare the teacher as well")
     parser.add_argument("--run_id", default="run_001", help="name of the run (default: run_001)")
     parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
     parser.add_argument("--seed", help="seed of every stage (default: 0)")
@@ -37,6 +39,14 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--completions", metavar="N", help="completions that each method samples in a run")
     jobs = "steps side by side (default: 2 for several trainings or seeds on two cores without a GPU, else 1)"
     parser.add_argument("--jobs", metavar="N", help=jobs)
+    launch = "steps that sample or train run under `accelerate launch` with these settings (YAML)"
+    parser.add_argument("--accelerate_config", metavar="FILE", help=launch)
+    number = "processes of such a step (default: num_processes of --accelerate_config)"
+    parser.add_argument("--num_processes", metavar="N", help=number)
+    plan = "write the steps as JSON, for a scheduler to run as jobs, and run nothing"
+    parser.add_argument("--export_plan", metavar="FILE", help=plan)
+    compare = "run no step but the comparisons: what is not finished is named there as failed"
+    parser.add_argument("--compare_only", action="store_true", help=compare)
     parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages, deleting their files")
     parser.add_argument("--dry_run", action="store_true", help="say what would run, and run nothing")
@@ -55,12 +65,13 @@ def whole(name: str, text: str, least: int) -> int:
 def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Namespace, Goal, Overrides]:
     """Own options, goal, and what is passed on.
 
-    Of the own options ``seed``, ``seeds`` and ``jobs`` are whole numbers, ``completions`` one or None. Raises
-    UserError for a value that cannot be, and for an option that has no owner.
+    Of the own options ``seed``, ``seeds`` and ``jobs`` are whole numbers, ``completions`` and
+    ``num_processes`` one or None; ``launch`` is how steps are started. Raises UserError for a value that
+    cannot be, and for an option that has no owner.
     """
     known, rest = build_parser(description, epilog).parse_known_args(argv)
     curricula = () if known.curriculum is None else parse_curricula(known.curriculum)
-    goal, overrides = Goal(parse_methods(known.method), known.reward, curricula), Overrides()
+    goal, overrides = Goal(parse_methods(known.method), known.reward, curricula, known.teacher), Overrides()
     if known.seed is not None and known.seeds:
         raise UserError("give --seed for one run or --seeds for a run of each, not both")
     seeds = [text for word in known.seeds or () for text in word.split(",") if text]
@@ -70,7 +81,16 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     known.seed = whole("seed", known.seed or "0", 0)
     trainings = sum(len(goal.variants(method)) for method in goal.methods)
     several = trainings > 1 or len(known.seeds) > 1
-    known.jobs = whole("jobs", known.jobs, 1) if known.jobs else default_jobs(several)
+    if known.num_processes is not None:
+        known.num_processes = whole("num_processes", known.num_processes, 1)
+    known.launch = read_launch(known.accelerate_config, known.num_processes)
+    side_by_side = several and known.launch.num_processes == 1
+    known.jobs = whole("jobs", known.jobs, 1) if known.jobs else default_jobs(side_by_side)
+    if known.overwrite and (known.export_plan or known.compare_only):
+        raise UserError(
+            "--overwrite does not go with --export_plan and --compare_only: a job that is repeated would "
+            "begin anew; delete the run's folder, or give another --run_id"
+        )
     if known.completions:
         known.completions = whole("completions", known.completions, 1)
     if known.output_dir:
@@ -91,3 +111,10 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
             values.append(rest.pop(0))
         overrides.add(key[2:], values, goal)
     return known, goal, overrides
+
+
+def without_export(argv: list[str]) -> list[str]:
+    """The command line without ``--export_plan FILE``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--export_plan")
+    return parser.parse_known_args(argv)[1]

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.common import REPO_ROOT, UserError
+from utils.common import UserError
 from utils.driver.graph import Comparison, Key, Node, Outcome, rests_on
+from utils.driver.launch import Launch
 from utils.driver.process import Child, interrupts_held_back, say, stop
 from utils.manifest import device_kind, update_run_manifest
 from utils.plan import Prepared, load_script, prepare
@@ -32,12 +33,15 @@ def default_jobs(several: bool) -> int:
     return 2 if several and cores() >= 2 and device_kind(torch) == "cpu" else 1
 
 
-def environment_of(jobs: int) -> dict[str, str] | None:
-    """The environment of a step: with several jobs each gets its share of the cores."""
-    if jobs == 1:
+def environment_of(jobs: int, processes: int = 1) -> dict[str, str] | None:
+    """The environment of a step: the cores are shared by ``jobs`` with this many ``processes`` each."""
+    if jobs * processes == 1:
         return None
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    return {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), **quiet, **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(1, cores() // (jobs * processes))), **os.environ}
+    if jobs > 1:
+        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        environment = quiet | environment
+    return environment
 
 
 @dataclass
@@ -58,6 +62,8 @@ class Execution:
         nodes: each after the nodes that it needs; started in this order as far as ``jobs`` and needs allow.
         jobs: steps side by side.
         overwrite: redo what is finished.
+        launch: how a step is started.
+        compare_only: start nothing but comparisons; what is not up to date counts as failed.
 
     Attributes:
         outcomes: what became of each node.
@@ -68,6 +74,8 @@ class Execution:
     nodes: Sequence[Node]
     jobs: int = 1
     overwrite: bool = False
+    launch: Launch = Launch()
+    compare_only: bool = False
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
     run_dirs: dict[str, Path] = field(default_factory=dict)
     seconds: float = 0.0
@@ -126,14 +134,18 @@ class Execution:
             say(f"{self._place(node)} {name}: up to date")
             self.outcomes[node.key] = Outcome("up to date")
             return None
+        if self.compare_only and not isinstance(node, Comparison):
+            self._fail(node, Outcome("failed", _unfinished(prepared), 1))
+            return None
         say(f"{self._place(node)} {name}: {node.step.script} ({status.split(':')[0]})")
         # A comparison is derived from what is compared, and is redone when that changes.
         if self.overwrite or (isinstance(node, Comparison) and status.startswith("stale")):
             argv = [*argv, "--overwrite"]
-        command = [sys.executable, str(REPO_ROOT / node.step.script), *argv]
+        command = self.launch.command(node.step.script, argv)
+        env = environment_of(self.jobs, self.launch.processes(node.step.script))
         label = name if self.jobs > 1 else None
         with interrupts_held_back():
-            self._children.append(Child(command, label, environment_of(self.jobs)))
+            self._children.append(Child(command, label, env))
         return Running(node, prepared, self._children[-1], time.monotonic())
 
     def _end(self, running: Running, code: int) -> None:
@@ -167,6 +179,14 @@ class Execution:
     def _place(self, node: Node) -> str:
         keys = [each.key for each in self.nodes]
         return f"[{keys.index(node.key) + 1}/{len(keys)}]"
+
+
+def _unfinished(prepared: Prepared) -> str:
+    """Why a step that was to have run elsewhere is no ground for a comparison."""
+    folder = prepared.out.relative_to(prepared.run_dir).as_posix()
+    if prepared.status.startswith("stale"):
+        return f"{folder}: of other work than this command asks for"
+    return f"{folder}: has not finished (see {folder}/stage.log)"
 
 
 def exit_code(nodes: Sequence[Node], outcomes: dict[Key, Outcome]) -> int:

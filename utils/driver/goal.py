@@ -108,12 +108,14 @@ class Goal:
     """What the driver is asked for: methods, and what they are trained on and by.
 
     ``reward`` is one for all of them (None: each stage's default). Every method that follows curricula is
-    trained under each of ``curricula`` (none: each stage's default), the others once.
+    trained under each of ``curricula`` (none: each stage's default), the others once. ``teacher``: it is
+    evaluated too.
     """
 
     methods: tuple[str, ...]
     reward: str | None = None
     curricula: tuple[str, ...] = ()
+    teacher: bool = False
 
     def variants(self, method: str) -> dict[str, Step]:
         """Policy -> the step that trains it.
@@ -159,10 +161,11 @@ class Goal:
         return [*steps, *self.evaluations()]
 
     def evaluations(self) -> list[Step]:
-        """Stage 10 for the base model and every trained policy; its options are ``--evaluate.KEY``."""
+        """Stage 10 for every policy of the comparison; its options are ``--evaluate.KEY``."""
+        policies = {"base": "rewards"} | self._trained_by() | ({"teacher": "rewards"} if self.teacher else {})
         return [
             Step("evaluate", "10_evaluate.py", ("--policy", policy), (need,), policy)
-            for policy, need in ({"base": "rewards"} | self._trained_by()).items()
+            for policy, need in policies.items()
         ]
 
     def owners(self) -> list[str]:

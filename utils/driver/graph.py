@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from utils.common import UserError, redact
+from utils.common import UserError
 from utils.driver.budget import check_budgets
 from utils.driver.goal import CANDIDATES, COMPARE, DISTILL, SFT, Goal, Overrides, Step
 from utils.plan import Plan, load_script, make_plan
+from utils.secrets import redact
 
 Key = tuple[str, str]  # run id, step id
+UNTRAINED = ("base", "teacher")  # policies that are the same with every seed
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Comparison(Node):
 
     def command(self, outcomes: Outcomes) -> list[str] | None:
         done = [policy for policy, key in self.policies() if outcomes[key].ok]
-        if not set(done) - {"base"}:
+        if not set(done) - set(UNTRAINED):
             return None
         return [*self.argv, "--policies", _flow(done), *_failures(self.lost(outcomes))]
 
@@ -171,7 +173,7 @@ def build_graph(
             node for each in seeds for node in nodes_of_run(goal, overrides, run_of_seed(run_id, each), each)
         ]
     if len(seeds) > 1:
-        evaluations = tuple(node.key for node in nodes if node.step.policy not in ("", "base"))
+        evaluations = tuple(node.key for node in nodes if node.step.policy not in ("", *UNTRAINED))
         words = tuple(overrides.argv(COMPARE, run_id, 0))
         nodes.append(SeedComparison(run_id, COMPARE, words, evaluations))
     for node in nodes:

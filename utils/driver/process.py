@@ -20,13 +20,20 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from utils.common import shown
+from utils.secrets import redact
 
 ERROR = "error: "  # how the frame begins its one line about a user's mistake
 GRACE = 1.0  # seconds: Ctrl-C in a terminal reaches the steps as well, which then end by themselves
-PATIENCE = 30.0  # seconds between the polite and the other kill
+PATIENCE = 45.0  # seconds between the polite and the other kill; torchrun gives its processes 30 of them
 LINGER = 5.0  # seconds to wait for output that a step's own children may still hold open
 _LONGEST = 500  # characters of a reason
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Exit|Interrupt)\b")
+_RANK = re.compile(r"^\[rank\d+\]: ?")  # what PyTorch puts before the lines of a crash in one of several
+_LAUNCHER = "accelerate/commands/launch.py"  # in the traceback with which a launcher ends after its steps
+# The exit code or the signal of the process that failed first, in a launcher's last words.
+_FIRST_TO_FAIL = re.compile(
+    r"exitcode\s+: (-?\d+)|non-zero exit status (\d+)|died with <Signals\.\w+: (\d+)>"
+)
 _screen = threading.Lock()
 
 
@@ -34,7 +41,7 @@ def say(line: str, stream: TextIO | None = None) -> None:
     """Print one whole line, however many steps print at the same time."""
     stream = stream or sys.stdout
     with _screen:
-        stream.write(line + "\n")
+        stream.write(redact(line) + "\n")
         stream.flush()
 
 
@@ -70,27 +77,39 @@ class Child:
             thread.start()
 
     def wait(self) -> int:
-        """Wait for the end and all output; returns the exit code (negative: the signal that ended it)."""
+        """Wait for the end and all output; returns the exit code (negative: the signal that ended it).
+
+        Under a launcher it is that of the process that failed first, for a launcher's own is always 1.
+        """
         code = self.process.wait()
         for thread in self._threads:
             thread.join(LINGER)
         if self._held and not code:
             self._print_error(self._held)
-        return code
+        found = [match for line in self._said()[1] if (match := _FIRST_TO_FAIL.search(line))]
+        if not code or not found:
+            return code
+        exited, called, killed = found[-1].groups()
+        return int(exited or called or f"-{killed}")
+
+    def _said(self) -> tuple[list[str], list[str]]:
+        """The last lines on standard error: the step's own, and those of a launcher that it failed under."""
+        lines = list(self.tail)
+        end = next((number for number, line in enumerate(lines) if _LAUNCHER in line), len(lines))
+        return lines[:end], lines[end:]
 
     def reason(self, code: int, run_dir: Path, folder: str) -> str:
         """Why the step failed, on one line that names no place outside the run."""
         log = f"see {folder}/stage.log"
-        said = [line.removeprefix(ERROR) for line in self.tail if line.startswith(ERROR)]
+        own, launchers = self._said()
+        said = [line.removeprefix(ERROR) for line in own if line.startswith(ERROR)]
+        named = [line for line in own if _EXCEPTION.match(line)] if self.crashed else []
         if code < 0:
             text = f"ended by {_signal_name(-code)} ({log})"
         elif said:
             text = said[-1]
-        elif self.crashed and self.tail:
-            named = [
-                line for line in self.tail if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt)\b", line)
-            ]
-            text = f"{_shortened((named or self.tail)[-1].strip())} ({log})"
+        elif self.crashed and (named or own and not launchers):
+            text = f"{_shortened((named or own)[-1].strip())} ({log})"
         else:
             text = f"exit code {code} ({log})"
         return f"{folder}: {_shortened(_within(text, run_dir))}"
@@ -123,8 +142,9 @@ class Child:
 
     def _finish(self, line: str, written: int = 0) -> None:
         """Keep a line of standard error, and print what is not yet written of it."""
-        self.tail.append(_last_written(line.rstrip("\r")))
-        self.crashed |= line.startswith("Traceback (most recent call last)")
+        said = _RANK.sub("", _last_written(line.rstrip("\r")))
+        self.tail.append(said)
+        self.crashed |= said.startswith("Traceback (most recent call last)")
         self._release()
         if line.startswith(ERROR):
             self._held = line

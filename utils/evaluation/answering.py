@@ -5,11 +5,16 @@ answers. Every finished batch is appended to a journal, ``samples/predictions.js
 stopped takes whole batches from there when it is run again. Which prompts share a batch, and the random
 numbers of a batch, do not depend on what had been done before, so the answers are the same as without the
 interruption.
+
+Several processes share the batches. Each has a journal of its own (``journal_of``), since two that append to
+one file over a network would write into each other; the first process reads all of them, whatever number of
+processes wrote them, and takes them into its own in the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -27,8 +32,11 @@ from utils.data.records import Record
 from utils.evaluation.predictions import Prediction
 from utils.models.common_prefix import batches_by_prefix
 from utils.models.loading import load_policy
+from utils.models.memory import Room
 from utils.models.sampling import Completion, batches_by_length, complete
 from utils.models.shared_prefix import position_limit
+from utils.models.vllm_sampling import vllm_completer
+from utils.processes import from_main, gather_lists, is_main_process, process_index, share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,18 +91,21 @@ def answer_records(
 ) -> Answers:
     """The answers of a policy to every record, at least one; speed goes into ``runtime``.
 
+    Every process calls this alike and gets all the answers.
+
     Args:
         num_samples: completions drawn for each record, as ``generation`` says, besides the greedy one, which
             does not depend on them.
-        journal: the file that finished batches are appended to, and taken from if it is there.
+        journal: the file that finished batches are appended to, and taken from if it is there; see
+            ``journal_of`` for several processes.
 
     Raises UserError where no prompt leaves room for an answer, or logits are not finite.
     """
     model, tokenizer = load_policy(checkpoint, config.model)
     texts = [render_prompt(tokenizer, record.input_text) for record in records]
     prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    new_tokens, batch_size = config.generation.max_new_tokens, config.generation.batch_size
-    limit = position_limit(model)
+    new_tokens, batch_size = config.generation.max_new_tokens, config.generation.largest_batch
+    room, limit = Room(config.generation), position_limit(model)
     asked = [number for number, prompt in enumerate(prompts) if len(prompt) + new_tokens <= limit]
     if not asked:
         raise UserError(
@@ -116,37 +127,36 @@ def answer_records(
 
     plan = batches(0) + (batches(num_samples) if num_samples else [])
     ids = [record.id for record in records]
-    done = read_journal(journal)
-    kept = [batch for batch in plan if all(batch.complete(done.get(key)) for key in batch.keys(ids))]
-    left = [batch for batch in plan if batch not in kept]
-    found = {key: done[key] for batch in kept for key in batch.keys(ids)}
-    start, tokens = time.perf_counter(), 0
-    with _appending(journal, found) as append:
-        for batch in progress(left):
-            try:
-                answers = complete(
-                    model,
-                    tokenizer,
-                    [prompts[number] for number in batch.members],
-                    max_new_tokens=new_tokens,
-                    **batch.drawing(config.generation, seed),
-                )
-            except FloatingPointError as error:
-                raise UserError(
-                    f"{checkpoint}: {error}, in the batch of items "
-                    f"{named([ids[number] for number in batch.members])}; check the weights, "
-                    "or set model.torch_dtype: float32"
-                ) from None
-            new = dict(zip(batch.keys(ids), answers, strict=True))
-            append(new)
-            found |= new
-            tokens += sum(len(each.token_ids) for of_prompt in answers for each in of_prompt)
+    found = from_main(_resumed(journal, plan, ids) if is_main_process() else {})
+    left = [batch for batch in plan if not all(key in found for key in batch.keys(ids))]
+    by_vllm = vllm_completer(model, tokenizer, config, [prompts[number] for number in asked])
+    completer = by_vllm or functools.partial(complete, model, tokenizer, room=room)
+
+    def answer(batch: Batch) -> Found:
+        try:
+            answers = completer(
+                [prompts[number] for number in batch.members],
+                max_new_tokens=new_tokens,
+                **batch.drawing(config.generation, seed),
+            )
+        except FloatingPointError as error:
+            raise UserError(
+                f"{checkpoint}: {error}, in the batch of items "
+                f"{named([ids[number] for number in batch.members])}; check the weights, "
+                "or set model.torch_dtype: float32"
+            ) from None
+        return dict(zip(batch.keys(ids), answers, strict=True))
+
+    start = time.perf_counter()
+    new = _answer_shares(journal, left, answer, progress)
     seconds = time.perf_counter() - start
+    found |= new
+    tokens = sum(len(each.token_ids) for of_prompt in new.values() for each in of_prompt)
     runtime |= {
         "generation_seconds": round(seconds, 3),
         "generated_tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
-        "batches_resumed": len(kept),
+        "batches_resumed": len(plan) - len(left),
     }
     return Answers(
         model,
@@ -193,6 +203,44 @@ class Batch:
         }
 
 
+def _answer_shares(
+    journal: Path, batches: Sequence[Batch], answer: Callable[[Batch], Found], progress: Callable[[list], Any]
+) -> Found:
+    """The answers to all batches, of which every process gives its share."""
+    own: Found = {}
+    whole: Found = {}
+    with _appending(journal_of(journal, process_index())) as append:
+        for batch in progress(share(batches)):
+            found = answer(batch)
+            append(found)
+            own |= found
+        for process, theirs in enumerate(map(dict, gather_lists(list(own.items())))):
+            if is_main_process() and process > 0:
+                append(theirs)
+                journal_of(journal, process).unlink()
+            whole |= theirs
+    return whole
+
+
+def journal_of(path: Path, process: int) -> Path:
+    """Where a process keeps its finished batches: the first one in ``path``, the others beside it."""
+    return path if process == 0 else path.with_name(f"{path.stem}.process_{process}{path.suffix}")
+
+
+def _resumed(journal: Path, plan: Sequence[Batch], ids: Sequence[str]) -> Found:
+    """The answers to whole batches that earlier processes left; they are all that ``journal`` then holds."""
+    others = sorted(journal.parent.glob(f"{journal.stem}.process_*{journal.suffix}"))
+    done: Found = {}
+    for path in (journal, *others):
+        done |= read_journal(path)
+    kept = [batch for batch in plan if all(batch.complete(done.get(key)) for key in batch.keys(ids))]
+    found = {key: done[key] for batch in kept for key in batch.keys(ids)}
+    write_jsonl(journal, _journal_rows(found))
+    for path in others:
+        path.unlink()
+    return found
+
+
 def read_journal(path: Path) -> Found:
     """What a journal, or a finished samples/predictions.jsonl, holds.
 
@@ -227,9 +275,8 @@ def _journal_rows(found: Found) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _appending(path: Path, found: Found) -> Iterator[Callable[[Found], None]]:
-    """Write a journal anew, then yield a function that adds to it and takes that to the disk."""
-    write_jsonl(path, _journal_rows(found))
+def _appending(path: Path) -> Iterator[Callable[[Found], None]]:
+    """Yield a function that adds to a journal and takes that to the disk."""
     with open(path, "a", encoding="utf-8", newline="") as file:
 
         def append(more: Found) -> None:

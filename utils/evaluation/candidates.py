@@ -14,8 +14,10 @@ from utils.data.prompts import render_prompt
 from utils.data.records import Record
 from utils.evaluation.sampled import pass_at_k
 from utils.models.loading import device, load_policy
+from utils.models.memory import Room
 from utils.models.sampling import generate
 from utils.models.shared_prefix import CompletionBatch
+from utils.models.vllm_sampling import announce_sampler, vllm_completer
 from utils.rewards.spec import RewardSpec
 from utils.rewards.task import graded_row
 from utils.stage import StageContext
@@ -28,6 +30,8 @@ def sample_candidates(
 ) -> list[dict[str, Any]]:
     """A row per record: ``id, level, prompt, candidates``; sampled at ``generation.temperature``.
 
+    Every process calls this alike; they share the models' work, and each gets all the rows.
+
     A candidate has ``text, tokens, token_ids, truncated, correct, parsed``, ``reward`` (every component as
     ``reward`` pays it, the intrinsic one by its outcome, and the total) and ``raw`` (unweighted:
     ``reasoning``, and ``intrinsic`` = alpha log pi_hat(completion), null where no teacher is asked).
@@ -35,6 +39,8 @@ def sample_candidates(
     config = ctx.config.model
     model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    announce_sampler(ctx)
     cost = Cost()
     with cost.phase("sampling"):
         completions = generate(
@@ -46,14 +52,16 @@ def sample_candidates(
             top_p=config.generation.top_p,
             top_k=config.generation.top_k,
             num_samples=num_candidates,
-            batch_size=config.generation.batch_size,
+            batch_size=config.generation.largest_batch,
             generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),
             progress=lambda batches: ctx.progress(batches, description="sampling"),
+            across_processes=True,
+            room=Room(config.generation),
+            completer=vllm_completer(model, tokenizer, config, prompt_ids),
         )
     cost.sampled(len(completions), sum(len(completion.token_ids) for completion in completions))
-    pipeline = open_pipeline(records, spec, reward, config, tokenizer)
+    pipeline = open_pipeline(records, spec, reward, config, tokenizer, replicated=True)
     owner = [number for number in range(len(records)) for _ in range(num_candidates)]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     batch = CompletionBatch.of(
         [prompt_ids[number] for number in owner], [each.token_ids for each in completions], device()
     )

@@ -11,6 +11,7 @@ from utils.evaluation.evaluate import Questions, evaluate_policy
 from utils.evaluation.metrics import headline
 from utils.evaluation.plots import PALETTE, drawing
 from utils.evaluation.policies import METRICS, Checkpoint
+from utils.processes import from_main, is_main_process
 
 if TYPE_CHECKING:
     from utils.stage import StageContext
@@ -23,7 +24,7 @@ def evaluate_checkpoints(
 
     Checkpoints of equal content ("best" is a copy of a step) are evaluated once, in the folder of the first.
     Those that a stopped evaluation has finished are not evaluated again. Returns the manifest's headline
-    numbers, "<checkpoint>/<name>" -> value.
+    numbers, "<checkpoint>/<name>" -> value; {} in all processes but the first, which is the one that writes.
     """
     first: dict[str, str] = {}
     folder_of = {each.name: first.setdefault(sha256_of(each.path), each.name) for each in checkpoints}
@@ -33,13 +34,17 @@ def evaluate_checkpoints(
         if folder_of[each.name] != each.name:
             continue
         out = ctx.out / each.name
-        if not (out / METRICS).is_file():
+        # The first process's view: another might come here when the file has just been written.
+        if not from_main((out / METRICS).is_file()):
             ctx.log(f"checkpoint {number} of {len(checkpoints)}")
             evaluate_policy(ctx, questions, f"{policy}/{each.name}", each.path, out)
             runtime[each.name] = dict(ctx.runtime)
             ctx.runtime.clear()
-        # As it stands in the file, whichever session wrote it: the order of its keys is that of the table.
-        found[each.name] = read_json(out / METRICS)
+        if is_main_process():
+            # As it stands in the file, whichever session wrote it: its keys' order is that of the table.
+            found[each.name] = read_json(out / METRICS)
+    if not is_main_process():
+        return {}
     ctx.runtime["checkpoints"] = runtime
     rows = [_row(each, folder_of[each.name], found[folder_of[each.name]]) for each in checkpoints]
     write_csv(ctx.out / "checkpoints.csv", rows, _columns(rows))

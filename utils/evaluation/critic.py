@@ -80,7 +80,10 @@ class Critic:
         teacher = None
         if RewardPipeline.needs_teacher(spec, self.reward):
             teacher = KnownScores(TeacherScores(column("q"), column("v")))
-        pipeline = RewardPipeline(answers.records, spec, self.reward, teacher, gamma=self.algo.gamma)
+        # Only the process that writes comes here, with all answers.
+        pipeline = RewardPipeline(
+            answers.records, spec, self.reward, teacher, gamma=self.algo.gamma, replicated=True
+        )
         paid = pipeline.score_tokens(
             places,
             batch,

@@ -16,10 +16,13 @@ from utils.config import DatasetConfig
 from utils.data.records import Record
 from utils.evaluation.items import GradedItem, breakdown_columns, breakdown_row, grade_items, prediction_row
 from utils.evaluation.metrics import compute_metrics
+from utils.processes import is_main_process, merge_shares, share
 
 if TYPE_CHECKING:  # grading outside predictions needs no model
     from transformers import PreTrainedModel
 
+    from utils.evaluation.sampled import GradedSample
+    from utils.models.sampling import Completion
     from utils.models.teacher import Teacher
     from utils.rewards.spec import RewardSpec
     from utils.stage import StageContext
@@ -64,11 +67,13 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """Ask a policy, grade its answers and write the files of its evaluation below ``out``.
 
-    Returns the content of metrics.json, which is written last. Speed goes into ``ctx.runtime``.
+    Returns the content of metrics.json, which is written last. Speed goes into ``ctx.runtime``. Several
+    processes share the models' work and the grading of samples; only the first one writes, and the others
+    return {}.
     """
     from utils.evaluation.answering import answer_records, named
     from utils.evaluation.reward_components import reward_components, reward_metrics
-    from utils.evaluation.sampled import grade_samples, sample_metrics
+    from utils.evaluation.sampled import sample_metrics
     from utils.evaluation.token_pass import token_pass
 
     config, records, spec = ctx.config, questions.records, questions.spec
@@ -91,6 +96,9 @@ def evaluate_policy(
             f"positions; they are not answered and count as wrong: {named(unanswered)}"
         )
     passed = token_pass(ctx, answers, questions.teacher, questions.reference, spec, checkpoint)
+    samples = None if answers.samples is None else _graded_samples(ctx, records, answers.samples, spec)
+    if not is_main_process():
+        return {}
     items = grade_items(
         ctx.progress(records, description="grading"), answers.predictions(), spec.required_fields
     )
@@ -98,17 +106,26 @@ def evaluate_policy(
     rewards = reward_components(records, answers, passed, spec, [item.grade for item in items])
     metrics["rewards"] = reward_metrics(rewards, np.random.default_rng(derive_seed(ctx.seed, "rewards")))
     columns = {"token_ids": [each and each.token_ids for each in answers.completions], "rewards": rewards}
-    if answers.samples is not None:
-        start = time.perf_counter()
-        pairs = list(zip(records, answers.samples, strict=True))
-        progress = ctx.progress(pairs, description="grading samples")
-        samples = [grade_samples(record, drawn, spec.required_fields) for record, drawn in progress]
-        ctx.runtime["sample_grading_seconds"] = round(time.perf_counter() - start, 3)
+    if samples is not None:
         rng = np.random.default_rng(derive_seed(ctx.seed, "samples"))
         metrics["samples"] = sample_metrics(samples, config.options.num_samples, config.model.generation, rng)
         columns["samples"] = [[sample.row() for sample in of_item] for of_item in samples]
     write_evaluation(out, items, metrics, columns, passed.rows)
     return metrics
+
+
+def _graded_samples(
+    ctx: StageContext, records: Sequence[Record], samples: Sequence[list[Completion]], spec: RewardSpec
+) -> list[list[GradedSample]]:
+    """Grade the samples of every record, each process its share of the records."""
+    from utils.evaluation.sampled import grade_samples
+
+    start = time.perf_counter()
+    pairs = share(list(zip(records, samples, strict=True)))
+    progress = ctx.progress(pairs, description="grading samples")
+    graded = merge_shares([grade_samples(record, drawn, spec.required_fields) for record, drawn in progress])
+    ctx.runtime["sample_grading_seconds"] = round(time.perf_counter() - start, 3)
+    return graded
 
 
 def write_evaluation(

@@ -10,6 +10,7 @@ from utils.config import StageConfig
 from utils.data.records import HELD_OUT, Record
 from utils.evaluation.policies import checkpoint_of, checkpoints_in, policy_name, weights_of
 from utils.evaluation.reference import reference_inputs
+from utils.processes import is_main_process
 from utils.training.policy_inputs import configured_teacher
 
 if TYPE_CHECKING:
@@ -49,13 +50,17 @@ def evaluation_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 def run_evaluation(ctx: StageContext) -> None:
     """Evaluate what the options name, and put the headline numbers into the manifest."""
     from utils.evaluation.metrics import headline
+    from utils.models.vllm_sampling import announce_sampler
 
     if ctx.config.options.predictions:
+        if not is_main_process():
+            return  # there is nothing to share
         ctx.metrics |= headline(_grade_outside(ctx))
         return
     config, policy = ctx.config, variant_of(ctx.config)
     checkpoint = checkpoint_of(policy, config.options.policy_ckpt, config.model, ctx.run_dir)
     several = checkpoints_in(checkpoint)
+    announce_sampler(ctx)
     questions = _questions(ctx, several[0].path if several else checkpoint)
     if several:
         from utils.evaluation.checkpoints import evaluate_checkpoints
@@ -65,6 +70,8 @@ def run_evaluation(ctx: StageContext) -> None:
     from utils.evaluation.evaluate import evaluate_policy
 
     metrics = evaluate_policy(ctx, questions, policy, checkpoint, ctx.out)
+    if not is_main_process():
+        return
     _say(ctx, metrics)
     ctx.metrics |= headline(metrics)
 

@@ -83,7 +83,7 @@ def failure_reason(record: Record, prediction: Prediction | None, graded: Grade 
         return "", ""
     if prediction.response is not None and not prediction.response.strip():
         return "empty_response", ""
-    if record.dataset in PROGRAM_DATASETS:
+    if record.form in PROGRAM_DATASETS:
         return _program_reason(record, prediction, graded)
     return _answer_reason(record, prediction, graded)
 
@@ -117,7 +117,7 @@ def _answer_reason(record: Record, prediction: Prediction, graded: Grade) -> tup
         return "grader_timeout", ""
     if graded.failure == "not_comparable":
         return "unreadable_answer", ""
-    whole_number = record.dataset == "gsm8k"
+    whole_number = record.form == "gsm8k"
     value = extract_strict(prediction.response or "") if whole_number else graded.value
     reason = answer_failure(value, record.target_answer, whole_number)
     if reason != "wrong_answer":

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.data.records import Record
+from utils.data.records import Record, form_of
 from utils.evaluation.failures import failure_reason
 from utils.evaluation.predictions import Prediction
 from utils.evaluation.reasoning_quality import reasoning_names, reasoning_quality
@@ -55,7 +55,7 @@ class GradedItem:
         """What was graded, as text; "" where there is nothing."""
         if self.grade is None or self.grade.value is None:
             return ""
-        if self.record.dataset == "gsm8k":
+        if self.record.form == "gsm8k":
             return extract_strict(self.prediction.response) or ""
         return str(self.grade.value)
 
@@ -79,9 +79,10 @@ class GradedItem:
 
 def measure_names(dataset: str) -> tuple[str, ...]:
     """The accuracies reported for a data set; the first is its official ``accuracy``."""
-    if dataset in PROGRAM_DATASETS:
+    form = form_of(dataset)
+    if form in PROGRAM_DATASETS:
         return ("execution_accuracy", "program_accuracy", "tolerant_accuracy")
-    return ("strict_accuracy", "flexible_accuracy") if dataset == "gsm8k" else ("equality_accuracy",)
+    return ("strict_accuracy", "flexible_accuracy") if form == "gsm8k" else ("equality_accuracy",)
 
 
 def grade_items(

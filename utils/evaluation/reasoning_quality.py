@@ -27,7 +27,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from utils.data.records import Record
+from utils.data.records import Record, form_of
 from utils.evaluation.failures import predicted_steps
 from utils.evaluation.predictions import Prediction
 from utils.evaluation.solution_steps import equation_keys, plain_number, program_keys
@@ -48,7 +48,7 @@ LAST_STEPS = 3  # among how many of the last equations the final answer must be 
 
 def reasoning_names(dataset: str) -> tuple[str, ...]:
     """The measures that a data set has."""
-    own = "operand_grounding" if dataset in PROGRAM_DATASETS else "arithmetic_consistency"
+    own = "operand_grounding" if form_of(dataset) in PROGRAM_DATASETS else "arithmetic_consistency"
     return ("step_coverage", "step_order", own, "answer_support")
 
 
@@ -62,7 +62,7 @@ def reasoning_quality(
         prediction, graded: its answer and grade; both None where there is no answer, which has no steps.
     """
     answered = prediction is not None and graded is not None
-    if record.dataset in PROGRAM_DATASETS:
+    if record.form in PROGRAM_DATASETS:
         gold = program_keys(program_steps(tokenize_program(record.target_program)))
         steps = predicted_steps(prediction, graded) if answered else []
         own = program_keys(steps)
@@ -142,7 +142,7 @@ def _support_in_text(
     which may follow from words or algebra, nothing is said (None).
     """
     response = prediction.response or ""
-    if record.dataset == "gsm8k":
+    if record.form == "gsm8k":
         number = normalize_number((extract_strict(response) or "").rstrip("."))
     else:
         number = plain_decimal(graded.value) if isinstance(graded.value, str) else None
@@ -151,7 +151,7 @@ def _support_in_text(
     answer = float(number)
     results = stated_results(response)
     if not results:
-        return 0.0 if record.dataset == "gsm8k" else None
+        return 0.0 if record.form == "gsm8k" else None
     verdicts = [equation.holds for equation in stated if _same(equation.stated, answer)]
     disproved = bool(verdicts) and not any(verdicts)
     return float(not disproved and any(_same(result, answer) for result in results[-LAST_STEPS:]))

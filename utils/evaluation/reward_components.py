@@ -4,6 +4,7 @@ Components are raw: before ``weights``, in the specification's own amounts (``ex
 
     exact_match, numeric_match, program_partial, format_penalty    utils/rewards/task.py
     reasoning   score in [0, 1]
+    <own>       what each function of the user's own says (utils/rewards/own.py)
     intrinsic   alpha * log pi_hat(answer | prompt), nats times alpha, less ``missing_eos_penalty`` where the
                 answer was cut off; only where the token pass asked the teacher
     total       the weighted sum, as paid under ``--reward combined``
@@ -24,6 +25,7 @@ import numpy as np
 from utils.data.records import Record
 from utils.evaluation.statistics import bootstrap_ratios
 from utils.grading.grade import Grade, grade
+from utils.rewards.own import own_rewards
 from utils.rewards.reasoning import reasoning_score
 from utils.rewards.spec import RewardSpec, RewardWeights
 from utils.rewards.task import COMPONENTS, reward_of
@@ -69,11 +71,12 @@ def components(
     paid = reward_of(record, graded, replace(spec, weights=_UNWEIGHTED))
     found = {name: paid[name] for name in COMPONENTS}
     found["reasoning"] = reasoning_score(record, completion.text)
+    found |= {each.name: each.score(record, completion.text) for each in own_rewards(spec)}
     if outcome is not None:
         found["intrinsic"] = outcome - (spec.intrinsic.missing_eos_penalty if completion.truncated else 0.0)
     if outcome is not None or not spec.weights.intrinsic:
-        weights = asdict(spec.weights)
-        found["total"] = sum(weights[WEIGHT_OF[name]] * value for name, value in found.items())
+        weights = asdict(spec.weights) | {name: own.weight for name, own in spec.own.items()}
+        found["total"] = sum(weights[WEIGHT_OF.get(name, name)] * value for name, value in found.items())
     return {name: round(value, 6) + 0.0 for name, value in found.items()}  # no negative zeros
 
 
@@ -86,7 +89,8 @@ def reward_metrics(
     """
     answered = [row for row in rows if row is not None]
     found = {}
-    for name in (*WEIGHT_OF, "total"):
+    own = {name: None for row in answered for name in row if name not in WEIGHT_OF and name != "total"}
+    for name in (*WEIGHT_OF, "total", *own):  # own ones last: the others' intervals are drawn as without them
         values = np.array([row[name] for row in answered if name in row])
         if not len(values):
             continue

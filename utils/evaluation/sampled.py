@@ -62,7 +62,7 @@ def grade_samples(
 
 
 def _value(record: Record, text: str, graded: Grade) -> str:
-    if record.dataset == "gsm8k":
+    if record.form == "gsm8k":
         return extract_strict(text) or ""
     return "" if graded.value is None else str(graded.value)
 

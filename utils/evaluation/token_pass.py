@@ -26,6 +26,7 @@ from utils.evaluation.token_text import TokenTexts
 from utils.evaluation.token_values import Models, Values, values_of_texts
 from utils.models.loading import load_policy, load_tokenizer
 from utils.models.teacher import Teacher, check_same_tokenizer
+from utils.processes import is_main_process
 from utils.rewards.intrinsic import token_rewards
 from utils.rewards.spec import RewardSpec
 
@@ -87,6 +88,9 @@ def token_pass(
 ) -> TokenPass:
     """Run the pass over answers and gold text; nothing is run without teacher and reference.
 
+    Every process calls this alike; what they find together is for the first one to sum up, the others get
+    nothing.
+
     Args:
         teacher, reference: what the policy is held against.
         spec: its form of the intrinsic reward is what tokens get.
@@ -118,6 +122,8 @@ def token_pass(
     progress = partial(ctx.progress, description="comparing token by token")
     values = values_of_texts(models, answers.prompts, texts, progress)
     items = len(answers.records)
+    if not is_main_process():
+        return TokenPass({}, [], [None] * items)
     metrics = {name: _distances(values, name, items, ctx.seed) for name in models.others}
     own = values["on_responses"]
     columns = {item: _columns(each, spec, critic, itself) for item, each in own.items()}

@@ -20,6 +20,7 @@ from utils.common import UserError
 from utils.evaluation.teacher_metrics import WITHOUT, distances
 from utils.models.prefix_scoring import LOGIT_BYTES, states_before
 from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, output_head, position_limit
+from utils.processes import merge_shares, share
 from utils.training.value import ValueHead, ValueModel
 
 SLICE_TOKENS = 2**14  # prompt and response tokens run at once, padding counted
@@ -120,6 +121,8 @@ def values_of_texts(
 ) -> dict[str, dict[int, Values]]:
     """The values of one or more texts per item: name of the text -> item -> its values, as run.
 
+    Every process calls this alike, they share the passes, and each gets all the values.
+
     Args:
         prompts: token ids of each item's prompt.
         texts: name -> the token ids that follow each prompt, None where an item has no such text.
@@ -137,18 +140,30 @@ def values_of_texts(
                 rows.setdefault((item, tuple(text)), []).append(name)
     # Prompts of similar length run together, the texts of one prompt side by side.
     order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row[0]))
-    device = next(models.policy.parameters()).device
+    slices = [
+        order[start:end] for start, end in _slices([len(prompts[item]) + len(text) for item, text in order])
+    ]
+    passes = merge_shares([_values_of_slice(models, prompts, part) for part in progress(share(slices))])
     found: dict[str, dict[int, Values]] = {name: {} for name in texts}
-    for start, end in progress(list(_slices([len(prompts[item]) + len(text) for item, text in order]))):
-        part = order[start:end]
-        batch = CompletionBatch.of([prompts[item] for item, _ in part], [text for _, text in part], device)
-        values = token_values(models, batch)
-        ends = np.cumsum([len(text) for _, text in part])
-        for (item, text), last in zip(part, ends.tolist(), strict=True):
-            row = {name: column[last - len(text) : last] for name, column in values.items()}
-            _check_finite(row, item)
+    for part, values in zip(slices, passes, strict=True):
+        for (item, text), row in zip(part, values, strict=True):
             for name in rows[item, text]:
                 found[name][item] = row
+    return found
+
+
+def _values_of_slice(
+    models: Models, prompts: Sequence[Sequence[int]], part: Sequence[tuple[int, tuple[int, ...]]]
+) -> list[Values]:
+    """The values of texts that run together, given as pairs of item and text."""
+    device = next(models.policy.parameters()).device
+    batch = CompletionBatch.of([prompts[item] for item, _ in part], [text for _, text in part], device)
+    values = token_values(models, batch)
+    ends = np.cumsum([len(text) for _, text in part])
+    found = []
+    for (item, text), last in zip(part, ends.tolist(), strict=True):
+        found.append({name: column[last - len(text) : last] for name, column in values.items()})
+        _check_finite(found[-1], item)
     return found
 
 

@@ -66,14 +66,14 @@ def grade(
     (``REQUIRED_FIELDS``). program_accuracy: also compute FinQA's, which may need SymPy. Whatever the
     completion holds, it never raises for it; an unusable gold raises UserError naming the record.
     """
-    if record.dataset in PROGRAM_DATASETS:
+    if record.form in PROGRAM_DATASETS:
         fields, format_error = parse_completion(
-            completion, required_fields or REQUIRED_FIELDS[record.dataset]
+            completion, required_fields or REQUIRED_FIELDS[record.form]
         )
         return _grade_program(record, fields, format_error, program_accuracy)
-    if record.dataset == "gsm8k":
+    if record.form == "gsm8k":
         return _grade_gsm8k(record, completion)
-    if record.dataset == "math":
+    if record.form == "math":
         return _grade_math(record, completion)
     raise UserError(f"{_name(record)}: no grader for data set '{record.dataset}'")
 

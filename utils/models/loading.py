@@ -9,10 +9,12 @@ safetensors only.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from pathlib import Path
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -21,10 +23,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
 from utils.common import REPO_ROOT, UserError, read_json, write_json
 from utils.config import LoraSection, ModelSection
+
+logger = logging.getLogger(__name__)
 
 # TRL 1.16 still uses names that Transformers 5.23 is about to retire; nothing a user could do about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -86,45 +91,124 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(name_or_path: str | Path, section: ModelSection) -> PreTrainedModel:
-    """A causal language model with all its weights, in the section's number format, on the device."""
+def number_format(section: ModelSection) -> torch.dtype:
+    """The format of the weights: as the section says, or under ``auto`` what the device computes fast.
+
+    That is bfloat16 on GPUs that have it (compute capability 8.0 and above), float16 on older ones and
+    float32 on the CPU, where training is to be the same on every execution.
+    """
+    if section.torch_dtype != "auto":
+        return getattr(torch, section.torch_dtype)
+    if device().type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def attention(section: ModelSection) -> str | None:
+    """Transformers' ``attn_implementation``; None leaves the choice to it (sdpa where the model has it).
+
+    FlashAttention, where it is asked for and cannot run, gives way to sdpa and says so. It is never chosen by
+    ``auto``: it takes no mask of our own, so prompts would not be shared, which gains more than it does.
+    """
+    asked = section.attn_implementation
+    if asked == "auto":
+        return None
+    reason = _flash_obstacle(asked, number_format(section)) if asked.startswith("flash_attention") else None
+    if reason is None:
+        return asked
+    logger.warning("attention sdpa instead of %s: %s", asked, reason)
+    return "sdpa"
+
+
+def _flash_obstacle(name: str, dtype: torch.dtype) -> str | None:
+    available = {
+        "flash_attention_2": is_flash_attn_2_available,
+        "flash_attention_3": is_flash_attn_3_available,
+    }
+    if device().type == "cpu":
+        return "it needs a GPU"
+    if name in available and not available[name]():
+        return "the package flash-attn is not installed"
+    if dtype == torch.float32:
+        return "it computes in bfloat16 or float16"
+    return None
+
+
+def load_base(
+    name_or_path: str | Path, section: ModelSection, device_map: str | dict | None = None
+) -> PreTrainedModel:
+    """A causal language model with all its weights, in the section's number format.
+
+    It lies on this process's device, or where ``device_map`` says (Accelerate's: a device, "auto",
+    "balanced", "sequential", or a mapping of modules to devices). In 4 bits (NF4, its scales quantised as
+    well, as in QLoRA, arXiv 2305.14314) it computes in the number format.
+    """
     path = located(name_or_path)
+    dtype = number_format(section)
     quantization = None
     if section.load_in_4bit:
-        if not torch.cuda.is_available():
-            raise UserError("load_in_4bit needs a CUDA GPU; set model.load_in_4bit: false")
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, section.torch_dtype),
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=getattr(torch, section.torch_dtype),
-            attn_implementation=section.attn_implementation,
+            dtype=dtype,
+            attn_implementation=attention(section),
             quantization_config=quantization,
+            device_map=device_map,
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{name_or_path}: no model could be loaded ({_first_line(error)})") from None
     model.config.name_or_path = portable(path)
-    return model if quantization else model.to(device())
+    if device_map:
+        _return_outputs(model)
+    return model if quantization or device_map else model.to(device())
+
+
+def _return_outputs(model: PreTrainedModel) -> None:
+    """Let backbone and head of a model on other devices fetch their inputs, and return what they compute to
+    where these were: they are called one by one here, and Accelerate does so for the whole model only.
+    """
+    skipped = model._skip_keys_device_placement  # the cache stays with its layers
+    first = input_device(model)
+    for module in (model.base_model, model.get_output_embeddings()):
+        if hasattr(module, "_hf_hook"):
+            module._hf_hook.io_same_device = True
+        else:
+            weight = getattr(module, "weight", None)
+            place = first if weight is None or weight.is_meta else weight.device
+            hook = AlignDevicesHook(execution_device=place, io_same_device=True, skip_keys=skipped)
+            add_hook_to_module(module, hook)
+
+
+def input_device(model: torch.nn.Module) -> torch.device:
+    """Where a model's token ids go: its embedding's device, or where that is brought to compute."""
+    embedding = model.get_input_embeddings()
+    execution = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if execution is None else torch.device(execution)
 
 
 def load_policy(
-    path: str | Path, section: ModelSection, trainable: bool = False
+    path: str | Path,
+    section: ModelSection,
+    trainable: bool = False,
+    device_map: str | dict | None = None,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """A policy and its tokenizer from a full model, an adapter folder or a hub name.
 
     ``trainable`` leaves an adapter's weights open to training. Otherwise the model is in evaluation mode, and
     an adapter is merged into its base, which doubles the speed of sampling (not into 4-bit weights, which
-    would round it).
+    would round it). ``device_map`` is that of `load_base`.
     """
     path = located(path)
     base = adapter_base(path)
     tokenizer = load_tokenizer(path)
-    model = load_base(base or path, section)
+    model = load_base(base or path, section, device_map)
     if base:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
         if not trainable and not section.load_in_4bit:
@@ -148,13 +232,19 @@ def add_lora(model: PreTrainedModel, section: LoraSection, seed: int) -> PeftMod
         return get_peft_model(model, config)
 
 
-def save_policy(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_policy(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write the policy (its adapter alone, where it has one) and the tokenizer: safetensors and JSON only.
 
-    The same policy gives the same bytes in any process and in any clone of the repository.
+    ``weights`` are the model's, where it holds but a part of them. The same policy gives the same bytes in
+    any process and in any clone of the repository.
     """
     extra = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(folder, **extra)
+    model.save_pretrained(folder, state_dict=weights, **extra)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     if adapter_base(folder):
         _write_adapter_config(folder / "adapter_config.json")

@@ -77,6 +77,11 @@ class GrowingLayer(DynamicLayer):
         return self.length
 
 
+def sampling_noise(count: int, max_new_tokens: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw the randomness of `count` completions: float64 [count, max_new_tokens] in [0, 1), on the CPU."""
+    return torch.rand((count, max_new_tokens), generator=generator, dtype=torch.float64)
+
+
 @torch.no_grad()
 def sample_completions(
     model: nn.Module,
@@ -90,24 +95,32 @@ def sample_completions(
     top_p: float = 1.0,
     top_k: int = 0,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
     log_probs: bool = False,
     common_prefixes: bool = False,
+    vocab_size: int | None = None,
 ) -> Completions:
     """Sample one completion per row of prompts; repeat a prompt's row G times for a group of G.
 
     prompt_ids, prompt_mask: int64 [B, P], left-padded. Temperature 0 is greedy; `top_k` 0 and `top_p` 1
     switch the truncations off, which apply in the order temperature, top-k, top-p (as in Transformers).
     Randomness is drawn beforehand from `generator` (on the CPU), one number per row and step, so that a
-    row's completion does not depend on when other rows finish. Decodes in the mode (train or eval) the
-    model is in. `common_prefixes` also encodes once what different prompts begin with
-    (`utils.models.common_prefix`): the same values up to rounding, so rollouts, whose bytes are to last, go
-    without.
+    row's completion does not depend on when other rows finish; or it is given as `noise`, float64
+    [B, max_new_tokens] (`sampling_noise`), of which processes that share a batch take their rows. Decodes in
+    the mode (train or eval) the model is in. `common_prefixes` also encodes once what different prompts
+    begin with (`utils.models.common_prefix`): the same values up to rounding, so rollouts, whose bytes are
+    to last, go without.
+
+    `vocab_size` is len(tokenizer): the logit columns beyond it are padding (Qwen2.5 has hundreds) and are
+    never sampled. As with the truncations, `log_probs` stay those over all columns, like those of training.
 
     Raises ValueError where the prompts are not left-padded, a setting is out of range, or the model cannot
     share prefixes (`utils.models.shared_prefix.obstacle`); FloatingPointError where logits are not finite.
     """
     if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or max_new_tokens < 1:
         raise ValueError("need temperature >= 0, 0 < top_p <= 1, top_k >= 0 and max_new_tokens >= 1")
+    if noise is not None and noise.shape != (len(prompt_ids), max_new_tokens):
+        raise ValueError(f"noise {tuple(noise.shape)} is not [prompts, max_new_tokens]")
     if reason := obstacle(model):
         raise ValueError(f"the model cannot share prefixes: {reason}")
     model, head = unwrapped(model), output_head(model)
@@ -134,7 +147,7 @@ def sample_completions(
     lengths = torch.zeros(batch, dtype=torch.long, device=device)
     eos = torch.tensor(eos_token_ids, dtype=torch.long, device=device)
     if temperature > 0:
-        noise = torch.rand((batch, max_new_tokens), generator=generator, dtype=torch.float64).to(device)
+        noise = (sampling_noise(batch, max_new_tokens, generator) if noise is None else noise).to(device)
 
     rows = DecodingRows(model, cache, torch.tensor(row_of, device=device), seen[row_prompt])
     logits = head(states)[torch.tensor(groups.group, device=device)]
@@ -148,9 +161,9 @@ def sample_completions(
             )
         if temperature > 0:
             logits = logits / temperature
-            tokens = draw(truncate(logits, top_p, top_k), noise[active, step])
+            tokens = draw(truncate(logits[:, :vocab_size], top_p, top_k), noise[active, step])
         else:
-            tokens = logits.argmax(-1)
+            tokens = logits[:, :vocab_size].argmax(-1)
         ids[active, step] = tokens
         lengths[active] += 1
         if scores is not None:

@@ -14,8 +14,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.common import UserError
-from utils.models.prefix_sampling import Completions, sample_completions
-from utils.models.shared_prefix import obstacle, position_limit
+from utils.models.memory import Room
+from utils.models.prefix_sampling import Completions, sample_completions, sampling_noise
+from utils.models.shared_prefix import evaluating, obstacle, position_limit
+from utils.processes import gather_lists, num_processes, process_index
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Completion:
     text: str
     token_ids: list[int]
     truncated: bool
+
+
+Completer = Callable[..., list[list[Completion]]]  # `complete` without its model and tokenizer
 
 
 def generate(
@@ -41,19 +46,28 @@ def generate(
     batch_size: int = 64,
     generator: torch.Generator | None = None,
     progress: Callable[[list], object] = iter,
+    across_processes: bool = False,
+    room: Room | None = None,
+    completer: Completer | None = None,
 ) -> list[Completion]:
     """``num_samples`` completions per rendered prompt, those of one prompt next to each other, in the
     prompts' order. Temperature 0 is greedy; ``batch_size`` counts completions.
+
+    ``across_processes``: every process calls this alike, they share the batches, and each gets all the
+    completions, which are those of a single process. ``room`` divides what memory has no room for.
+    ``completer`` does what `complete` else does with ``model`` and ``tokenizer``.
 
     Raises UserError where prompt and completion together exceed the model's positions.
     """
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     _check_length(model, ids, max_new_tokens)
+    completer = completer or functools.partial(complete, model, tokenizer, room=room)
     answers: dict[int, list[Completion]] = {}
-    for batch in progress(batches_by_length(ids, batch_size, num_samples)):
-        found = complete(
-            model,
-            tokenizer,
+    for turn, batch in enumerate(progress(batches_by_length(ids, batch_size, num_samples))):
+        if across_processes and turn % num_processes() != process_index():
+            _pass_over(model, len(batch) * num_samples, max_new_tokens, temperature, generator)
+            continue
+        found = completer(
             [ids[index] for index in batch],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -63,6 +77,8 @@ def generate(
             generator=generator,
         )
         answers |= dict(zip(batch, found, strict=True))
+    if across_processes:
+        answers = dict(pair for of_process in gather_lists(list(answers.items())) for pair in of_process)
     return [completion for index in range(len(ids)) for completion in answers[index]]
 
 
@@ -88,10 +104,13 @@ def complete(
     num_samples: int = 1,
     generator: torch.Generator | None = None,
     common_prefixes: bool = False,
+    room: Room | None = None,
 ) -> list[list[Completion]]:
     """``num_samples`` completions for each prompt (token ids) of one batch, in evaluation mode.
 
-    ``common_prefixes`` encodes what several prompts begin with once, where the model can share prefixes.
+    Ids beyond the tokenizer, which the model may have logits for, are never sampled. ``common_prefixes``
+    encodes what several prompts begin with once, where the model can share prefixes.
+    ``room`` divides what memory has no room for; a model that cannot share prefixes then draws anew by part.
 
     Raises FloatingPointError where logits are not finite.
     """
@@ -102,27 +121,33 @@ def complete(
         [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows], device=device
     )
     prompt_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    draws = {"generator": generator}
     if obstacle(model) is None:
         sampler = functools.partial(sample_completions, common_prefixes=common_prefixes)
+        if temperature > 0:
+            draws = {"noise": sampling_noise(len(rows), max_new_tokens, generator)}
     else:
         sampler = _generate_with_transformers
     eos = sorted(eos_token_ids(model, tokenizer))
-    training = model.training
-    model.eval()
-    completions = sampler(
-        model,
-        prompt_ids,
-        prompt_mask,
-        max_new_tokens=max_new_tokens,
-        eos_token_ids=eos,
-        pad_token_id=tokenizer.pad_token_id,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        generator=generator,
-    )
-    model.train(training)
-    found = [_completion(tokenizer, tokens, eos) for tokens in completions.token_lists()]
+
+    def sampled(part: slice) -> list[list[int]]:
+        return sampler(
+            model,
+            prompt_ids[part],
+            prompt_mask[part],
+            max_new_tokens=max_new_tokens,
+            eos_token_ids=eos,
+            pad_token_id=tokenizer.pad_token_id,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            vocab_size=len(tokenizer),
+            **{name: draw[part] if name == "noise" else draw for name, draw in draws.items()},
+        ).token_lists()
+
+    with evaluating(model):
+        parts = room.run(len(rows), sampled) if room else [sampled(slice(None))]
+    found = [as_completion(tokenizer, tokens, eos) for part in parts for tokens in part]
     return [found[start : start + num_samples] for start in range(0, len(found), num_samples)]
 
 
@@ -133,7 +158,13 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return {token for token in [*configured, tokenizer.eos_token_id] if token is not None}
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, tokens: list[int], eos: list[int]) -> Completion:
+def padding_ids(model: PreTrainedModel, vocab_size: int | None) -> list[int]:
+    """The ids that the model has logits for beyond the ``vocab_size`` tokens of its tokenizer."""
+    return [] if vocab_size is None else list(range(vocab_size, model.config.get_text_config().vocab_size))
+
+
+def as_completion(tokenizer: PreTrainedTokenizerBase, tokens: list[int], eos: list[int]) -> Completion:
+    """The answer that token ids are, of which those in ``eos`` end one."""
     ended = bool(tokens) and tokens[-1] in eos
     return Completion(tokenizer.decode(tokens, skip_special_tokens=True), tokens, truncated=not ended)
 
@@ -148,6 +179,26 @@ def _check_length(model: PreTrainedModel, ids: list[list[int]], max_new_tokens: 
         )
 
 
+def _pass_over(
+    model: PreTrainedModel,
+    completions: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> None:
+    """Leave ``generator`` as it is after a batch that another process completes."""
+    if generator is None:
+        return
+    if obstacle(model) is not None:
+        _seed_from(generator)
+    elif temperature > 0:
+        sampling_noise(completions, max_new_tokens, generator)
+
+
+def _seed_from(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (), generator=generator))
+
+
 def _generate_with_transformers(
     model,
     prompt_ids,
@@ -160,12 +211,15 @@ def _generate_with_transformers(
     top_p,
     top_k,
     generator,
+    vocab_size: int | None = None,
 ) -> Completions:
     """The same contract through ``generate``, which draws from a global state seeded by ``generator``."""
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
+    if padding := padding_ids(model, vocab_size):
+        sampling["suppress_tokens"] = padding
     with torch.random.fork_rng():
         if generator is not None:
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            torch.manual_seed(_seed_from(generator))
         output = model.generate(
             input_ids=prompt_ids,
             attention_mask=prompt_mask,

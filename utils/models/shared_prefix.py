@@ -315,7 +315,7 @@ def completion_states(model: nn.Module, batch: CompletionBatch) -> Tensor:
     states = encode_prompts(model, groups, prompt_positions, cache)
     if packed.prompt:
         if packed.prompt != list(range(len(groups.ids))):
-            cache.batch_select_indices(torch.tensor(packed.prompt, device=states.device))
+            cache.batch_select_indices(torch.tensor(packed.prompt))  # layers may lie on several devices
         width = packed.ids.shape[1]
         own = packed.owner[:, :, None] == packed.owner[:, None, :]
         own &= torch.ones(width, width, dtype=torch.bool, device=own.device).tril()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,13 +23,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from utils.common import UserError
 from utils.config import ModelSection
-from utils.models.loading import adapter_base, load_policy, load_tokenizer, located
+from utils.models.loading import adapter_base, input_device, load_policy, load_tokenizer, located
 from utils.models.prefix_scoring import TokenScores, score_completions, token_scores
 from utils.models.score_cache import ScoreCache, score_key
 from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, position_limit, unwrapped
+from utils.processes import from_main, merge_shares, share
 
 logger = logging.getLogger(__name__)
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # Accelerate's, over all GPUs
 SLICE_TOKENS = 2**15  # prompt and completion tokens run at once, each completion counted with its prompt
 PROBES = (
     "Revenue rose 12.5% to $1,234 in 2019.",
@@ -83,13 +86,15 @@ class Teacher:
         """`vocab_size` is len(tokenizer): the logit columns beyond it are padding and do not count.
 
         `alpha` above 0 is the temperature at which the logits are a soft Q; no cache is one of capacity 0.
-        `name` is for messages.
+        `name` is for messages. Set `across_processes` where every process has the same batches scored: they
+        then share the work, and the first one's cache counts.
         """
         if not 0 < alpha < float("inf"):
             raise ValueError(f"alpha must be above 0, found {alpha}")
         self.model = model.eval().requires_grad_(False)
         self.vocab_size, self.alpha, self.name = vocab_size, float(alpha), name
         self.cache = ScoreCache(0) if cache is None else cache
+        self.across_processes = False
         self._warned = False
 
     @classmethod
@@ -104,18 +109,16 @@ class Teacher:
         """Load `section.teacher_name_or_path`: a full model or adapter folder, or a hub name.
 
         Raises UserError where it is missing or damaged, is no causal language model, has another tokenizer
-        than the student, or is to be loaded in 4 bits without a GPU.
+        than the student, or is to lie on a device that is not there.
         """
         name = section.teacher_name_or_path
-        if section.teacher_load_in_4bit and not torch.cuda.is_available():
-            raise UserError("teacher_load_in_4bit needs a CUDA GPU; set model.teacher_load_in_4bit: false")
         path = _located(name, "teacher")
         _check_architecture(name, path)
         tokenizer = load_tokenizer(name)
         check_same_tokenizer(student_tokenizer, tokenizer, name)
         settings = replace(section, name_or_path=name, load_in_4bit=section.teacher_load_in_4bit)
         try:
-            model, _ = load_policy(path, settings)
+            model, _ = load_policy(path, settings, device_map=_device_map(section.teacher_device_map))
         except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
             raise _unloadable(name, error) from None
         _check_model(model, len(tokenizer), name)
@@ -128,7 +131,7 @@ class Teacher:
         about = {key: value for key, value in config.items() if key not in ("_name_or_path", "name_or_path")}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
         digest.update(f"{type(unwrapped(self.model)).__name__} {self.vocab_size} {self.alpha!r}".encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in sorted(_weights(self.model).items()):
             if isinstance(tensor, Tensor):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -156,15 +159,24 @@ class Teacher:
         missing = [row for row in distinct if row not in found]
         # Prompts of similar length run together, completions of one prompt side by side.
         missing.sort(key=lambda row: (len(row.prompt), row.prompt))
+        if self.across_processes:
+            # A cache that is shared between runs may have grown since another process read it.
+            found, missing = from_main((found, missing))
         fresh: dict[Row, np.ndarray] = {}
-        for part in _slices(missing):
-            fresh |= zip(part, self._score_slice(part), strict=True)
+        parts = list(_slices(missing))
+        for part, scores in zip(parts, self._score_parts(parts), strict=True):
+            fresh |= zip(part, scores, strict=True)
         self._check_finite(rows, fresh)
         for row in fresh if keys else ():
             self.cache.put(keys[row], fresh[row])
         return _spread(rows, found | fresh, batch.completion_mask)
 
     # ------------------------------------------------------------------------------------------- the pass
+
+    def _score_parts(self, parts: list[list[Row]]) -> list[list[np.ndarray]]:
+        if self.across_processes:
+            return merge_shares([self._score_slice(part) for part in share(parts)])
+        return [self._score_slice(part) for part in parts]
 
     def _score_slice(self, rows: list[Row]) -> list[np.ndarray]:
         """Return Q and V of each row, float [2, C_i]."""
@@ -196,7 +208,7 @@ class Teacher:
 
     def _batch(self, rows: list[Row]) -> CompletionBatch:
         prompts, completions = zip(*(map(np.ndarray.tolist, row.arrays()) for row in rows), strict=True)
-        return CompletionBatch.of(prompts, completions, next(self.model.parameters()).device)
+        return CompletionBatch.of(prompts, completions, input_device(self.model))
 
     def _q_and_v(self, scores: TokenScores) -> np.ndarray:
         return (self.alpha * torch.stack([scores.logit, scores.logsumexp])).cpu().numpy()
@@ -311,6 +323,32 @@ def check_same_tokenizer(
         )
 
 
+def _device_map(wanted: str) -> str | dict[str, str] | None:
+    """Transformers' ``device_map`` for the setting: None beside the policy, a strategy, or one device.
+
+    Raises UserError for anything else, and for a GPU that is not there.
+    """
+    if wanted in ("", *DEVICE_MAPS):
+        return wanted or None
+    known = f"one of {', '.join(DEVICE_MAPS)}, cpu or cuda:N"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"model.teacher_device_map is {wanted!r}: set it to {known}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"model.teacher_device_map is {wanted!r}, and there are {torch.cuda.device_count()} GPUs: set it "
+            f"to {known}"
+        )
+    return {"": wanted}
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors by name; those that lie on disk, or wait on the CPU, are fetched."""
+    found = model.state_dict()
+    return get_state_dict_offloaded_model(model) if any(each.is_meta for each in found.values()) else found
+
+
 def _located(name: str, what: str) -> str:
     try:
         return located(name)
@@ -352,7 +390,7 @@ def _check_model(model: PreTrainedModel, vocab_size: int, name: str) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < vocab_size:
         raise UserError(f"{name}: the teacher has {rows} embeddings for a tokenizer of {vocab_size} tokens")
-    device = next(model.parameters()).device
+    device = input_device(model)
     first, second = model(input_ids=torch.tensor([[0, 1, 1], [0, 2, 2]], device=device)).logits[:, 0]
     if bool((first - second).abs().max() > 16 * torch.finfo(first.dtype).eps * first.abs().max()):
         raise UserError(f"{name}: the teacher must be a causal language model, this one reads ahead")

@@ -54,10 +54,10 @@ class Candidates:
 def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
     """Flat arrays of the rows of ``candidates.jsonl``.
 
-    Components are the task reward's as paid, ``reasoning`` and ``intrinsic`` (alpha log pi_hat of the whole
-    completion, nats times alpha) as measured, before weights and normalisation, ``intrinsic_per_token`` (the
-    same divided by the tokens; a completion without tokens has 0, the most there is), the ``total`` as paid,
-    and for comparison ``brevity``: minus the tokens.
+    Components are the task reward's as paid, ``reasoning``, the user's own and ``intrinsic`` (alpha
+    log pi_hat of the whole completion, nats times alpha) as measured, before weights and normalisation,
+    ``intrinsic_per_token`` (the same divided by the tokens; a completion without tokens has 0, the most there
+    is), the ``total`` as paid, and for comparison ``brevity``: minus the tokens.
 
     Raises UserError naming the prompt where something is missing, not a number, or not finite.
     """
@@ -75,8 +75,9 @@ def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
             except (AttributeError, TypeError, ValueError) as error:
                 raise UserError(f"candidates of {row.get('id')}: {error}; run 04 again") from None
     columns: dict[str, np.ndarray | str] = {}
-    for name in found[0]:
-        values = [value[name] for value in found]
+    own = own_names(rows[0]["candidates"][0])
+    for name in dict.fromkeys(name for value in found for name in value):
+        values = [value.get(name) for value in found]
         missing = [place for place, value in enumerate(values) if value is None]
         if missing and len(missing) < len(values):
             at = rows[prompt[missing[0]]].get("id")
@@ -91,12 +92,17 @@ def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
         tokens=tokens,
         truncated=columns["truncated"] > 0,
         scores={
-            **{name: columns[name] for name in (*COMPONENTS, "reasoning", "intrinsic")},
+            **{name: columns[name] for name in (*COMPONENTS, "reasoning", *own, "intrinsic")},
             "intrinsic_per_token": per_token,
             "total": columns["total"],
             "brevity": -tokens,
         },
     )
+
+
+def own_names(candidate: dict[str, Any]) -> list[str]:
+    """The components of the user's own that a candidate was measured by."""
+    return [name for name in candidate.get("raw", {}) if name not in _ABSENT]
 
 
 def _values(candidate: dict[str, Any]) -> dict[str, float | None]:
@@ -108,6 +114,7 @@ def _values(candidate: dict[str, Any]) -> dict[str, float | None]:
     numbers = {name: candidate[name] for name in ("correct", "tokens", "truncated")}
     numbers |= {name: candidate["reward"][name] for name in (*COMPONENTS, "total")}
     numbers |= {name: raw.get(name) for name in _ABSENT}
+    numbers |= {name: raw[name] for name in own_names(candidate)}
     values = {}
     for name, number in numbers.items():
         value = None if number is None and name in _ABSENT else float(number)
@@ -129,6 +136,11 @@ def paid_otherwise(rows: Sequence[dict[str, Any]], spec: RewardSpec) -> str | No
     }
     for row in rows:
         for candidate in row.get("candidates") or ():
+            if set(own_names(candidate)) != set(spec.own):
+                return (
+                    f"candidates of {row['id']} were measured by the own rewards {own_names(candidate)}, the "
+                    f"reward specification has {list(spec.own)}: run 04_generate_candidates.py again"
+                )
             for name, price in prices.items():
                 paid = candidate["reward"][name]
                 if paid and abs(paid - price) > 1e-6:

@@ -28,7 +28,7 @@ class Case:
 def gold_completion(record: Record) -> str:
     """The completion that every field of the gold would be: what SFT teaches, with the gold's program and
     answer in place of the annotator's."""
-    if record.dataset not in PROGRAM_DATASETS:
+    if record.form not in PROGRAM_DATASETS:
         return record.target_text
     return json.dumps(_gold_fields(record), ensure_ascii=False)
 
@@ -53,7 +53,7 @@ def build_cases(record: Record, spec: RewardSpec) -> list[Case]:
         ("empty", "", {"format_penalty": penalty}),
         ("words", "I do not know.", {"format_penalty": penalty}),
     ]
-    make = {"gsm8k": _gsm8k_cases, "math": _math_cases}.get(record.dataset)
+    make = {"gsm8k": _gsm8k_cases, "math": _math_cases}.get(record.form)
     cases += make(record, spec, penalty) if make else _program_cases(record, spec, penalty)
     weights = dict.fromkeys(COMPONENTS, spec.weights.correctness) | {"format_penalty": spec.weights.format}
     return [

@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from utils.common import UserError
+from utils.processes import gather_lists
 from utils.rewards.normalisers import Normaliser
 from utils.rewards.ranking import within_group_accuracy
 from utils.rewards.spec import RewardSpec, RewardWeights
@@ -36,8 +37,11 @@ LEVELS = ("token", "outcome")  # what intrinsic rewards are normalised as; each 
 class RewardCombiner:
     """Weights in force and normalisers of the intrinsic reward, with their state.
 
-    weights: those that `paid_weights` left in force.
+    weights: those that `paid_weights` left in force. in_parts: each of several processes has a part of the
+    rollout; statistics and evidence are then of all parts.
     """
+
+    in_parts = False
 
     def __init__(self, spec: RewardSpec, weights: RewardWeights):
         self.base, self.adaptive = asdict(weights), spec.adaptive
@@ -63,7 +67,11 @@ class RewardCombiner:
 
     def normalise(self, values: Tensor, mask: Tensor, level: str, update: bool = True) -> Tensor:
         """Normalise intrinsic rewards, [B, C] of tokens or [B, 1] of outcomes (see Normaliser)."""
-        return self.normalisers[level](values, mask, update)
+        return self.normalisers[level](values, mask, update, self._whole)
+
+    def _whole(self, part: Sequence[Any]) -> list[Any]:
+        """The parts of all processes, one after the other."""
+        return [item for items in gather_lists(part) for item in items] if self.in_parts else list(part)
 
     def observe(
         self, scores: Mapping[str, Sequence[float]], correct: Sequence[bool], groups: Sequence[Hashable]
@@ -74,8 +82,10 @@ class RewardCombiner:
         groups: which prompt a completion answers.
         """
         rate = self.adaptive.rate
+        if self.adapted:
+            correct, groups = self._whole(correct), self._whole(groups)
         for name in self.adapted:
-            accuracy = within_group_accuracy(scores[name], correct, groups)
+            accuracy = within_group_accuracy(self._whole(scores[name]), correct, groups)
             if accuracy is not None:
                 self.evidence[name] = (1 - rate) * self.evidence[name] + rate * (2 * accuracy - 1)
 

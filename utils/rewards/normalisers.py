@@ -30,6 +30,7 @@ quantiles, which cannot be, are averaged.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -103,11 +104,14 @@ class Normaliser:
         self.name, self.scope, self.center, self.clip = name, scope, center, clip
         self.state = Statistics()
 
-    def __call__(self, values: Tensor, mask: Tensor, update: bool = True) -> Tensor:
+    def __call__(
+        self, values: Tensor, mask: Tensor, update: bool = True, whole: Callable[[list], list] = list
+    ) -> Tensor:
         """Return normalised values, [B, C] of the values' dtype, 0 where masked.
 
         values: [B, C]; mask: [B, C], unmasked entries true or 1. update: let a running state take them in;
-        otherwise it is used as it is (the batch's own statistics where it is still empty).
+        otherwise it is used as it is (the batch's own statistics where it is still empty). whole: makes of a
+        list that of all processes, where each has a part of the batch; statistics are then of the whole.
         Raises UserError where an unmasked entry is not finite, and leaves the state as it was.
         """
         kept = mask.bool()
@@ -121,20 +125,19 @@ class Normaliser:
                 "teacher's weights and number format"
             )
         result = torch.zeros_like(values)
-        if len(entries):
-            result[kept] = self._apply(entries, self._statistics(entries, update)).to(values.dtype)
+        everything = entries if self.name == "none" else torch.cat(whole([entries.cpu()]))
+        if len(everything):
+            result[kept] = self._apply(entries, self._statistics(everything, update)).to(values.dtype)
         return result
 
     def _statistics(self, entries: Tensor, update: bool) -> Statistics | None:
         if self.name == "none":
             return None
         if self.scope == "batch":
-            return Statistics.of(entries.cpu())
+            return Statistics.of(entries)
         if not update:
-            return self.state if self.state.count else Statistics.of(entries.cpu())
-        self.state = self.state.merged(
-            Statistics.of(entries.cpu()), 1.0 if self.name == "z_score" else MEMORY
-        )
+            return self.state if self.state.count else Statistics.of(entries)
+        self.state = self.state.merged(Statistics.of(entries), 1.0 if self.name == "z_score" else MEMORY)
         return self.state
 
     def _apply(self, entries: Tensor, statistics: Statistics | None) -> Tensor:

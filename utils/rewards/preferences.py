@@ -34,7 +34,7 @@ from utils.grading.grade import grade
 from utils.models.loading import device
 from utils.models.shared_prefix import CompletionBatch
 from utils.rewards.rollout import RewardPipeline
-from utils.rewards.spec import RewardSpec, RewardWeights, paid_weights
+from utils.rewards.spec import RewardSpec, RewardWeights, own_weights, paid_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,7 +138,9 @@ class PreferenceSet:
 
 def check_components(spec: RewardSpec, reward: str, sampled_with: str) -> None:
     """Refuse a ``--reward`` of which 04, run with ``sampled_with``, did not compute every part."""
-    wanted, there = vars(paid_weights(spec, reward)), vars(paid_weights(spec, sampled_with))
+    wanted, there = (
+        vars(paid_weights(spec, name)) | own_weights(spec, name) for name in (reward, sampled_with)
+    )
     missing = [name for name, weight in wanted.items() if weight > 0 and not there[name]]
     if missing:
         raise UserError(

@@ -40,7 +40,7 @@ CONSTANTS = frozenset(
 
 def reasoning_score(record: Record, completion: str) -> float:
     """The score of a decoded completion of `record`, in [0, 1]; never raises for what it holds."""
-    if record.dataset in PROGRAM_DATASETS:
+    if record.form in PROGRAM_DATASETS:
         return grounded_operands(record.input_text, completion)
     return true_equations(completion)
 

@@ -4,6 +4,7 @@
                  last token); the penalty itself is neither normalised nor clipped
     task parts   exact_match, numeric_match, program_partial, format_penalty (utils/rewards/task.py)
     reasoning    weight * score in [0, 1] (utils/rewards/reasoning.py)
+    own          weight * value of each component of the user's (utils/rewards/own.py)
 
 What concerns a whole completion is paid on its last unmasked token. A completion without tokens has nowhere
 to put it: its parts count in `components`, its row of `token_rewards` is 0.
@@ -11,7 +12,6 @@ to put it: its parts count in `components`, its row of `token_rewards` is 0.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,16 +24,18 @@ from utils.common import UserError
 from utils.data.records import Record
 from utils.grading.grade import grade
 from utils.models.shared_prefix import CompletionBatch
+from utils.processes import num_processes
 from utils.rewards.combiner import RewardCombiner
 from utils.rewards.intrinsic import missing_eos, outcome_reward, token_rewards
+from utils.rewards.own import own_rewards
 from utils.rewards.reasoning import reasoning_score
-from utils.rewards.spec import RewardSpec, paid_weights
+from utils.rewards.spec import RewardSpec, own_weights, paid_weights
 from utils.rewards.task import COMPONENTS, reward_of
 
 if TYPE_CHECKING:
     from utils.models.teacher import Teacher
 
-ALL_COMPONENTS = (*COMPONENTS, "reasoning", "intrinsic")
+ALL_COMPONENTS = (*COMPONENTS, "reasoning", "intrinsic")  # besides the user's own
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class RolloutRewards:
     """Rewards of B completions of up to C tokens, on the batch's device.
 
     token_rewards: float32 [B, C], 0 where masked; no KL penalty in it.
-    components: float32 [B] each of `ALL_COMPONENTS`, as paid; their sum is the total, which equals
-        `token_rewards.sum(1)` except for completions without tokens.
-    raw: float32 [B], unweighted: "reasoning", and where a teacher was asked "intrinsic", its
+    components: float32 [B] each of `ALL_COMPONENTS` and the user's own, as paid; their sum is the total,
+        which equals `token_rewards.sum(1)` except for completions without tokens.
+    raw: float32 [B], unweighted: "reasoning", the user's own, and where a teacher was asked "intrinsic", its
         alpha * log pi_hat(completion | prompt) in units of alpha nats.
     correct: bool [B], verified against the gold.
     weights: of each component in force, for the log.
@@ -66,9 +68,11 @@ class RewardPipeline:
 
     records: the training records; a completion's record is given by its place among them.
     reward: one of `utils.rewards.spec.REWARDS`. teacher: may be None where `needs_teacher` is false, and is
-    never asked then. gamma: the trainer's discount, which the bellman forms take over.
-    Raises UserError where a teacher is missing, and where running statistics or adaptive weights are asked of
-    several processes, whose states would drift apart.
+    never asked then. gamma: the trainer's discount, which the bellman forms take over. replicated: every
+    process scores the same rollouts, so that none has to hear of the others' statistics. Otherwise each of
+    several processes scores its part of a rollout, in their order, and all call at once: statistics and
+    evidence are those of the whole, so that their states stay the same.
+    Raises UserError where a teacher is missing.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class RewardPipeline:
         teacher: Teacher | None,
         *,
         gamma: float = 1.0,
+        replicated: bool = False,
     ):
         weights = paid_weights(spec, reward)
         if weights.intrinsic > 0 and teacher is None:
@@ -86,25 +91,26 @@ class RewardPipeline:
         self.records, self.gamma, self.section = records, gamma, spec.intrinsic
         self.teacher = teacher if weights.intrinsic > 0 else None
         self.combiner = RewardCombiner(spec, weights)
-        running = (
-            self.teacher is not None
-            and spec.intrinsic.normaliser != "none"
-            and spec.intrinsic.scope == "running"
-        )
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (running or self.combiner.adapted):
-            raise UserError(
-                "reward.intrinsic.scope running and reward.adaptive.enabled work in one process only: "
-                "use scope batch and fixed weights with several"
-            )
-        paid = replace(spec, weights=weights)
+        self.combiner.in_parts = num_processes() > 1 and not replicated
+        paid, own = replace(spec, weights=weights), own_rewards(spec)
+        self.own = own_weights(spec, reward)
 
         @lru_cache(maxsize=1 << 14)
-        def graded(record: int, text: str) -> tuple[dict[str, float], float, bool]:
+        def graded(record: int, text: str) -> tuple[dict[str, float], dict[str, float], bool]:
             result = grade(records[record], text, spec.required_fields, program_accuracy=False)
             parts = reward_of(records[record], result, paid)
-            return parts, reasoning_score(records[record], text), result.correct
+            measured = {"reasoning": reasoning_score(records[record], text)}
+            measured |= {each.name: each.score(records[record], text) for each in own}
+            return parts, measured, result.correct
 
         self._graded = graded
+
+    @property
+    def names(self) -> list[str]:
+        """The components that can be paid: those of the task always, others where they have a weight."""
+        optional = {"reasoning": self.combiner.base["reasoning"], **self.own}
+        optional["intrinsic"] = self.combiner.base["intrinsic"]
+        return [*COMPONENTS, *(name for name, weight in optional.items() if weight > 0)]
 
     @staticmethod
     def needs_teacher(spec: RewardSpec, reward: str) -> bool:
@@ -175,8 +181,11 @@ class RewardPipeline:
 
         weights = self.combiner.weights()
         components = {name: column([parts[name] for parts, _, _ in rows]) for name in COMPONENTS}
-        raw["reasoning"] = column([score for _, score, _ in rows])
+        raw["reasoning"] = column([measured["reasoning"] for _, measured, _ in rows])
         components["reasoning"] = weights["reasoning"] * raw["reasoning"]
+        for name, weight in self.own.items():
+            raw[name] = column([measured[name] for _, measured, _ in rows])
+            components[name] = weight * raw[name] + 0.0  # no negative zeros
         whole = sum(part.double() for part in components.values())
         rewards = at_last_token(whole, mask)
         seen = {"reasoning": raw["reasoning"].tolist()}

@@ -1,12 +1,13 @@
 """The reward specification: written once per run by stage 02, read by every stage after it."""
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
-from utils.common import UserError, write_text
+from utils.common import UserError, resolve_path, write_text
 from utils.config import load_tier, setting
 
 REWARDS = ("task", "intrinsic", "combined")  # option --reward of training stages: which components are paid
@@ -26,8 +27,6 @@ class RewardWeights:
         for name, weight in asdict(self).items():
             if weight < 0:
                 raise ValueError(f"{name} must be at least 0, found {weight}")
-        if not any(asdict(self).values()):
-            raise ValueError("at least one weight must be above 0, or nothing would be paid")
 
 
 @dataclass
@@ -78,6 +77,29 @@ class AdaptiveSection:
 
 
 @dataclass
+class OwnComponent:
+    """A component of the user's own: a function of record and completion (utils/rewards/own.py)."""
+
+    file: str = setting("", "Python file that holds the function")
+    function: str = setting("", "its name; empty: the component's")
+    weight: float = setting(0.0, "what its value is multiplied by; 0: measured and audited, not paid")
+    source: str = setting("", "the file's text, put here by 02: a run keeps what it was begun with")
+
+    def validate(self) -> None:
+        if not self.file:
+            raise ValueError("file must name the Python file that holds the function")
+        if self.weight < 0:
+            raise ValueError(f"weight must be at least 0, found {self.weight}")
+
+
+# What candidates, logs and reports call other parts of a reward.
+TAKEN = (
+    *("exact_match", "numeric_match", "program_partial", "format_penalty", "correctness", "format"),
+    *("reasoning", "intrinsic", "intrinsic_per_token", "total", "brevity"),
+)
+
+
+@dataclass
 class RewardSpec:
     """What a completion is paid (see utils/rewards/task.py); also the reward tier, configs/rewards/*.yaml.
 
@@ -95,8 +117,17 @@ class RewardSpec:
     intrinsic: IntrinsicSection = field(default_factory=IntrinsicSection)
     adaptive: AdaptiveSection = field(default_factory=AdaptiveSection)
     required_fields: list[str] = setting([], "JSON fields to fill; empty for the data set's own")
+    own: dict[str, OwnComponent] = setting({}, "components of your own by name (docs/extending.md)")
 
     def validate(self) -> None:
+        if not any([*asdict(self.weights).values(), *(each.weight for each in self.own.values())]):
+            raise ValueError("weights: at least one weight must be above 0, or nothing would be paid")
+        for name in self.own:
+            if name in TAKEN or not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ValueError(
+                    f'own.{name}: the name must be small letters, digits and "_", and none of '
+                    f"{', '.join(TAKEN)}"
+                )
         if self.exact_match <= 0:
             raise ValueError(f"exact_match must be above 0, found {self.exact_match}")
         for name in ("numeric_match", "program_partial"):
@@ -126,13 +157,23 @@ def paid_weights(spec: RewardSpec, reward: str) -> RewardWeights:
         weights = replace(given, intrinsic=0.0)
     else:
         weights = RewardWeights(given.intrinsic, correctness=0.0, reasoning=0.0, format=0.0)
-    if not any(asdict(weights).values()):
+    if not any([*asdict(weights).values(), *own_weights(spec, reward).values()]):
         other = "task" if reward == "intrinsic" else "intrinsic"
         raise UserError(
             f"--reward {reward}: 02_rewards/reward_spec.yaml gives it no weight; run 02_build_rewards.py "
             f"again with --reward_config configs/rewards/combined.yaml, or use --reward {other}"
         )
     return weights
+
+
+def own_weights(spec: RewardSpec, reward: str) -> dict[str, float]:
+    """The weights in force of the components of one's own: paid like the task's, so 0 under "intrinsic"."""
+    return {name: 0.0 if reward == "intrinsic" else own.weight for name, own in spec.own.items()}
+
+
+def own_files(spec: RewardSpec) -> dict[str, Path]:
+    """The files of a reward tier's own components, as inputs of the stage that copies them."""
+    return {f"own_{name}": resolve_path(own.file) for name, own in spec.own.items()}
 
 
 def verified(spec: RewardSpec) -> RewardSpec:
@@ -142,7 +183,7 @@ def verified(spec: RewardSpec) -> RewardSpec:
     policy trained on its teacher alone is still chosen by what can be verified.
     """
     weights = spec.weights if spec.weights.correctness > 0 else RewardWeights()
-    return replace(spec, weights=replace(weights, intrinsic=0.0, reasoning=0.0))
+    return replace(spec, weights=replace(weights, intrinsic=0.0, reasoning=0.0), own={})
 
 
 _HEADER = "# The reward of this run: written by 02_build_rewards.py, read by every stage after it.\n"
@@ -150,7 +191,22 @@ _HEADER = "# The reward of this run: written by 02_build_rewards.py, read by eve
 
 def write_reward_spec(path: str | Path, spec: RewardSpec) -> None:
     """Write ``reward_spec.yaml``, keys in the order of the fields, atomically."""
-    write_text(path, _HEADER + yaml.safe_dump(asdict(spec), sort_keys=False))
+    fields = asdict(spec)
+    if not spec.own:
+        del fields["own"]  # most runs have none, and need not read of it
+    write_text(path, _HEADER + yaml.dump(fields, Dumper=_Dumper, sort_keys=False))
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML in which a text of several lines stands as it is."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
 
 
 def load_reward_spec(path: str | Path) -> RewardSpec:

@@ -45,7 +45,7 @@ def reward_of(record: Record, graded: Grade, spec: RewardSpec) -> dict[str, floa
         paid["exact_match"] = weight * spec.exact_match
     elif graded.relative_error is not None and graded.relative_error <= spec.numeric_tolerance:
         paid["numeric_match"] = weight * spec.numeric_match
-    elif record.dataset in PROGRAM_DATASETS:
+    elif record.form in PROGRAM_DATASETS:
         paid["program_partial"] = weight * spec.program_partial * _steps_in_common(record, graded)
     if not graded.format_valid and spec.weights.format:  # 0 times a penalty would be a negative zero
         paid["format_penalty"] = spec.weights.format * spec.format_penalty

@@ -14,8 +14,10 @@ from utils.data.records import Record
 from utils.models.loading import add_lora, load_policy
 from utils.models.shared_prefix import position_limit
 from utils.models.teacher import Teacher
+from utils.models.vllm_sampling import vllm_arguments
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
+from utils.training.batches import share_batches
 from utils.training.distill_gold import gold_completions
 from utils.training.distill_settings import DistillAlgo
 from utils.training.distill_trainer import GroupDistillationConfig, GroupDistillationTrainer
@@ -116,6 +118,13 @@ def _arguments(ctx: StageContext) -> GroupDistillationConfig:
     algo: DistillAlgo = ctx.config.algo
     generation = ctx.config.model.generation
     updates = updates_per_rollout(algo)
+    batches = share_batches(
+        algo.per_device_train_batch_size,
+        algo.gradient_accumulation_steps,
+        algo.steps_per_generation,
+        group=algo.num_generations,
+        largest=ctx.config.model.training.max_micro_batch,
+    )
     return GroupDistillationConfig(
         **trainer_arguments(ctx, updates),
         learning_rate=algo.learning_rate,
@@ -123,9 +132,7 @@ def _arguments(ctx: StageContext) -> GroupDistillationConfig:
         warmup_steps=algo.warmup_steps,
         weight_decay=algo.weight_decay,
         max_steps=algo.num_rollouts * updates,
-        per_device_train_batch_size=algo.per_device_train_batch_size,
-        gradient_accumulation_steps=algo.gradient_accumulation_steps,
-        steps_per_generation=algo.steps_per_generation,
+        **batches.arguments(rollouts=True),
         num_generations=algo.num_generations,
         num_iterations=algo.num_iterations,
         divergence=algo.divergence,
@@ -138,6 +145,7 @@ def _arguments(ctx: StageContext) -> GroupDistillationConfig:
         temperature=generation.temperature,
         top_p=generation.top_p,
         top_k=generation.top_k,
+        **vllm_arguments(ctx, correction=False, equal_shares=algo.on_policy_fraction in (0, 1)),
     )
 
 

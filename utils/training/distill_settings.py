@@ -11,7 +11,7 @@ from utils.training.settings import RolloutAlgo
 class DistillAlgo(RolloutAlgo):
     """Distillation of a teacher into the student, on its own samples, on gold text or on both.
 
-    A rollout holds ``per_device_train_batch_size * steps_per_generation`` completions per device,
+    A rollout holds ``per_device_train_batch_size * steps_per_generation`` completions,
     ``num_generations`` of each prompt, and is used for ``num_iterations`` passes. In this stage the model
     tier's ``training.save_steps``, ``training.logging_steps`` and ``validation.eval_steps`` count rollouts.
     """
@@ -36,17 +36,17 @@ class DistillAlgo(RolloutAlgo):
 
     @property
     def prompts_per_rollout(self) -> int:
-        """Prompts per rollout and device."""
+        """Prompts per rollout, over all processes."""
         return self.rollout_size // self.num_generations
 
     @property
     def num_prompts(self) -> int:
-        """Prompts drawn in all, per device."""
+        """Prompts drawn in all, over all processes."""
         return self.num_rollouts * self.prompts_per_rollout
 
     @property
     def sampled_completions(self) -> int:
-        """Completions sampled in all, per device; gold text is not sampled."""
+        """Completions sampled in all, over all processes; gold text is not sampled."""
         prompts = sampled_prompts(self.on_policy_fraction, self.prompts_per_rollout)
         return self.num_rollouts * prompts * self.num_generations
 

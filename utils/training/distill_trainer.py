@@ -31,6 +31,7 @@ from utils.common import UserError
 from utils.models.prefix_scoring import states_before, token_scores
 from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, output_head
 from utils.models.teacher import Teacher
+from utils.processes import gather_lists
 from utils.rewards.rollout import RewardPipeline
 from utils.training.curriculum import UNKNOWN
 from utils.training.distill_gold import ComparesOnGold
@@ -48,7 +49,7 @@ from utils.training.finite import check_finite, names_of
 from utils.training.follows_curriculum import FollowsCurriculum
 from utils.training.outcome_rewards import RenderedPrompts
 from utils.training.reward_state import KeepsRewardState
-from utils.training.shared_prefix_mixin import EpochSampler, SharedPrefix
+from utils.training.shared_prefix_mixin import EpochSampler, SharedPrefix, refuse_sharding
 
 _REMEDY = "lower algo.learning_rate, or use model.torch_dtype float32; the last resume point is kept"
 
@@ -119,11 +120,13 @@ class GroupDistillationTrainer(
             processing_class=processing_class,
             **kwargs,
         )
+        refuse_sharding(self, "distillation")
         self.teacher, self.pipeline, self.gold = teacher, pipeline, gold
         self.vocab_size = teacher.vocab_size
         self.measure = Measure(args.divergence, args.beta, args.divergence_temperature)
         self._teacher_shares = obstacle(teacher.model) is None
         self._drawn: list[bool] = []  # the rows of the rollout under way that the student answers itself
+        self._any_drawn = False  # whether there are any, in all processes
         self._gold_rows: list[Sequence[int]] = []
         self._sums: dict[str, Tensor] = {}  # of this optimizer step
 
@@ -173,18 +176,22 @@ class GroupDistillationTrainer(
         return rollout
 
     def _draw(self, rows: int) -> list[bool]:
-        """Which rows the student answers itself: whole groups, as many as `sampled_prompts` says."""
-        prompts = rows // self.num_generations
+        """Which of this process's rows the student answers itself: whole groups, of the whole rollout as many
+        as `sampled_prompts` says.
+        """
+        prompts = rows * self.accelerator.num_processes // self.num_generations
         order = torch.randperm(prompts, generator=self._rollout_generator("on_policy"))
         chosen = set(order[: sampled_prompts(self.args.on_policy_fraction, prompts)].tolist())
-        return [row // self.num_generations in chosen for row in range(rows)]
+        self._any_drawn = bool(chosen)
+        first = rows * self.accelerator.process_index
+        return [row // self.num_generations in chosen for row in range(first, first + rows)]
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         """A sample for every drawn row, the gold completion for the others, as lists of token ids."""
         asked = [ids for ids, drawn in zip(prompt_ids, self._drawn, strict=True) if drawn]
-        sampled = (
-            super()._generate_single_turn(asked, images, multimodal_fields, *args, **kwargs) if asked else []
-        )
+        sampled = []
+        if self._any_drawn:  # in whichever process: sampling is a matter of all
+            sampled = super()._generate_single_turn(asked, images, multimodal_fields, *args, **kwargs)
         samples = iter(sampled)
         return [
             next(samples) if drawn else list(gold)
@@ -226,7 +233,7 @@ class GroupDistillationTrainer(
         """Grade the samples, for the log: 1 right, 0 wrong, `UNKNOWN` for gold text; float64 [B]."""
         correct = torch.full((len(record),), UNKNOWN, dtype=torch.float64, device=batch.prompt_ids.device)
         rows = [row for row, drawn in enumerate(self._drawn) if drawn]
-        if rows:
+        if self._any_drawn:
             part = batch.take(rows)
             masks = part.completion_mask.bool()
             ids = [row[mask].tolist() for row, mask in zip(part.completion_ids, masks, strict=True)]
@@ -235,9 +242,9 @@ class GroupDistillationTrainer(
             paid = self.pipeline.score_outcomes([record[row] for row in rows], part, texts, truncated)
             correct[rows] = paid.correct.double()
             total = sum(component.double() for component in paid.components.values())
-            metrics = self._metrics["train"]
-            metrics["reward"].append(self.accelerator.gather(total).mean().item())
-            metrics["train_accuracy"].append(self.accelerator.gather(correct[rows]).mean().item())
+            for name, graded in (("reward", total), ("train_accuracy", correct[rows])):
+                values = [value for values in gather_lists(graded.tolist()) for value in values]
+                self._metrics["train"][name].append(torch.tensor(values, dtype=torch.float64).mean().item())
         return correct
 
     # -------------------------------------------------------------------------------------------- updates

@@ -8,6 +8,7 @@ once per stage and kept among the resume points, not in a cache of the ``dataset
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,20 +31,27 @@ from utils.models.loading import load_policy
 from utils.models.prefix_scoring import accept_shared_prefix, score_completions
 from utils.models.sampling import generate
 from utils.models.shared_prefix import CompletionBatch, obstacle
+from utils.processes import from_main, is_main_process, merge_shares, num_processes, share, wait_for_everyone
 from utils.rewards.spec import load_reward_spec
 from utils.stage import StageContext
+from utils.training.batches import share_batches
 from utils.training.cost import CountsCost
+from utils.training.filled_batches import FillsBatches, fillers_needed
+from utils.training.memory import KeepsAdapterFormat, train_within_memory
 from utils.training.ppo_math import k1, k3
 from utils.training.running import compute_reproducibly, plot_curves, run_training, trainer_arguments
 from utils.training.settings import DpoAlgo
+from utils.training.shared_prefix_mixin import refuse_sharding
 from utils.training.validation import GenerationValidation
 
 
-class PairTrainer(CountsCost, DPOTrainer):
+class PairTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, DPOTrainer):
     """TRL's DPOTrainer on tokenised pairs, prompts encoded once, whose reference log-probabilities outlive an
     interruption.
 
-    Where prefixes cannot be shared (``stock`` says why), TRL's own forward pass runs.
+    Where prefixes cannot be shared (``stock`` says why), TRL's own forward pass runs. Several processes share
+    the forward and backward passes of a micro-batch; its loss, whose means may be over tokens or sorted
+    pairs, is taken of the whole micro-batch.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, args: DPOConfig, **kwargs: Any):
@@ -52,6 +60,7 @@ class PairTrainer(CountsCost, DPOTrainer):
         if not self.stock:
             accept_shared_prefix(model)
         super().__init__(model=model, args=args, **kwargs)
+        refuse_sharding(self, "DPO")
 
     def _forward(self, model: nn.Module, *, input_ids: Tensor, labels: Tensor, **kwargs: Any):
         """TRL's fused forward pass: log-probability and entropy, float32 [B, L-1], of the tokens to come, 0
@@ -95,23 +104,40 @@ class PairTrainer(CountsCost, DPOTrainer):
         is done, so that an interrupted one goes on with the very same numbers.
         """
         path = Path(self.args.output_dir) / f"reference_{name}.safetensors"
-        if not path.is_file():
+        if not from_main(path.is_file()):
             with self.cost.phase("scoring"):
-                parts = [self.compute_ref_log_probs(self.model, batch) for batch in self.batches(dataset)]
-            chosen, rejected = (torch.cat(column).float().cpu() for column in zip(*parts, strict=True))
+                own = [
+                    self.compute_ref_log_probs(self.model, batch)
+                    for batch in self.batches(dataset, shared=True)
+                ]
+            parts = merge_shares([[part.float().cpu() for part in pair] for pair in own])
+            chosen, rejected = (torch.cat(column) for column in zip(*parts, strict=True))
             if not (chosen.isfinite().all() and rejected.isfinite().all()):
                 raise UserError(
                     "the SFT policy's log-probabilities are not finite: set model.torch_dtype float32"
                 )
-            with atomic_path(path) as temporary:
-                save_file({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}, temporary)
+            if is_main_process():
+                with atomic_path(path) as temporary:
+                    save_file({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}, temporary)
+            wait_for_everyone()
         columns = {name: values.tolist() for name, values in load_file(path).items()}
-        return Dataset.from_dict(dataset.to_dict() | columns)
+        rows = dataset.to_dict() | columns
+        if name == "train":
+            self.fillers = fillers_needed(len(dataset), self.args.per_device_train_batch_size)
+            filler = dict.fromkeys(dataset.column_names, [self.processing_class.eos_token_id])
+            filler |= dict.fromkeys(columns, math.nan)  # by which it is known
+            rows = {name: [*values, *[filler[name]] * self.fillers] for name, values in rows.items()}
+        return Dataset.from_dict(rows)
 
-    def batches(self, dataset: Dataset) -> Iterator[dict[str, Tensor]]:
-        """The pairs in their order, collated as in training, on the device."""
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(dataset), size):
+    def batches(self, dataset: Dataset, shared: bool = False) -> Iterator[dict[str, Tensor]]:
+        """The pairs in order, collated as in training, on the device.
+
+        They come in the micro-batches of all processes, as a loss may be of the whole. shared: this process's
+        share of the batches.
+        """
+        size = self.args.per_device_train_batch_size * num_processes()
+        starts = range(0, len(dataset), size)
+        for start in share(starts) if shared else starts:
             rows = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
             yield {
                 name: values.to(self.accelerator.device) for name, values in self.data_collator(rows).items()
@@ -119,9 +145,58 @@ class PairTrainer(CountsCost, DPOTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """TRL's, counting the tokens that are trained on: those of both completions."""
-        if self.model.training:
-            self.cost.trained(int(self.accelerator.reduce(inputs["completion_mask"].sum())))
-        return super().compute_loss(partial(self._forward, model), inputs, *args, **kwargs)
+        if not self.model.training or num_processes() == 1:
+            if self.model.training:
+                self.cost.trained(int(inputs["completion_mask"].sum()))
+            return super().compute_loss(partial(self._forward, model), inputs, *args, **kwargs)
+        own, before = inputs, self._total_train_tokens
+        real = ~self.accelerator.gather(own["ref_chosen_logps"]).isnan()
+        whole = {name: self._of_all(values, real) for name, values in own.items()}
+        self.cost.trained(int(whole["completion_mask"].sum()))
+        forward = partial(self._forward_of_all, model, own, real)
+        loss = super().compute_loss(forward, whole, *args, **kwargs)
+        # TRL adds up the tokens of processes that it takes to be different.
+        self._total_train_tokens = before + (self._total_train_tokens - before) // num_processes()
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
+
+    def _of_all(self, values: Tensor, real: Tensor) -> Tensor:
+        """The whole micro-batch of what each process has a part of, without fillers (``real``, bool [pairs]).
+
+        Of a pair's two sequences, [2 pairs, L], those chosen come first; or one number per pair, [pairs].
+        """
+        if values.ndim == 1:
+            return self.accelerator.gather(values)[real]
+        parts = self.accelerator.gather(self.accelerator.pad_across_processes(values, dim=1).contiguous())
+        halves = parts.view(num_processes(), 2, -1, parts.shape[1]).transpose(0, 1).flatten(1, 2)
+        return halves[:, real].flatten(0, 1)
+
+    def _forward_of_all(self, model: nn.Module, own: dict[str, Tensor], real: Tensor, **kwargs: Any):
+        """`_forward` of the whole micro-batch, with the gradient of this process's part.
+
+        DDP takes the mean of the processes' gradients, so the part's counts for as many as there are.
+        """
+        labels = own["input_ids"].masked_fill(own["completion_mask"] == 0, -100)
+        mask = own["attention_mask"]
+        found = self._forward(
+            model, **(kwargs | {"input_ids": own["input_ids"], "attention_mask": mask, "labels": labels})
+        )
+        length = kwargs["input_ids"].shape[1] - 1
+        fields = {}
+        for name in ("log_probs", "entropy", "mean_logits", "is_top1"):
+            fields[name] = self._of_all(getattr(found, name).detach().float(), real)
+        own_log_probs = nn.functional.pad(found.log_probs, (0, length - found.log_probs.shape[1]))
+        is_own = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+        size = len(own["ref_chosen_logps"])
+        first = size * self.accelerator.process_index
+        is_own[first : first + size] = True
+        kept = real[first : first + size].repeat(2)
+        gradient = (own_log_probs - own_log_probs.detach()) * num_processes()  # zero, but for its gradient
+        places = is_own[real].repeat(2).nonzero().squeeze(1)
+        unused = 0 * gradient[~kept].sum()  # DDP waits for every part's gradient
+        fields["is_top1"] = fields["is_top1"].bool()
+        fields["log_probs"] = fields["log_probs"].index_add(0, places, gradient[kept]) + unused
+        return FusedCausalLMOutput(**fields)
 
     @torch.no_grad()
     def held_out_metrics(self) -> dict[str, float]:
@@ -220,15 +295,17 @@ class PreferenceValidation(GenerationValidation):
             temperature=generation.temperature,
             top_p=generation.top_p,
             top_k=generation.top_k,
-            batch_size=generation.batch_size,
+            batch_size=generation.largest_batch,
+            room=self.room,
             generator=torch.Generator().manual_seed(derive_seed(self.seed, "validation_kl")),
+            across_processes=True,
         )
         prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         sequences, tokens, count = 0.0, 0.0, 0
         training = model.training
         model.eval()
-        for start in range(0, len(prompts), generation.batch_size):
-            part = slice(start, start + generation.batch_size)
+        for start in range(0, len(prompts), generation.largest_batch):
+            part = slice(start, start + generation.largest_batch)
             ids = [completion.token_ids for completion in completions[part]]
             log_ratio = self.trainer.divergence(prompt_ids[part], ids, generation.temperature).double()
             sequences += k1(log_ratio).sum().item()
@@ -280,6 +357,12 @@ def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokeniz
                 "algo.val_fraction above 0"
             )
         datasets[name] = tokenize_pairs(rows, tokenizer, model_config)
+    batches = share_batches(
+        algo.per_device_train_batch_size,
+        algo.gradient_accumulation_steps,
+        largest=model_config.training.max_micro_batch,
+        whole_micro_batches=False,
+    )
     arguments = DPOConfig(
         **trainer_arguments(ctx),
         learning_rate=algo.learning_rate,
@@ -287,8 +370,7 @@ def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokeniz
         warmup_steps=algo.warmup_steps,
         num_train_epochs=algo.num_train_epochs,
         max_steps=algo.max_steps,
-        per_device_train_batch_size=algo.per_device_train_batch_size,
-        gradient_accumulation_steps=algo.gradient_accumulation_steps,
+        **batches.arguments(),
         weight_decay=algo.weight_decay,
         beta=algo.beta,
         loss_type=list(algo.loss_type),
@@ -316,12 +398,17 @@ def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokeniz
 def train_dpo(ctx: StageContext, panels: dict[str, Sequence[str]]) -> None:
     """The stage from its inputs to its curves; validation as in every method, and on the held-out pairs."""
     compute_reproducibly()
-    trainer, tokenizer = build_dpo_trainer(ctx)
     model = ctx.config.model
     records = load_records(ctx.inputs["val"])[: model.validation.num_items]
     spec = load_reward_spec(ctx.inputs["reward_spec"])
-    validation = PreferenceValidation(records, spec, model, tokenizer, ctx.out, "dpo", seed=ctx.seed)
-    history = run_training(ctx, trainer, validation)
-    plot_curves(history, panels, ctx.out / "logs" / "curves.png")
+
+    def attempt() -> list[dict[str, Any]]:
+        trainer, tokenizer = build_dpo_trainer(ctx)
+        validation = PreferenceValidation(records, spec, model, tokenizer, ctx.out, "dpo", seed=ctx.seed)
+        return run_training(ctx, trainer, validation)
+
+    history = train_within_memory(ctx, attempt)
+    if is_main_process():
+        plot_curves(history, panels, ctx.out / "logs" / "curves.png")
     last = [row for row in history if "val_kl" in row][-1]
     ctx.metrics |= {name: last[name] for name in ("val_preference_accuracy", "val_kl_sequence")}

@@ -29,6 +29,7 @@ from utils.common import UserError, derive_seed, read_json, write_json
 from utils.models.sampling import generate
 from utils.models.score_cache import ScoreCache
 from utils.models.shared_prefix import CompletionBatch
+from utils.processes import from_main, is_main_process
 from utils.stage import StageContext
 from utils.training.advantages import baselines
 from utils.training.prompt_order import prompt_order
@@ -142,11 +143,14 @@ def order_agreement(advantages: Tensor, rewards: Tensor) -> float | None:
 
 @contextlib.contextmanager
 def _leaving_no_trace(trainer: SharedPrefixRLOOTrainer) -> Iterator[None]:
-    """Evaluation mode, the global random state set aside, and no teacher scores added to the cache."""
-    model, teacher = trainer.model, trainer.pipeline.teacher
-    training = model.training
+    """Evaluation mode, the global random state set aside, no teacher scores added to the cache, and nothing
+    asked of other processes.
+    """
+    model, teacher, combiner = trainer.model, trainer.pipeline.teacher, trainer.pipeline.combiner
+    training, in_parts = model.training, combiner.in_parts
     cache = None if teacher is None else teacher.cache
     model.eval()
+    combiner.in_parts = False
     if teacher is not None:
         teacher.cache = ScoreCache(0)
     try:
@@ -154,6 +158,7 @@ def _leaving_no_trace(trainer: SharedPrefixRLOOTrainer) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+        combiner.in_parts = in_parts
         if teacher is not None:
             teacher.cache = cache
 
@@ -290,8 +295,8 @@ def check_gradient_variance(ctx: StageContext, trainer: SharedPrefixRLOOTrainer)
     """Measure before the first update, with ``variance_prompts`` prompts (0: not at all), and say what was
     found: ``logs/gradient_variance.json``, the manifest's metrics, a line of the log.
 
-    A resumed stage keeps the file it has. Left out, with a line that says why, where there are less than two
-    prompts or the gradients would not fit `GRADIENT_BYTES`.
+    A resumed stage keeps the file it has. The main process measures, others wait. Left out, with a line that
+    says why, where there are less than two prompts or the gradients would not fit `GRADIENT_BYTES`.
     """
     prompts = min(ctx.config.options.variance_prompts, len(trainer.train_dataset))
     path = ctx.out / "logs" / "gradient_variance.json"
@@ -306,11 +311,11 @@ def check_gradient_variance(ctx: StageContext, trainer: SharedPrefixRLOOTrainer)
             "possible (--variance_prompts)"
         )
         return
-    if not (ctx.resuming and path.is_file()):
+    if is_main_process() and not (ctx.resuming and path.is_file()):
         began = time.perf_counter()
         write_json(path, measure(ctx, trainer, prompts))
         ctx.runtime["gradient_variance_seconds"] = round(time.perf_counter() - began, 1)
-    found = read_json(path)
+    found = from_main(read_json(path) if is_main_process() else None)
     ratio = found["ratio_to_reinforce"]
     ctx.metrics["gradient_variance_ratio"] = ratio["value"]
     ctx.metrics["gradient_variance_ratio_ci95"] = ratio["ci95"]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from utils.data.records import Record
-from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards, at_last_token
+from utils.rewards.rollout import RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
 from utils.training.advantages import process_advantages
@@ -73,7 +73,7 @@ def intrinsic_tokens(paid: RolloutRewards, mask: Tensor) -> Tensor:
 
     What else a completion earns is on its last unmasked token, and is taken off there.
     """
-    others = sum(paid.components[name].double() for name in ALL_COMPONENTS if name != "intrinsic")
+    others = sum(paid.components[name].double() for name in paid.components if name != "intrinsic")
     return paid.token_rewards.double() - at_last_token(others, mask)
 
 

@@ -18,10 +18,11 @@ from utils.data.records import Record
 from utils.models.loading import device, load_policy
 from utils.models.sampling import eos_token_ids
 from utils.models.shared_prefix import CompletionBatch
-from utils.rewards.rollout import ALL_COMPONENTS, RewardPipeline, RolloutRewards
+from utils.models.vllm_sampling import vllm_arguments
+from utils.rewards.rollout import RewardPipeline, RolloutRewards
 from utils.rewards.spec import RewardSpec
-from utils.rewards.task import COMPONENTS
 from utils.stage import StageContext
+from utils.training.batches import share_batches
 from utils.training.reward_state import open_pipeline
 from utils.training.running import trainer_arguments
 from utils.training.settings import GrpoAlgo, RlooAlgo
@@ -49,8 +50,7 @@ class OutcomeRewards:
     ):
         self.pipeline, self.tokenizer, self.eos = pipeline, tokenizer, eos
         self.score = pipeline.score_tokens if tokens else pipeline.score_outcomes
-        weights = pipeline.combiner.base
-        self.names = [name for name in ALL_COMPONENTS if name in COMPONENTS or weights[name] > 0]
+        self.names = pipeline.names
 
     def functions(self) -> list[Callable]:
         """One reward function per component that can be paid."""
@@ -131,6 +131,13 @@ def group_arguments(ctx: StageContext, num_generations: int) -> dict[str, Any]:
     algo: GrpoAlgo | RlooAlgo = ctx.config.algo
     generation = ctx.config.model.generation
     updates = updates_per_rollout(algo)
+    batches = share_batches(
+        algo.per_device_train_batch_size,
+        algo.gradient_accumulation_steps,
+        algo.steps_per_generation,
+        group=num_generations,
+        largest=ctx.config.model.training.max_micro_batch,
+    )
     return {
         **trainer_arguments(ctx, updates),
         "learning_rate": algo.learning_rate,
@@ -138,9 +145,7 @@ def group_arguments(ctx: StageContext, num_generations: int) -> dict[str, Any]:
         "warmup_steps": algo.warmup_steps,
         "weight_decay": algo.weight_decay,
         "max_steps": algo.num_rollouts * updates,
-        "per_device_train_batch_size": algo.per_device_train_batch_size,
-        "gradient_accumulation_steps": algo.gradient_accumulation_steps,
-        "steps_per_generation": algo.steps_per_generation,
+        **batches.arguments(rollouts=True),
         "num_generations": num_generations,
         "num_iterations": algo.num_iterations,
         "beta": algo.beta,
@@ -151,6 +156,7 @@ def group_arguments(ctx: StageContext, num_generations: int) -> dict[str, Any]:
         "temperature": generation.temperature,
         "top_p": generation.top_p,
         "top_k": generation.top_k,
+        **vllm_arguments(ctx, correction=isinstance(algo, GrpoAlgo)),
     }
 
 

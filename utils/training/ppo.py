@@ -15,8 +15,10 @@ from utils.common import UserError
 from utils.config import ModelConfig
 from utils.data.records import Record
 from utils.models.loading import load_policy
+from utils.models.vllm_sampling import vllm_arguments
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
+from utils.training.batches import share_batches
 from utils.training.follows_curriculum import follow_curriculum
 from utils.training.outcome_rewards import Start
 from utils.training.ppo_trainer import PPOTrainer
@@ -75,6 +77,13 @@ def build_ppo_trainer(
     model_config: ModelConfig = ctx.config.model
     algo: PpoAlgo = ctx.config.algo
     start = Start.of(ctx, records, spec, gamma=algo.gamma)
+    batches = share_batches(
+        algo.rollout_batch_size // (algo.num_mini_batches * algo.gradient_accumulation_steps),
+        algo.gradient_accumulation_steps,
+        algo.num_mini_batches * algo.gradient_accumulation_steps,
+        group=algo.num_generations,
+        largest=model_config.training.max_micro_batch,
+    )
     arguments = PPOConfig(
         **trainer_arguments(ctx, algo.updates_per_rollout),
         learning_rate=algo.learning_rate,
@@ -83,9 +92,7 @@ def build_ppo_trainer(
         warmup_steps=algo.warmup_steps,
         weight_decay=algo.weight_decay,
         max_steps=algo.num_rollouts * algo.updates_per_rollout,
-        per_device_train_batch_size=algo.rollout_batch_size
-        // (algo.num_mini_batches * algo.gradient_accumulation_steps),
-        gradient_accumulation_steps=algo.gradient_accumulation_steps,
+        **batches.arguments(),
         num_generations=algo.num_generations,
         num_ppo_epochs=algo.num_ppo_epochs,
         num_mini_batches=algo.num_mini_batches,
@@ -107,6 +114,7 @@ def build_ppo_trainer(
         temperature=model_config.generation.temperature,
         top_p=model_config.generation.top_p,
         top_k=model_config.generation.top_k,
+        **vllm_arguments(ctx, correction=True),
     )
     critic = None
     if algo.value_model == "separate":

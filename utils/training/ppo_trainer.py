@@ -44,6 +44,8 @@ from utils.training.ppo_math import (
     value_loss,
     whiten,
 )
+from utils.training.sampler_correction import CorrectsSampler, corrected
+from utils.training.shared_prefix_mixin import refuse_sharding
 from utils.training.value import TrainsCritic, ValueModel, attach_value_head
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ _REMEDY = (
 )
 
 
-class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
+class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
     """PPO with a value head on the policy, or with a critic of its own where `value_model` is given.
 
     `pipeline` pays the completions; the data set's `record` column indexes its records. Raises UserError for
@@ -85,10 +87,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
             **kwargs,
         )
         self.pipeline = pipeline
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError(
-                "PPO runs in one process or under DDP: choose an accelerate config without sharding"
-            )
+        refuse_sharding(self, "PPO")
         policy = self.accelerator.unwrap_model(self.model)
         for used in (policy, self.ref_model, value_model):
             if used is not None:
@@ -157,7 +156,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
         self._rollout_began = time.perf_counter()
         args = self.args
         record = [row["record"] for row in inputs]
-        batch, texts, truncated = self._sample([row["prompt"] for row in inputs])
+        batch, texts, truncated, sampler_log_probs = self._sample([row["prompt"] for row in inputs])
         mask = batch.completion_mask.bool()
 
         log_probs, entropies, values = self._score_rollout(self.model, batch, entropy=True, value=True)
@@ -184,12 +183,16 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
             "returns": returns,
             "record": torch.tensor(record, device=mask.device),
             "correct": rewards.correct,
+            **self._correction(log_probs, sampler_log_probs, mask),
         }
 
-    def _sample(self, prompts: list[str]) -> tuple[CompletionBatch, list[str], Tensor]:
-        """Completions of rendered prompts: token ids, decoded texts, and bool [B], cut before their end."""
+    def _sample(self, prompts: list[str]) -> tuple[CompletionBatch, list[str], Tensor, list | None]:
+        """Completions of rendered prompts: token ids, decoded texts, and bool [B], cut before their end.
+
+        Last, where vLLM samples, its log-probabilities of their tokens, in lists; None where it has none.
+        """
         prompt_ids, _, _ = self._tokenize_prompts(prompts)
-        completion_ids, _ = self._generate_single_turn(prompt_ids, None, {}, self.num_generations)
+        completion_ids, log_probs = self._generate_single_turn(prompt_ids, None, {}, self.num_generations)
         texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         truncated = [not ids or ids[-1] not in self.eos_token_ids for ids in completion_ids]
         device = self.accelerator.device
@@ -197,6 +200,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
             CompletionBatch.of(prompt_ids, completion_ids, device),
             texts,
             torch.tensor(truncated, device=device),
+            log_probs,
         )
 
     def _count_tokens(self, batch: CompletionBatch) -> None:
@@ -256,7 +260,8 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
         place = self._step % self.args.steps_per_generation
         if self._step % self._micro_batches == 0:
             with self.cost.phase("scoring"):
-                self._rollout = self._next_rollout(generation_batch)
+                rollout = self._next_rollout(generation_batch)
+                self._rollout = {name: self._whole(name, value) for name, value in rollout.items()}
         if place == 0:
             self._buffered_inputs = self._shuffled_micro_batches()
         return self._buffered_inputs[place]
@@ -264,6 +269,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
     def _shuffled_micro_batches(self) -> list[dict[str, Tensor]]:
         """The rollout in random order, completions of a prompt together, with each mini-batch's `tokens`."""
         order = self._shuffled_groups(self._rollout["prompt_ids"], self._rollout["prompt_mask"])
+        order = self._own_rows(order)
         shuffled = {name: value[order] for name, value in self._rollout.items()}
         parts = split_tensor_dict(shuffled, self.args.steps_per_generation)
         size = self.args.gradient_accumulation_steps
@@ -313,6 +319,7 @@ class PPOTrainer(TrainsCritic, SharedPrefixGRPOTrainer):
         )
         scores = self._score(model, batch, entropy=args.entropy_coef != 0, value=True)
         policy, policy_clipped = policy_loss(scores.log_prob, old_log_probs, advantages, args.cliprange)
+        policy = corrected(policy, inputs, mask)
         value, value_clipped = value_loss(scores.value, old_values, returns, args.cliprange_value)
         loss = policy + args.vf_coef * value
         if args.entropy_coef:

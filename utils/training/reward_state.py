@@ -12,6 +12,7 @@ from utils.config import ModelConfig
 from utils.data.records import Record
 from utils.models.score_cache import open_cache
 from utils.models.teacher import Teacher
+from utils.processes import gather_lists, is_main_process, process_index, wait_for_everyone
 from utils.rewards.rollout import RewardPipeline
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
@@ -28,8 +29,11 @@ def open_pipeline(
     tokenizer: PreTrainedTokenizerBase,
     *,
     gamma: float = 1.0,
+    replicated: bool = False,
 ) -> RewardPipeline:
     """The pipeline for ``--reward``, with the configured teacher and its score cache where it needs one.
+
+    ``replicated``: every process scores the same rollouts, and they share the teacher's work.
 
     Raises UserError as `Teacher.load` and `RewardPipeline` do.
     """
@@ -37,7 +41,8 @@ def open_pipeline(
     if RewardPipeline.needs_teacher(spec, reward):
         cache = open_cache(model.teacher_cache)
         teacher = Teacher.load(model.model, tokenizer, alpha=spec.intrinsic.alpha, cache=cache)
-    return RewardPipeline(records, spec, reward, teacher, gamma=gamma)
+        teacher.across_processes = replicated
+    return RewardPipeline(records, spec, reward, teacher, gamma=gamma, replicated=replicated)
 
 
 def close_pipeline(ctx: StageContext, pipeline: RewardPipeline) -> None:
@@ -47,15 +52,19 @@ def close_pipeline(ctx: StageContext, pipeline: RewardPipeline) -> None:
     the same between executions.
     """
     if pipeline.teacher is not None:
-        pipeline.teacher.cache.publish()
-        ctx.metrics["teacher_cache"] = pipeline.teacher.cache.stats
+        cache, in_parts = pipeline.teacher.cache, pipeline.combiner.in_parts
+        if is_main_process() or in_parts:
+            cache.publish()
+        stats = [stats for (stats,) in gather_lists([cache.stats])] if in_parts else [cache.stats]
+        ctx.metrics["teacher_cache"] = {name: sum(each[name] for each in stats) for name in cache.stats}
 
 
 class KeepsRewardState:
     """Trainer mixin: what rollouts change in ``self.pipeline`` is part of every resume point.
 
     Statistics of normalisers, evidence of adaptive weights, and the teacher scores with their cache's order
-    and counts, so that a resumed run pays, and counts, as an uninterrupted one.
+    and counts, so that a resumed run pays, and counts, as an uninterrupted one. Of several processes each
+    keeps its own scores; where others resume, those of new ones begin empty.
     """
 
     pipeline: RewardPipeline
@@ -66,12 +75,18 @@ class KeepsRewardState:
         if self.args.should_save:
             folder = Path(output_dir)
             write_json(folder / STATE_FILE, self.pipeline.state_dict())
-            if self.pipeline.teacher is not None:
-                self.pipeline.teacher.cache.save(folder / SCORES_FILE)
+        if self.pipeline.teacher is not None:
+            self.pipeline.teacher.cache.save(_scores_file(output_dir))
+            wait_for_everyone()  # the resume point is complete once the main process goes on
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.pipeline.load_state_dict(read_json(Path(checkpoint) / STATE_FILE))
             if self.pipeline.teacher is not None:
-                self.pipeline.teacher.cache.load(Path(checkpoint) / SCORES_FILE)
+                self.pipeline.teacher.cache.load(_scores_file(checkpoint))
+
+
+def _scores_file(folder: str) -> Path:
+    """Where this process keeps its teacher scores."""
+    return Path(folder) / (f"{process_index()}_{SCORES_FILE}" if process_index() else SCORES_FILE)

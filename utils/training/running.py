@@ -17,12 +17,15 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 from utils.common import TEMPORARY_PREFIX, UserError, write_jsonl
 from utils.config import ModelConfig
 from utils.data.records import Record, load_records
+from utils.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.stage import StageContext
 from utils.training.cost import MeasuresUpdates
 from utils.training.curriculum_report import report_curriculum
 from utils.training.health_watch import TrainingHealth
+from utils.training.memory import precision, train_within_memory
 from utils.training.reward_state import KeepsRewardState, close_pipeline
+from utils.training.trackers import tracker_arguments
 from utils.training.validation import GenerationValidation, best_step
 
 datasets.disable_progress_bars()
@@ -30,6 +33,9 @@ datasets.disable_progress_bars()
 # Logged by Transformers and TRL, but different on every execution: kept out of the log that manifests hash.
 # (train_loss is the mean over the steps since the last resumption.)
 VOLATILE = ("runtime", "per_second", "step_time", "_time", "total_flos", "memory", "train_loss")
+
+
+REWARD_PANEL = "reward components"  # the curves that components of the user's own join
 
 
 class RefuseNonFinite(TrainerCallback):
@@ -89,7 +95,6 @@ def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
     steps each.
     """
     model: ModelConfig = ctx.config.model
-    half = model.model.torch_dtype
     return {
         "output_dir": str(ctx.out / "resume"),
         "seed": ctx.seed,
@@ -104,18 +109,26 @@ def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
         "gradient_checkpointing": model.training.gradient_checkpointing,
         "dataloader_num_workers": model.training.dataloader_num_workers,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "report_to": model.training.report_to or "none",
-        "bf16": half == "bfloat16",
-        "fp16": half == "float16",
+        **tracker_arguments(ctx),
+        **precision(model),
         "disable_tqdm": True,
+        "use_cpu": num_processes() > 1 and not torch.cuda.is_available(),  # Accelerate asks to be told
+        "ddp_find_unused_parameters": False,
+        # Otherwise Transformers forgets what `join_processes` has set up, and does it again.
+        "accelerator_config": {"use_configured_state": num_processes() > 1 and shards_on_cpu()},
     }
 
 
 def resume_point(folder: Path) -> Path | None:
     """The latest complete checkpoint below ``folder`` (by number), or None; incomplete ones are removed.
 
-    The trainer's state is the last file of a checkpoint to be written.
+    The trainer's state is the last file of a checkpoint to be written. Of several processes the main one
+    looks, and tells the others.
     """
+    return from_main(_resume_point(folder) if is_main_process() else None)
+
+
+def _resume_point(folder: Path) -> Path | None:
     points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     for point in points:
         try:
@@ -149,13 +162,20 @@ def train_stage(
     """
     compute_reproducibly()
     spec = load_reward_spec(ctx.inputs["reward_spec"])
-    trainer, tokenizer = build(load_records(ctx.inputs["train"]), spec)
+    own = [f"rewards/{name}/mean" for name in spec.own]
+    panels = {title: [*keys, *own] if title == REWARD_PANEL else keys for title, keys in panels.items()}
     records = load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items]
-    validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
-    history = run_training(ctx, trainer, validation)
-    plot_curves(history, panels, ctx.out / "logs" / "curves.png")
-    if getattr(trainer, "curriculum", None) is not None:
-        report_curriculum(ctx)
+
+    def attempt() -> tuple[Trainer, list[dict[str, Any]]]:
+        trainer, tokenizer = build(load_records(ctx.inputs["train"]), spec)
+        validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
+        return trainer, run_training(ctx, trainer, validation)
+
+    trainer, history = train_within_memory(ctx, attempt)
+    if is_main_process():
+        plot_curves(history, panels, ctx.out / "logs" / "curves.png")
+        if getattr(trainer, "curriculum", None) is not None:
+            report_curriculum(ctx)
     if isinstance(trainer, KeepsRewardState):
         close_pipeline(ctx, trainer.pipeline)
 
@@ -167,6 +187,8 @@ def run_training(
 
     Returns the log without volatile numbers, as in ``logs/metrics.jsonl``.
     """
+    ctx.runtime["micro_batch"] = trainer.args.per_device_train_batch_size
+    trainer.room = validation.room
     validation.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # prints every log row as a dict; the log file holds them
     for callback in (
@@ -185,7 +207,6 @@ def run_training(
     validation.save_final()
     history = [stable(row) for row in trainer.state.log_history]
     history = [row for row in history if set(row) - {"step", "epoch", "sampled_completions"}]
-    write_jsonl(ctx.out / "logs" / "metrics.jsonl", history)
     ctx.runtime["train_seconds"] = round(output.metrics["train_runtime"], 1)
     trainer.cost.report(ctx)
     last = [row for row in history if "val_reward" in row][-1]
@@ -199,10 +220,12 @@ def run_training(
         "final_val_reward": last["val_reward"],
         "final_val_accuracy": last["val_accuracy"],
     }
-    # Out of sight first: a resume point that is half deleted must not be taken for a complete one.
-    spent = ctx.out / f"{TEMPORARY_PREFIX}resume"
-    os.replace(ctx.out / "resume", spent)
-    shutil.rmtree(spent)
+    if is_main_process():
+        write_jsonl(ctx.out / "logs" / "metrics.jsonl", history)
+        # Out of sight first: a resume point that is half deleted must not be taken for a complete one.
+        spent = ctx.out / f"{TEMPORARY_PREFIX}resume"
+        os.replace(ctx.out / "resume", spent)
+        shutil.rmtree(spent)
     return history
 
 

@@ -25,7 +25,7 @@ class SftAlgo:
     warmup_steps: int = setting(10, "optimizer steps of linear warm-up")
     num_train_epochs: float = setting(1.0, "passes over the training set, unless max_steps is given")
     max_steps: int = setting(-1, "optimizer steps; -1: as many as num_train_epochs takes")
-    per_device_train_batch_size: int = setting(32, "sequences per micro-batch and device")
+    per_device_train_batch_size: int = setting(32, "sequences per micro-batch, shared by the processes")
     gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step")
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
 
@@ -47,7 +47,7 @@ class RolloutAlgo:
     warmup_steps: int = setting(5, "optimizer steps of linear warm-up")
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
     num_rollouts: int = setting(64, "rollouts in all")
-    per_device_train_batch_size: int = setting(64, "completions per micro-batch and device")
+    per_device_train_batch_size: int = setting(64, "completions per micro-batch, shared by the processes")
     gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step")
     steps_per_generation: int = setting(2, "micro-batches a rollout is split into")
     num_iterations: int = setting(2, "passes over each rollout (mu)")
@@ -55,7 +55,7 @@ class RolloutAlgo:
 
     @property
     def rollout_size(self) -> int:
-        """Completions per rollout and device."""
+        """Completions per rollout, over all processes."""
         return self.per_device_train_batch_size * self.steps_per_generation
 
     def _validate_rollouts(self, name: str, size: int) -> None:
@@ -93,7 +93,7 @@ class _GroupAlgo(RolloutAlgo):
 
     @property
     def sampled_completions(self) -> int:
-        """Completions sampled in all, per device."""
+        """Completions sampled in all, over all processes."""
         return self.all_rollouts * self.rollout_size
 
     def _validate_groups(self, name: str, size: int) -> None:
@@ -110,7 +110,7 @@ class _GroupAlgo(RolloutAlgo):
 class GrpoAlgo(_GroupAlgo):
     """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300; configs/algorithms/grpo.yaml).
 
-    A rollout holds ``per_device_train_batch_size * steps_per_generation`` completions per device,
+    A rollout holds ``per_device_train_batch_size * steps_per_generation`` completions,
     ``num_generations`` of each prompt, and is used for ``num_iterations`` passes. (Where
     ``gradient_accumulation_steps`` is more than a rollout serves, what one optimizer step takes counts as one
     rollout.) In this stage the model tier's ``training.save_steps``, ``training.logging_steps`` and
@@ -129,7 +129,7 @@ class GrpoAlgo(_GroupAlgo):
 
     @property
     def num_prompts(self) -> int:
-        """Prompts drawn in all, per device."""
+        """Prompts drawn in all, over all processes."""
         return self.sampled_completions // self.num_generations
 
     def validate(self) -> None:
@@ -162,7 +162,7 @@ class RlooAlgo(_GroupAlgo):
 
     @property
     def num_prompts(self) -> int:
-        """Prompts drawn in all, per device."""
+        """Prompts drawn in all, over all processes."""
         return self.sampled_completions // self.num_samples
 
     def validate(self) -> None:
@@ -173,10 +173,10 @@ class RlooAlgo(_GroupAlgo):
 class PpoAlgo:
     """Proximal policy optimisation on tokens (Schulman et al. 2017; configs/algorithms/ppo.yaml).
 
-    ``num_rollouts`` rollouts of ``rollout_batch_size`` completions per device, ``num_generations`` of each
-    prompt. A rollout is passed over ``num_ppo_epochs`` times, each time in ``num_mini_batches`` optimizer
-    steps of ``gradient_accumulation_steps`` micro-batches. In this stage the model tier's
-    ``training.save_steps``, ``training.logging_steps`` and ``validation.eval_steps`` count rollouts.
+    ``num_rollouts`` rollouts of ``rollout_batch_size`` completions, ``num_generations`` of each prompt. A
+    rollout is passed over ``num_ppo_epochs`` times, each time in ``num_mini_batches`` optimizer steps of
+    ``gradient_accumulation_steps`` micro-batches. In this stage the model tier's ``training.save_steps``,
+    ``training.logging_steps`` and ``validation.eval_steps`` count rollouts.
     """
 
     learning_rate: float = setting(1e-3, "peak learning rate of AdamW")
@@ -185,7 +185,7 @@ class PpoAlgo:
     warmup_steps: int = setting(5, "optimizer steps of linear warm-up")
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
     num_rollouts: int = setting(64, "rollouts in all")
-    rollout_batch_size: int = setting(128, "completions per rollout and device")
+    rollout_batch_size: int = setting(128, "completions per rollout")
     num_generations: int = setting(8, "completions per prompt; 1 is allowed, the critic is the baseline")
     num_ppo_epochs: int = setting(2, "passes over each rollout")
     num_mini_batches: int = setting(2, "optimizer steps per pass")
@@ -222,12 +222,12 @@ class PpoAlgo:
 
     @property
     def sampled_completions(self) -> int:
-        """Completions sampled in all, per device."""
+        """Completions sampled in all, over all processes."""
         return self.num_rollouts * self.rollout_batch_size
 
     @property
     def num_prompts(self) -> int:
-        """Prompts drawn in all, per device."""
+        """Prompts drawn in all, over all processes."""
         return self.sampled_completions // self.num_generations
 
     def validate(self) -> None:
@@ -351,7 +351,7 @@ class DpoAlgo:
     warmup_steps: int = setting(5, "optimizer steps of linear warm-up")
     num_train_epochs: float = setting(1.0, "passes over the pairs, unless max_steps is given")
     max_steps: int = setting(-1, "optimizer steps; -1: as many as num_train_epochs takes")
-    per_device_train_batch_size: int = setting(32, "pairs per micro-batch and device")
+    per_device_train_batch_size: int = setting(32, "pairs per micro-batch, shared by the processes")
     gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step")
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
     beta: float = setting(0.1, "strength of the tie to the reference; ipo: its tau")

@@ -18,18 +18,25 @@ from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
 from utils.models.loading import add_lora, load_policy
 from utils.stage import StageContext
+from utils.training.batches import share_batches
 from utils.training.cost import CountsCost
+from utils.training.filled_batches import FillsBatches, fillers_needed
+from utils.training.memory import KeepsAdapterFormat
 from utils.training.running import trainer_arguments
 from utils.training.settings import SftAlgo
 
 
-class CountingSFTTrainer(CountsCost, SFTTrainer):
+class CountingSFTTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, SFTTrainer):
     """TRL's SFTTrainer, counting the tokens it teaches."""
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        taught = (inputs["labels"] != -100).sum()
-        self.cost.trained(int(self.accelerator.reduce(taught)))
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        taught = (inputs["labels"] != -100).sum(1)
+        self.cost.trained(int(self.accelerator.reduce(taught.sum())))
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.fillers:  # of one token each, which TRL has counted
+            self._total_train_tokens -= int(self.accelerator.reduce((taught == 0).sum()))
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return found
 
 
 def tokenize_demonstrations(
@@ -83,6 +90,13 @@ def build_sft_trainer(
             f"{len(left_out)} of {len(records)} demonstrations are too long and left out: {left_out[:5]} …"
         )
     ctx.metrics |= {"demonstrations": len(rows), "left_out": len(left_out)}
+    batches = share_batches(
+        algo.per_device_train_batch_size,
+        algo.gradient_accumulation_steps,
+        largest=model_config.training.max_micro_batch,
+    )
+    fillers = fillers_needed(len(rows), batches.per_device_train_batch_size)
+    rows += [{"input_ids": [tokenizer.eos_token_id], "completion_mask": [0]}] * fillers
     arguments = SFTConfig(
         **trainer_arguments(ctx),
         learning_rate=algo.learning_rate,
@@ -90,8 +104,7 @@ def build_sft_trainer(
         warmup_steps=algo.warmup_steps,
         num_train_epochs=algo.num_train_epochs,
         max_steps=algo.max_steps,
-        per_device_train_batch_size=algo.per_device_train_batch_size,
-        gradient_accumulation_steps=algo.gradient_accumulation_steps,
+        **batches.arguments(),
         weight_decay=algo.weight_decay,
         completion_only_loss=True,
         max_length=None,  # nothing is cut here: too long demonstrations are left out above
@@ -99,4 +112,5 @@ def build_sft_trainer(
     trainer = CountingSFTTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
+    trainer.fillers = fillers
     return trainer, tokenizer

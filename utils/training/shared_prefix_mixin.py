@@ -9,6 +9,9 @@ the stock trainer's to float tolerance. Where sharing cannot apply it runs the s
 
 All randomness of a rollout comes from `args.seed` and the optimizer step, not from the global generators, and
 checkpoints must fall between rollouts, so a run that was killed at any step resumes to identical weights.
+
+Several processes share a rollout as one would have it: the noise of sampling is drawn for the whole, and so
+is the order of its groups; each process takes its rows of both (utils/training/batches.py).
 """
 
 import logging
@@ -17,10 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from utils.common import UserError, derive_seed
-from utils.models.prefix_sampling import sample_completions
+from utils.models.memory import Room
+from utils.models.prefix_sampling import sample_completions, sampling_noise
 from utils.models.prefix_scoring import accept_shared_prefix
-from utils.models.shared_prefix import CompletionBatch, drops_cache, group_prompts, obstacle
+from utils.models.sampling import padding_ids
+from utils.models.shared_prefix import CompletionBatch, drops_cache, evaluating, group_prompts, obstacle
+from utils.models.vllm_sampling import without_padding
+from utils.models.vllm_weights import send_policy
+from utils.processes import gather_lists, num_processes
 from utils.training.cost import CountsCost
+from utils.training.memory import KeepsAdapterFormat
 from utils.training.trl_version import check_trl_version
 
 try:
@@ -77,6 +86,15 @@ def check_prompts_suffice(args, prompts: int) -> None:
         )
 
 
+def refuse_sharding(trainer, method: str) -> None:
+    """Raise UserError where the model is spread over processes and the method needs all of it in each."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UserError(
+            f"{method} runs in one process or under DDP: use configs/accelerate/ddp.yaml, and "
+            "model.load_in_4bit or training.max_micro_batch where memory is short"
+        )
+
+
 class EpochSampler(RepeatSampler):
     """TRL's RepeatSampler, in the same order, but able to start at any epoch (for resuming)."""
 
@@ -94,7 +112,7 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-class SharedPrefix(CountsCost):
+class SharedPrefix(KeepsAdapterFormat, CountsCost):
     """Mixin for TRL's GRPOTrainer and RLOOTrainer; put it before the trainer among the base classes.
 
     Takes the trainer's arguments. Raises UserError on another TRL than 1.16.x, and where `save_steps` is no
@@ -102,12 +120,22 @@ class SharedPrefix(CountsCost):
     `num_generations`: otherwise groups are cut between micro-batches and share less.
 
     Sampling runs in eval mode (no dropout). Where dropout is active in training, a prompt has one dropout
-    mask per group instead of one per completion.
+    mask per group instead of one per completion. `room` divides rollouts that memory has no room for.
+
+    Ids beyond the tokenizer, for which Qwen2.5 has logits, are never sampled. Scores remain TRL's, over all
+    columns: log pi(token) = log q(token) + log Z, where q is what is sampled from and Z the mass of the
+    tokenizer's ids. Z is 1 to rounding in a trained model, and below it in a random one; ratios, KL
+    penalties and the policy gradient then hold Z as well, and advantages that do not average to 0 move it.
     """
+
+    room: Room | None = None
 
     def __init__(self, *args, **kwargs):
         check_trl_version()
         super().__init__(*args, **kwargs)
+        if self.use_vllm:
+            send_policy(self.vllm_generation)
+        self._suppress_padding()
         check_save_steps(self.args)
         if hasattr(self.train_dataset, "__len__"):
             check_prompts_suffice(self.args, len(self.train_dataset))
@@ -207,12 +235,12 @@ class SharedPrefix(CountsCost):
     # ------------------------------------------------------------------------------------------- sampling
 
     def _rollout_generator(self, purpose: str) -> torch.Generator:
-        """Return a CPU generator seeded by run, purpose, optimizer step, draw within it, and process."""
+        """Return a CPU generator seeded by run, purpose, optimizer step and draw in it, in every process."""
         now = (self.state.global_step, "train" if self.model.training else "eval")
         last, draws = self._draws.get(purpose, (now, 0))
         draw = draws if last == now else 0
         self._draws[purpose] = (now, draw + 1)
-        seed = derive_seed(self.args.seed, purpose, *now, draw, self.accelerator.process_index)
+        seed = derive_seed(self.args.seed, purpose, *now, draw, 0)
         return torch.Generator().manual_seed(seed)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
@@ -232,9 +260,22 @@ class SharedPrefix(CountsCost):
         """The sums of counts over all processes."""
         return self._total(torch.tensor(counts, device=self.accelerator.device)).tolist()
 
+    def _suppress_padding(self) -> None:
+        """Keep the samplers of TRL and vLLM from ids beyond the tokenizer."""
+        padding = padding_ids(self.accelerator.unwrap_model(self.model), len(self._tokenizer))
+        if self.use_vllm:
+            vllm = self.vllm_generation
+            vllm.generation_kwargs = vllm.generation_kwargs | without_padding(padding)
+        elif padding:
+            given = self.generation_config.suppress_tokens or []
+            self.generation_config.suppress_tokens = [*given, *padding]
+
     def _sample_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         if self._stock("sampling", self._sampling_obstacle(images, multimodal_fields)):
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        noise = self._sampling_noise(len(prompt_ids))
+        if not prompt_ids:
+            return ([], None) if isinstance(self, GRPOTrainer) else []
         rows = [torch.tensor(ids) for ids in prompt_ids]
         inputs = {
             "ids": pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left"),
@@ -249,24 +290,33 @@ class SharedPrefix(CountsCost):
             ) as model,
             self.accelerator.autocast(),
         ):
-            generator = self._rollout_generator("sampling")
-            training = model.training
-            model.eval()
-            completions = sample_completions(
-                model,
-                inputs["ids"],
-                inputs["mask"],
-                max_new_tokens=self.max_completion_length,
-                eos_token_ids=self.eos_token_ids,
-                pad_token_id=self._tokenizer.pad_token_id,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k or 0,
-                generator=generator,
-            )
-            model.train(training)
-        token_lists = completions.token_lists()
+
+            def sampled(part: slice) -> list[list[int]]:
+                return sample_completions(
+                    model,
+                    inputs["ids"][part],
+                    inputs["mask"][part],
+                    max_new_tokens=self.max_completion_length,
+                    eos_token_ids=self.eos_token_ids,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                    temperature=self.temperature,
+                    top_p=self.top_p,
+                    top_k=self.top_k or 0,
+                    noise=noise[part],
+                    vocab_size=len(self._tokenizer),
+                ).token_lists()
+
+            with evaluating(model):
+                parts = self.room.run(len(rows), sampled) if self.room else [sampled(slice(None))]
+        token_lists = [tokens for part in parts for tokens in part]
         return (token_lists, None) if isinstance(self, GRPOTrainer) else token_lists
+
+    def _sampling_noise(self, rows: int) -> Tensor:
+        """This process's rows, float64 [rows, max_completion_length], of the noise of the whole rollout."""
+        counts = [count for (count,) in gather_lists([rows])]
+        first = sum(counts[: self.accelerator.process_index])
+        generator = self._rollout_generator("sampling")
+        return sampling_noise(sum(counts), self.max_completion_length, generator)[first : first + rows]
 
     # -------------------------------------------------------------------------------------- micro-batches
 
@@ -281,10 +331,32 @@ class SharedPrefix(CountsCost):
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             with self.cost.phase("scoring"):
                 rollout = self._next_rollout(generation_batch)
-            order = self._shuffled_groups(rollout["prompt_ids"], rollout["prompt_mask"])
-            rollout = {name: value[order] if value.ndim else value for name, value in rollout.items()}
+            prompts = (self._whole(name, rollout[name]) for name in ("prompt_ids", "prompt_mask"))
+            order = self._own_rows(self._shuffled_groups(*prompts))
+            rollout = {name: self._whole(name, value, order) for name, value in rollout.items()}
             self._buffered_inputs = split_tensor_dict(rollout, steps)
         return self._buffered_inputs[self._step % steps]
+
+    def _whole(self, name: str, values: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The given rows of a rollout's tensor of all processes, one after the other.
+
+        Columns are padded with zeros to the widest, on the left where they are a prompt's.
+        """
+        if not values.ndim:
+            return values
+        if values.ndim > 1 and num_processes() > 1:
+            left = name in ("prompt_ids", "prompt_mask")
+            values = self.accelerator.pad_across_processes(values, dim=1, pad_first=left)
+        return self._gathered(values)[rows]
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        return self.accelerator.gather(values.contiguous()) if num_processes() > 1 else values
+
+    def _own_rows(self, order: Tensor) -> Tensor:
+        """What this process trains on of a rollout's rows in their order, in its rounds."""
+        size = self.args.per_device_train_batch_size
+        rounds = order.view(-1, self.accelerator.num_processes, size)
+        return rounds[:, self.accelerator.process_index].reshape(-1)
 
     def _next_rollout(self, generation_batch: list[dict]) -> dict[str, Tensor]:
         """The rollout on the given rows of the data set, several of one prompt in a row."""

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from utils.common import atomic_path, write_json
 from utils.config import ModelConfig
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
-from utils.models.loading import save_policy
+from utils.models.loading import load_policy, save_policy
+from utils.models.memory import Room
 from utils.models.sampling import generate
+from utils.processes import is_main_process, num_processes, wait_for_everyone
 from utils.rewards.spec import RewardSpec, verified
 from utils.rewards.task import graded_row
 
@@ -45,6 +49,9 @@ class GenerationValidation(TrainerCallback):
         self.spec = verified(spec)
         self.out, self.checkpoints = out, out / f"ckpt_{method}"
         self.every = config.validation.eval_steps * unit
+        # Every process is to have a part of the records.
+        self.batch_size = min(config.generation.largest_batch, -(-len(records) // num_processes()))
+        self.room = Room(config.generation)
         self.trainer: Trainer | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -60,13 +67,14 @@ class GenerationValidation(TrainerCallback):
     def validate(self) -> dict[str, float]:
         """Validate the policy as it is now; returns what was logged."""
         trainer = self.trainer
-        model = trainer.accelerator.unwrap_model(trainer.model)
         completions = generate(
-            model,
+            self._whole_policy(),
             self.tokenizer,
             [render_prompt(self.tokenizer, record.input_text) for record in self.records],
             max_new_tokens=self.config.generation.max_new_tokens,
-            batch_size=self.config.generation.batch_size,
+            batch_size=self.batch_size,
+            across_processes=True,
+            room=self.room,
         )
         rows = [
             {
@@ -90,25 +98,51 @@ class GenerationValidation(TrainerCallback):
         earlier = [row["val_reward"] for row in trainer.state.log_history if "val_reward" in row]
         # Not TRL's log, which would mix the training metrics of this step into this row.
         Trainer.log(trainer, dict(metrics))
-        if trainer.is_world_process_zero():
+        if is_main_process():
             saved = rows[: self.config.validation.num_saved_samples]
             write_json(self.out / "valid_samples" / f"step_{step}.json", saved)
-            if step > 0:
-                self._save(f"step_{step}")
-            if not earlier or metrics["val_reward"] > max(earlier):
-                self._save("best")
+        if step > 0:
+            self._save(f"step_{step}")
+        if not earlier or metrics["val_reward"] > max(earlier):
+            self._save("best")
         return metrics
 
     def save_final(self) -> None:
         """Write ``final``: the policy as training left it."""
         self._save("final")
 
+    def _whole_policy(self) -> nn.Module:
+        """The policy, or where its weights are spread over processes a copy of it, by way of a checkpoint."""
+        if not sharded(self.trainer):
+            return self.trainer.accelerator.unwrap_model(self.trainer.model)
+        folder = self.out / "resume" / "policy"
+        self._write(folder)
+        wait_for_everyone()
+        policy, _ = load_policy(folder, self.config.model)
+        return policy
+
     def _save(self, name: str) -> None:
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        with atomic_path(self.checkpoints / name) as folder:
-            save_policy(model, self.tokenizer, folder)
-            if hasattr(self.trainer, "save_critic"):
-                self.trainer.save_critic(folder)
+        self._write(self.checkpoints / name)
+
+    def _write(self, path: Path) -> None:
+        """Write the policy into the folder ``path``; a matter of all processes where it is sharded."""
+        trainer = self.trainer
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        weights = None
+        if sharded(trainer):
+            wrapped = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+            weights = trainer.accelerator.get_state_dict(wrapped)
+        if not is_main_process():
+            return
+        with atomic_path(path) as folder:
+            save_policy(model, self.tokenizer, folder, weights)
+            if hasattr(trainer, "save_critic"):
+                trainer.save_critic(folder)
+
+
+def sharded(trainer: Trainer) -> bool:
+    """Whether no process has all of the model's weights."""
+    return trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
 
 
 def best_step(history: Sequence[dict[str, Any]]) -> int:

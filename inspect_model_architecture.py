@@ -1,0 +1,74 @@
+"""Write a configuration of the model tier for any causal language model, from its config.json alone.
+
+    python inspect_model_architecture.py --model NAME_OR_FOLDER [--out configs/models/NAME.yaml] [--overwrite]
+    python inspect_model_architecture.py --all [--overwrite]
+
+--all does every model that configs/models ships a file for. No weights are loaded or downloaded. Prints what
+was found, and how much memory and time it is estimated to take (docs/models.md); a file that exists is kept
+unless --overwrite is given.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from utils.common import UserError, resolve_path, shown, write_text
+from utils.secrets import load_environment, redact
+
+
+def main(argv: list[str]) -> int:
+    """Return the exit code: 0, or 2 where a model cannot be inspected."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], usage="\n".join(__doc__.splitlines()[2:4])
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", metavar="NAME_OR_FOLDER", help="a hub name, or a folder with a config.json")
+    which.add_argument("--all", action="store_true", help="every model that configs/models ships a file for")
+    parser.add_argument("--out", metavar="FILE", help="default: configs/models/<name>.yaml")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    arguments = parser.parse_args(argv)
+    if arguments.all and arguments.out:
+        parser.error("--out goes with --model")
+
+    load_environment()
+    from utils.models.model_config import FOLDER, KNOWN, file_stem
+
+    if arguments.all:
+        wanted = [(known.name, FOLDER / f"{stem}.yaml", known) for stem, known in KNOWN.items()]
+    else:
+        out = resolve_path(arguments.out or FOLDER / f"{file_stem(arguments.model)}.yaml")
+        known = next((known for known in KNOWN.values() if known.name == arguments.model), None)
+        wanted = [(arguments.model, out, known)]
+    failed = 0
+    for name, out, known in wanted:
+        try:
+            write_config(name, out, known, arguments.overwrite)
+        except UserError as error:
+            failed += 1
+            print(f"error: {redact(str(error))}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def write_config(name: str, out: Path, known, overwrite: bool) -> None:
+    """Inspect one model, say what it is and write its file. Raises UserError."""
+    from utils.models.architecture import inspect_model
+    from utils.models.estimates import estimate
+    from utils.models.model_config import DEFAULT_RANK, config_text, summary
+
+    found = inspect_model(name)
+    targets = ", ".join(f"{target} ({each.count})" for target, each in found.targets.items())
+    print(f"{name}: {found.kind}, {found.parameters:,} parameters, {found.layers} layers; LoRA on {targets}")
+    if found.untargeted:
+        print(f"{name}: {found.untargeted:,} parameters lie in stacked tensors that LoRA does not adapt")
+    if found.unshared:
+        print(f"{name}: prompts are encoded once per completion: {found.unshared}")
+    print(f"{name}: {summary(estimate(found, known.rank if known else DEFAULT_RANK))}")
+    if out.exists() and not overwrite:
+        print(f"{shown(out)} exists and is kept (--overwrite replaces it)")
+        return
+    write_text(out, config_text(found, known))
+    print(f"wrote {shown(out)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
