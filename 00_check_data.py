@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from utils.common import shown, write_json, write_jsonl, write_text
-from utils.config import DatasetConfig, StageConfig
+from utils.config import StageConfig
 from utils.data import checks
 from utils.data.sources import raw_inputs, read_splits, render
+from utils.dataset_tier import DatasetConfig
 from utils.stage import Stage, StageContext, main
 
 

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.common import UserError, resolve_path, shown, write_json, write_jsonl
-from utils.config import DatasetConfig, StageConfig
+from utils.common import UserError, first_line, resolve_path, shown, write_json, write_jsonl
+from utils.config import StageConfig
 from utils.data import checks
 from utils.data.plots import plot_lengths
 from utils.data.preparation import Prepared, cut_statistics, dropped_counts, prepare
 from utils.data.records import HELD_OUT
 from utils.data.rendering import approximate_tokens
 from utils.data.sources import raw_inputs, read_splits
+from utils.dataset_tier import DatasetConfig
 from utils.stage import Stage, StageContext, main
 
 
@@ -42,8 +43,8 @@ def token_counter(config: DatasetConfig) -> Callable[[str], int]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else config.tokenizer)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"dataset.tokenizer: cannot load {shown(config.tokenizer)}: {reason}") from None
+        wanted = shown(config.tokenizer)
+        raise UserError(f"dataset.tokenizer: cannot load {wanted}: {first_line(error)}") from None
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

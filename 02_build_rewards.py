@@ -6,12 +6,11 @@
 ``--audit`` comes after 04: how well each part of the reward ranks right candidates above wrong ones.
 """
 
-import random
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils.common import UserError, derive_seed, shown, write_json
+from utils.common import UserError, shown, write_json
 from utils.config import StageConfig, setting
 from utils.rewards.spec import RewardSpec, own_files, verified, write_reward_spec
 from utils.stage import Stage, StageContext, main
@@ -68,7 +67,7 @@ def run(ctx: StageContext) -> int:
 
     from utils.data.records import load_records
     from utils.grading.grade import REQUIRED_FIELDS
-    from utils.rewards.cases import as_json, build_cases, gold_completion, gold_grade, run_case
+    from utils.rewards.cases import gold_completion, gold_grade, run_cases
     from utils.rewards.own import check_own, own_rewards, with_sources
 
     splits = {split: load_records(ctx.inputs[split]) for split in SPLITS}
@@ -96,20 +95,13 @@ def run(ctx: StageContext) -> int:
         ctx.metrics[split] = {"golds": len(records), **{f"gold_{k}": v for k, v in sorted(counts.items())}}
         ctx.log(f"{split}: {ctx.metrics[split]}")
 
-    tested = verified(spec)  # grading is tested even where nothing is paid for it
-    cases, results = [], []
-    for split, records in splits.items():
-        rng = random.Random(derive_seed(ctx.seed, "reward_cases", split))
-        for record in rng.sample(records, min(ctx.config.options.cases_per_split, len(records))):
-            for case in build_cases(record, tested):
-                cases.append(as_json(case))
-                results.append(run_case(case, record, tested))
+    # Grading is tested even where nothing is paid for it.
+    cases, results = run_cases(splits, verified(spec), ctx.config.options.cases_per_split, ctx.seed)
     failed = [result["id"] for result in results if not result["passed"]]
-    write_json(ctx.out / "unit_tests" / "test_cases.json", cases)
-    write_json(
-        ctx.out / "unit_tests" / "test_results.json",
-        {"cases": len(cases), "failed": failed, "gold_failures": failures, "results": results},
-    )
+    folder = ctx.out / "unit_tests"
+    outcome = {"cases": len(cases), "failed": failed, "gold_failures": failures, "results": results}
+    write_json(folder / "test_cases.json", cases)
+    write_json(folder / "test_results.json", outcome)
     ctx.metrics["unit_tests"] = {"cases": len(cases), "failed": len(failed)}
     ctx.log(f"unit tests: {len(cases) - len(failed)} of {len(cases)} passed")
     for line in failures[:5]:
@@ -118,9 +110,7 @@ def run(ctx: StageContext) -> int:
         ctx.log(f"unit test failed: {name}")
     allowed = ctx.config.options.gold_failures_allowed * sum(map(len, splits.values()))
     if failed or len(failures) > allowed:
-        ctx.log(
-            f"error: {len(failures)} golds and {len(failed)} tests failed; see {shown(ctx.out)}/unit_tests"
-        )
+        ctx.log(f"error: {len(failures)} golds and {len(failed)} tests failed; see {shown(folder)}")
         return 1
     return 0
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.config import ModelConfig, StageConfig, setting
+from utils.config import StageConfig, setting
+from utils.model_tier import ModelConfig
 from utils.stage import Choice, NoOptions, Stage, StageContext, main
 from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName
 from utils.training.distill_settings import DistillAlgo

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.config import ModelConfig, StageConfig, setting
+from utils.config import StageConfig, setting
+from utils.model_tier import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
 from utils.training.policy_inputs import sft_policy, teacher_inputs

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from utils.cli import wants_help
-from utils.config import ModelConfig, setting
+from utils.config import setting
+from utils.model_tier import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
 from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName

@@ -2,15 +2,17 @@
 
     python 09_train_dpo.py [--reward combined|task|intrinsic] [--beta 0.1] [--loss_type ipo]
 
-TRL's DPOTrainer (utils/training/dpo.py). The reference is the SFT policy, whose log-probabilities of the
-pairs are computed once. Greedy answers to validation items choose the best checkpoint, as in every method.
+TRL's DPOTrainer (utils/training/dpo_trainer.py). The reference is the SFT policy, whose log-probabilities of
+the pairs are computed once. Greedy answers to validation items choose the best checkpoint, as in every
+method.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.config import ModelConfig, StageConfig, setting
+from utils.config import StageConfig, setting
+from utils.model_tier import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD
 from utils.stage import Stage, StageContext, main
 from utils.training.policy_inputs import sft_policy, variant

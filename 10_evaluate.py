@@ -12,8 +12,10 @@ Outside predictions are graded against the split's raw file, and need no model a
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.config import DatasetConfig, ModelConfig, setting
+from utils.config import setting
+from utils.dataset_tier import DatasetConfig
 from utils.evaluation.evaluate_stage import evaluation_inputs, variant_of
+from utils.model_tier import ModelConfig
 from utils.stage import Stage, StageContext, main
 
 MAX_SAMPLES = 512

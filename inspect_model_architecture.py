@@ -11,9 +11,13 @@ unless --overwrite is given.
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.common import UserError, resolve_path, shown, write_text
-from utils.secrets import load_environment, redact
+from utils.secrets import load_environment, redact, redact_tracebacks
+
+if TYPE_CHECKING:
+    from utils.models.model_config import Known
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +53,7 @@ def main(argv: list[str]) -> int:
     return 2 if failed else 0
 
 
-def write_config(name: str, out: Path, known, overwrite: bool) -> None:
+def write_config(name: str, out: Path, known: "Known | None", overwrite: bool) -> None:
     """Inspect one model, say what it is and write its file. Raises UserError."""
     from utils.models.architecture import inspect_model
     from utils.models.estimates import estimate
@@ -62,13 +66,15 @@ def write_config(name: str, out: Path, known, overwrite: bool) -> None:
         print(f"{name}: {found.untargeted:,} parameters lie in stacked tensors that LoRA does not adapt")
     if found.unshared:
         print(f"{name}: prompts are encoded once per completion: {found.unshared}")
-    print(f"{name}: {summary(estimate(found, known.rank if known else DEFAULT_RANK))}")
+    estimated = estimate(found, known.rank if known else DEFAULT_RANK)
+    print(f"{name}: {summary(estimated)}")
     if out.exists() and not overwrite:
         print(f"{shown(out)} exists and is kept (--overwrite replaces it)")
         return
-    write_text(out, config_text(found, known))
+    write_text(out, config_text(found, known, estimated))
     print(f"wrote {shown(out)}")
 
 
 if __name__ == "__main__":
+    redact_tracebacks()
     sys.exit(main(sys.argv[1:]))

@@ -22,10 +22,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import ModelConfig, load_tier
+from utils.config import load_tier
 from utils.data.prompts import render_prompt
 from utils.data.records import load_records
 from utils.evaluation.policies import checkpoint_of
+from utils.model_tier import ModelConfig
 from utils.models.common_prefix import batches_by_prefix
 from utils.models.loading import load_policy
 from utils.models.sampling import batches_by_length, complete, eos_token_ids
@@ -39,7 +40,7 @@ def plain_loop(model, tokenizer, texts: list[str], config: ModelConfig) -> Answe
     generation = config.generation
 
     def answer(num_samples: int) -> list[list[int]]:
-        size = max(1, generation.batch_size // max(1, num_samples))
+        size = max(1, generation.largest_batch // max(1, num_samples))
         drawing = {"do_sample": False}
         if num_samples:
             torch.manual_seed(0)
@@ -79,9 +80,9 @@ def ours(model, tokenizer, texts: list[str], config: ModelConfig) -> Answer:
     def answer(num_samples: int) -> list[list[int]]:
         prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
         drawing = {"common_prefixes": True}
-        batches = batches_by_prefix(prompts, generation.batch_size)
+        batches = batches_by_prefix(prompts, generation.largest_batch)
         if num_samples:
-            batches = batches_by_length(prompts, generation.batch_size, num_samples)
+            batches = batches_by_length(prompts, generation.largest_batch, num_samples)
             drawing = {
                 "num_samples": num_samples,
                 "temperature": generation.temperature,

@@ -20,7 +20,9 @@ if [ "${PROCESSES:-1}" -gt 1 ]; then
 fi
 
 # Both start from the instruction-tuned model: one step of SFT within its warm-up, at learning rate 0, changes nothing.
-start=(--sft.max_steps 1 --sft.warmup_steps 1 --sft.per_device_train_batch_size 1)
+# (Of 16 demonstrations, so that up to as many processes can share them.)
+start=(--sft.max_steps 1 --sft.warmup_steps 1
+    --sft.per_device_train_batch_size 1 --sft.gradient_accumulation_steps 16)
 
 teacher=(--teacher --model.teacher_name_or_path "${TEACHER:-Qwen/Qwen2.5-32B-Instruct}"
     --model.teacher_load_in_4bit true)

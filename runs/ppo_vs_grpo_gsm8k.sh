@@ -7,7 +7,7 @@
 #     PROCESSES=4 ./setup.sh runs/ppo_vs_grpo_gsm8k.sh                       # on four GPUs of one machine
 #     SEEDS=0 ROLLOUTS=50 ./setup.sh runs/ppo_vs_grpo_gsm8k.sh --dry_run     # options go on to 12_driver.py
 #
-# MODEL: a model tier (YAML). ACCELERATE: settings for several processes (YAML). RUN_ID, SEEDS, ROLLOUTS.
+# MODEL: a model tier (YAML). ACCELERATE: settings for several processes (YAML). PROCESSES, RUN_ID, SEEDS, ROLLOUTS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,7 +18,9 @@ if [ "${PROCESSES:-1}" -gt 1 ]; then
 fi
 
 # Both start from the instruction-tuned model: one step of SFT within its warm-up, at learning rate 0, changes nothing.
-start=(--sft.max_steps 1 --sft.warmup_steps 1 --sft.per_device_train_batch_size 1)
+# (Of 16 demonstrations, so that up to as many processes can share them.)
+start=(--sft.max_steps 1 --sft.warmup_steps 1
+    --sft.per_device_train_batch_size 1 --sft.gradient_accumulation_steps 16)
 
 # Rollouts of 64 prompts x 8 completions, two passes in eight updates each, micro-batches of 8 completions.
 ppo=(--ppo.num_rollouts "$rollouts" --ppo.rollout_batch_size 512 --ppo.num_generations 8

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.common import UserError, shown  # noqa: E402
+from utils.secrets import redact  # noqa: E402
 from utils.slurm import jobs  # noqa: E402
 
 EPILOG = """\
@@ -43,11 +44,8 @@ def table(found: list[tuple[str, str, jobs.State, str]]) -> list[str]:
     for name, number, state, log in found:
         why = state.reason
         if state.state in jobs.ENDED - {"COMPLETED"}:
-            why = (
-                f"{last_error(log) or state.reason} (see {shown(log)})"
-                if Path(log).exists()
-                else state.reason
-            )
+            log_named = f" (see {shown(log)})" if Path(log).exists() else ""
+            why = f"{last_error(log) or state.reason}{log_named}"
         restarts = "" if state.restarts is None else str(state.restarts)
         lines.append((name, number, state.state, restarts, state.time, why))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
@@ -75,7 +73,7 @@ def main(argv: list[str]) -> int:
     try:
         found = rows(jobs.read_record(jobs.folder_of(known.output_dir, known.run_id)))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     print("\n".join(table(found)))
     if any(state.state == jobs.UNKNOWN for _, _, state, _ in found):

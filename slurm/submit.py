@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from utils.common import UserError, read_json  # noqa: E402
+from utils.secrets import redact  # noqa: E402
 from utils.slurm import jobs  # noqa: E402
 from utils.slurm.cluster import DRIVER, Cluster, read_cluster  # noqa: E402
 
@@ -80,12 +81,12 @@ def plan(argv: list[str]) -> list[dict]:
 def jobs_of_steps(steps: list[dict]) -> list[Job]:
     """A job for each step; the driver's comparison comes last, once all has ended."""
     return [
-        Job(step["name"], folder_of(step), step["argv"], step["needs"], f"after{step['after']}")
+        Job(step["name"], folder_written(step), step["argv"], step["needs"], f"after{step['after']}")
         for step in steps
     ]
 
 
-def folder_of(step: dict) -> str:
+def folder_written(step: dict) -> str:
     """The folder below the run's that a step writes; the driver's own for the comparison."""
     return DRIVER if "--compare_only" in step["argv"] else step["name"].split("/")[1]
 
@@ -189,7 +190,7 @@ def main(argv: list[str]) -> int:
         for job in submit(found, several, cluster, folder):
             print(f"{job.job}  {job.name}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     print(f"{len(found)} jobs; slurm/check_jobs.py --run_id {known.run_id} follows them")
     return 0

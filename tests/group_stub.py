@@ -12,16 +12,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, RLOOTrainer
 
 from utils.common import REPO_ROOT, write_jsonl
-from utils.config import (
+from utils.config import StageConfig
+from utils.data.records import Record
+from utils.model_tier import (
     GenerationSection,
     LoraSection,
     ModelConfig,
     ModelSection,
-    StageConfig,
     TrainingSection,
     ValidationSection,
 )
-from utils.data.records import Record
 from utils.models.loading import add_lora, load_policy, save_policy
 from utils.models.shared_prefix import CompletionBatch
 from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards

@@ -12,7 +12,9 @@ from toy import SECOND, Inner, ToyAlgo
 
 from utils import cli
 from utils.common import UserError
-from utils.config import DatasetConfig, ModelConfig, load_tier, portable
+from utils.config import load_tier, portable
+from utils.dataset_tier import DatasetConfig
+from utils.model_tier import ModelConfig
 from utils.typed import Text, leaf_keys
 
 

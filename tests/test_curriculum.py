@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from utils.cli import help_text, parse, resolve
 from utils.common import UserError
-from utils.config import DatasetConfig, build
+from utils.config import build
 from utils.data.records import Record
 from utils.data.sources import raw_files, read_split
+from utils.dataset_tier import DatasetConfig
 from utils.plan import load_script
 from utils.training.curriculum import UNKNOWN, PassRate, build_curriculum, competence, pool_size
 from utils.training.curriculum_report import summary

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.config import DatasetConfig
 from utils.data.boxed import last_boxed
 from utils.data.finqa import count_steps, read_finqa
 from utils.data.gsm8k import read_gsm8k, strip_marks
 from utils.data.hendrycks_math import read_math
 from utils.data.reading import FILE, MAX_ROW_CHARS
 from utils.data.sources import raw_files, read_split
+from utils.dataset_tier import DatasetConfig
 
 
 def finqa_item(number: int = 1, **changes) -> dict:

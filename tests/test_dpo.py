@@ -22,20 +22,15 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from utils.common import UserError, read_jsonl, write_jsonl
-from utils.config import (
-    GenerationSection,
-    LoraSection,
-    ModelSection,
-    StageConfig,
-    TrainingSection,
-    ValidationSection,
-)
+from utils.config import StageConfig
 from utils.data.prompts import render_completion, render_prompt
+from utils.model_tier import GenerationSection, LoraSection, ModelSection, TrainingSection, ValidationSection
 from utils.models.loading import load_policy, save_policy
 from utils.stage import StageContext, _clear
 from utils.training import dpo as module
-from utils.training import running
-from utils.training.dpo import PairTrainer, build_dpo_trainer, tokenize_pairs, train_dpo
+from utils.training import dpo_trainer, running
+from utils.training.dpo import build_dpo_trainer, tokenize_pairs, train_dpo
+from utils.training.dpo_trainer import PairTrainer
 from utils.training.settings import DpoAlgo
 from utils.training.validation import GenerationValidation
 
@@ -235,7 +230,7 @@ def stock_trainer(ctx, tokenizer, rows, **changes) -> DPOTrainer:
 def test_training_follows_stock_trl(context, tokenizer, monkeypatch, shared):
     """The same losses and gradient norms step by step, and the same weights, over two epochs."""
     if not shared:
-        monkeypatch.setattr(module, "obstacle", lambda model: "a test")
+        monkeypatch.setattr(dpo_trainer, "obstacle", lambda model: "a test")
     # All completions end: stock TRL adds an end to those that have none.
     rows = [row for row in pairs(tokenizer) if row["rejected"].endswith("<eos>")]
     ctx = context(training=TrainingSection(save_steps=99, logging_steps=1), algo=replace(DPO, max_steps=4))

@@ -9,10 +9,10 @@ from test_driver_budgets import budgets
 from test_driver_methods import executed, options, stages
 
 from utils.common import UserError
-from utils.config import ModelConfig, ModelSection
 from utils.driver.goal import METHODS, Goal, Overrides, parse_curricula
 from utils.driver.graph import build_graph
 from utils.evaluation.policies import checkpoint_of
+from utils.model_tier import ModelConfig, ModelSection
 from utils.plan import load_script, prepare
 from utils.training.curriculum_settings import CURRICULA
 

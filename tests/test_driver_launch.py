@@ -72,6 +72,11 @@ def test_several_machines_meet_where_their_settings_say(settings):
     assert launch.processes("05_train_ppo.py") == 4
 
 
+def test_a_number_of_machines_that_is_none_is_refused(settings):
+    with pytest.raises(UserError, match="accelerate.yaml: num_machines must be .* found 'two'"):
+        read_launch(settings("num_processes: 8\nnum_machines: two\n"), None)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from test_evaluation_resume import count_batches, evaluate_run, prepare_run, written
 
 from utils.common import UserError
-from utils.config import LoraSection, ModelSection
 from utils.evaluation.policies import Checkpoint, checkpoints_in, find_evaluations, policy_name, weights_of
+from utils.model_tier import LoraSection, ModelSection
 from utils.models.loading import add_lora, load_policy, save_policy
 
 

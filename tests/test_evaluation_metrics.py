@@ -161,8 +161,8 @@ def test_headline_and_summary_name_what_is_missing(metrics):
 
 @pytest.mark.parametrize("split,count", [("val", 450), ("test", 431)])
 def test_finqa_gold_programs_score_one(shared_data, split, count):
-    from utils.config import DatasetConfig
     from utils.data.sources import gold_records
+    from utils.dataset_tier import DatasetConfig
 
     records = gold_records(DatasetConfig(dataset="finqa", data_root=str(shared_data / "finqa")), split)
     tokens = {r.id: Prediction(program_tokens=tuple(tokenize_program(r.target_program))) for r in records}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from utils.common import REPO_ROOT, UserError
-from utils.config import ModelConfig, ModelSection
 from utils.evaluation.policies import checkpoint_of, policy_name
+from utils.model_tier import ModelConfig, ModelSection
 from utils.training.policy_inputs import model_inputs
 
 RUN = Path("/outputs/run_001")

@@ -14,9 +14,9 @@ from test_evaluation_resume import BATCHES, count_batches, prepare_run
 from test_evaluation_stages import pretend_finished
 
 from utils.common import read_json
-from utils.config import ModelSection
 from utils.evaluation.answering import journal_of, read_journal
 from utils.manifest import describe_outputs
+from utils.model_tier import ModelSection
 from utils.models import sampling, teacher
 from utils.models.loading import load_policy
 from utils.models.score_cache import ScoreCache

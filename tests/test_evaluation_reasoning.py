@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.config import DatasetConfig
 from utils.data.records import Record
 from utils.data.sources import gold_records
+from utils.dataset_tier import DatasetConfig
 from utils.evaluation.items import breakdown_columns, breakdown_row, grade_items, prediction_row
 from utils.evaluation.metrics import compute_metrics
 from utils.evaluation.predictions import Prediction

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from utils.config import GenerationSection
 from utils.data.records import Record
 from utils.evaluation.sampled import (
     GradedSample,
@@ -21,6 +20,7 @@ from utils.evaluation.sampled import (
     sample_metrics,
     votes,
 )
+from utils.model_tier import GenerationSection
 from utils.models.sampling import Completion
 
 RIGHT, UNREADABLE = 0, -1

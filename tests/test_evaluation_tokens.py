@@ -13,12 +13,12 @@ from test_training import RECORDS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils.common import UserError, dump_json
-from utils.config import ModelConfig
 from utils.data.prompts import render_completion, render_prompt
 from utils.evaluation.answering import Answers
 from utils.evaluation.reference import reference_inputs
 from utils.evaluation.token_pass import load_reference, token_pass
 from utils.evaluation.token_text import TokenTexts
+from utils.model_tier import ModelConfig
 from utils.models.sampling import Completion
 from utils.models.teacher import Teacher
 from utils.rewards.intrinsic import FORMS

@@ -9,10 +9,11 @@ import yaml
 from test_trackers import execute_stage
 
 from utils.common import REPO_ROOT, UserError, read_json, read_jsonl, sha256_of
-from utils.config import DatasetConfig, load_tier
+from utils.config import load_tier
 from utils.data.own import read_own
 from utils.data.records import load_records
 from utils.data.sources import read_splits
+from utils.dataset_tier import DatasetConfig
 from utils.evaluation.reward_components import components
 from utils.extensions import load_function
 from utils.grading.gold import gold_program_fault

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from utils.common import REPO_ROOT
-from utils.config import ModelConfig
+from utils.model_tier import ModelConfig
 from utils.rewards.spec import RewardSpec
 from utils.training.curves import POINTS, Curve, History
 from utils.training.diagnose import diagnose_command

@@ -10,7 +10,8 @@ from stand_ins import KINDS, make_stand_in
 from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
 
 from utils.common import REPO_ROOT, UserError
-from utils.config import ModelConfig, load_tier, read_yaml
+from utils.config import load_tier, read_yaml
+from utils.model_tier import ModelConfig
 from utils.models.architecture import inspect_model
 from utils.models.estimates import estimate
 from utils.models.loading import add_lora, load_policy, load_tokenizer

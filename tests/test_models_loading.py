@@ -6,7 +6,7 @@ from conftest import make_tiny_tokenizer
 from stand_ins import make_stand_in
 
 from utils.common import UserError
-from utils.config import LoraSection, ModelConfig, ModelSection
+from utils.model_tier import LoraSection, ModelConfig, ModelSection
 from utils.models import loading
 from utils.models.loading import attention, input_device, load_base, load_tokenizer, number_format
 from utils.models.shared_prefix import CompletionBatch

@@ -12,7 +12,7 @@ from stand_ins import make_stand_in
 from transformers import Trainer, TrainerCallback
 
 from utils.common import UserError, read_json, read_jsonl, write_json
-from utils.config import GenerationSection, ModelSection
+from utils.model_tier import GenerationSection, ModelSection
 from utils.models.loading import load_policy
 from utils.models.memory import Room, ran_out
 from utils.models.sampling import generate

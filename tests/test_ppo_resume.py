@@ -14,12 +14,12 @@ from test_training import RECORDS, files, model_config, tree  # noqa: F401 - fil
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from utils.common import UserError, read_jsonl
-from utils.config import (
+from utils.config import StageConfig
+from utils.model_tier import (
     GenerationSection,
     LoraSection,
     ModelConfig,
     ModelSection,
-    StageConfig,
     TrainingSection,
     ValidationSection,
 )

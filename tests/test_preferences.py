@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.common import REPO_ROOT, UserError, read_jsonl, write_json, write_jsonl
-from utils.config import DatasetConfig, GenerationSection, ModelConfig, StageConfig, load_tier
+from utils.config import StageConfig, load_tier
 from utils.data.sources import gold_records
+from utils.dataset_tier import DatasetConfig
 from utils.evaluation import candidates as sampling
 from utils.grading.grade import parse_completion
+from utils.model_tier import GenerationSection, ModelConfig
 from utils.models.loading import load_tokenizer
 from utils.plan import load_script
 from utils.rewards.preference_report import describe, length_warning, longer_chosen, plot_margins

@@ -14,8 +14,10 @@ import pytest
 from stand_ins import make_stand_in
 
 from utils.common import REPO_ROOT, read_json, read_jsonl
-from utils.plan import load_script
+from utils.plan import load_script, make_plan
 from utils.stage import execute
+from utils.training.batches import share_batches
+from utils.training.settings import PpoAlgo, SftAlgo
 
 pytestmark = pytest.mark.pipeline
 
@@ -27,7 +29,7 @@ SMALL = {
     "model.generation.max_new_tokens": 12,
     "model.validation.num_items": 1,
     "model.validation.eval_steps": 1,
-    "sft.generation.max_new_tokens": 120,  # some whole demonstrations, in the short tokens of a stand-in
+    "sft.generation.max_new_tokens": 180,  # most demonstrations, in the short tokens of a stand-in
     "candidates.max_items": 2,
     "candidates.num_candidates": 2,
     "ppo.rollout_batch_size": 16,
@@ -139,3 +141,39 @@ def test_finqa_with_llama(recipe):
     assert sft["demonstrations"] + sft["left_out"] == 16 and sft["cost"]["trained_tokens"] > 0
     assert cost(run_dir, "05_ppo_task") == cost(run_dir, "06_grpo_task") == 16
     assert metrics(run_dir, "sft")["execution_accuracy"]["n"] == 6
+
+
+@pytest.mark.parametrize("name", ["ppo_vs_grpo_gsm8k", "intrinsic_distillation_gsm8k", "finqa_llama"])
+def test_processes_can_share_every_batch(name, tmp_path):
+    """2 to 16 processes divide the batches of each training step, at the sizes that the recipe has."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PROCESSES": "2",
+        "SEEDS": "0",
+    }
+    words = ["--output_dir", str(tmp_path / "out"), "--export_plan", str(tmp_path / "plan.json")]
+    subprocess.run(
+        ["bash", f"runs/{name}.sh", *words], check=True, env=environment, cwd=REPO_ROOT, timeout=120
+    )
+    trained = 0
+    for step in json.loads((tmp_path / "plan.json").read_text()):
+        place = next(place for place, word in enumerate(step["argv"]) if word.endswith(".py"))
+        script, *argv = step["argv"][place:]
+        if script[:2] not in ("03", "05", "06"):
+            continue
+        assert step["argv"][:2] == ["accelerate", "launch"]
+        algo = make_plan(load_script(script).STAGE, argv).config.algo
+        accumulation, steps, group = algo.gradient_accumulation_steps, None, 1
+        if isinstance(algo, PpoAlgo):
+            steps, group = algo.num_mini_batches * accumulation, algo.num_generations
+            rows = algo.rollout_batch_size // steps
+        else:
+            rows = algo.per_device_train_batch_size
+            if not isinstance(algo, SftAlgo):
+                steps, group = algo.steps_per_generation, algo.num_generations
+        for processes in (2, 4, 8, 16):
+            shared = share_batches(rows, accumulation, steps, group=group, processes=processes)
+            own = shared.per_device_train_batch_size * shared.gradient_accumulation_steps
+            assert own * processes == rows * accumulation, step["name"]
+        trained += 1
+    assert trained == 3

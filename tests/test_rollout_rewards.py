@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.common import UserError
-from utils.config import ModelSection
 from utils.data.records import Record
+from utils.model_tier import ModelSection
 from utils.models.loading import load_policy
 from utils.models.shared_prefix import CompletionBatch
 from utils.models.teacher import Teacher

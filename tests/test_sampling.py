@@ -10,7 +10,7 @@ from stand_ins import make_padded_stand_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from utils.common import REPO_ROOT, UserError
-from utils.config import LoraSection, ModelSection
+from utils.model_tier import LoraSection, ModelSection
 from utils.models import sampling
 from utils.models.loading import (
     adapter_base,

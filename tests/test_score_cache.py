@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from utils.common import UserError
-from utils.config import ModelConfig, TeacherCacheSection, load_tier
+from utils.config import load_tier
+from utils.model_tier import ModelConfig, TeacherCacheSection
 from utils.models import score_cache
 from utils.models.score_cache import ENTRY_BYTES, EVICTION, SHARED_FILE, ScoreCache, open_cache, score_key
 

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.bart import BartForConditionalGeneration
 
 from utils.common import UserError
-from utils.config import ModelSection
+from utils.model_tier import ModelSection
 from utils.models.teacher import Teacher, check_same_tokenizer
 
 

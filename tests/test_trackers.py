@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from utils.common import UserError, read_json, read_jsonl
-from utils.config import ModelConfig, TrainingSection, load_tier
+from utils.config import load_tier
+from utils.model_tier import ModelConfig, TrainingSection
 from utils.plan import load_script
 from utils.stage import execute
 from utils.training.trackers import tracker_arguments

@@ -12,17 +12,17 @@ from group_stub import KillAt, Killed
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl
 
 from utils.common import UserError, read_json, read_jsonl, write_jsonl
-from utils.config import (
+from utils.config import StageConfig
+from utils.data.prompts import render_completion, render_prompt
+from utils.data.records import Record
+from utils.model_tier import (
     GenerationSection,
     LoraSection,
     ModelConfig,
     ModelSection,
-    StageConfig,
     TrainingSection,
     ValidationSection,
 )
-from utils.data.prompts import render_completion, render_prompt
-from utils.data.records import Record
 from utils.models.loading import add_lora, load_policy, save_policy
 from utils.rewards.spec import IntrinsicSection, RewardSpec, write_reward_spec
 from utils.rewards.task import COMPONENTS, task_reward

@@ -14,10 +14,11 @@ from ppo_stub import ppo_trainer, tiny_model
 from stand_ins import make_padded_stand_in
 
 from utils.common import UserError
-from utils.config import ModelConfig, ModelSection, VllmSection, load_tier
+from utils.config import load_tier
 from utils.data.records import load_records
 from utils.evaluation.answering import answer_records
 from utils.evaluation.candidates import sample_candidates
+from utils.model_tier import ModelConfig, ModelSection, VllmSection
 from utils.models import vllm_sampling
 from utils.models.loading import load_policy
 from utils.models.sampling import complete

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from utils.common import REPO_ROOT, UserError, shown
-from utils.config import PathsSection, StageConfig, absolute_if_local, load_tier, read_yaml
+from utils.config import StageConfig, absolute_if_local, load_tier, read_yaml
+from utils.model_tier import PathsSection
 from utils.typed import Text, build, field_types, leaf_keys, setting, suggestion, type_name
 
 TIER_FLAGS = {

@@ -20,6 +20,12 @@ class UserError(Exception):
     """A mistake the user can mend. One line: what is wrong, where, and how to fix it (exit code 2)."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, as a part of one line: its first line of at most 200 characters, else its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 # ---------------------------------------------------------------------------------------------- paths
 
 

@@ -201,11 +201,6 @@ def identity(stage_folder: str, variant: str, seed: int, config: dict, inputs: d
     }
 
 
-def fingerprint(identity: dict[str, Any]) -> str:
-    """Return the SHA-256 of an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     """Yield "key: old -> new" for every leaf in which two nested mappings differ."""
     if isinstance(old, dict) and isinstance(new, dict):

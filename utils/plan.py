@@ -244,18 +244,18 @@ def _run_of(path: Path, run_dir: Path) -> Path | None:
 
 def _script_of(folder: str) -> str | None:
     """Return the script that writes a stage folder (a variant's included), None if no stage does."""
-    return SCRIPTS.get(_without_variant(folder))
+    return SCRIPTS.get(without_variant(folder))
 
 
-def _without_variant(folder: str) -> str:
-    """Return the stage's name of a variant's folder, "" where no stage writes the folder."""
+def without_variant(folder: str) -> str:
+    """Return the stage's name of a stage folder (a variant's included), "" where no stage writes it."""
     known = [name for name in SCRIPTS if folder == name or folder.startswith(name + "_")]
     return max(known, key=len, default="")
 
 
 def _options_for(folder: str) -> list[str]:
     """Return the options that make a script write a stage folder, e.g. of its reward and its curriculum."""
-    stage = _without_variant(folder)
+    stage = without_variant(folder)
     words, suffix = list(OBJECTIVES.get(stage, ())), folder.removeprefix(stage)
     while name := next((name for name in VARIANTS if f"{suffix}_".startswith(f"_{name}_")), None):
         words += VARIANTS[name]

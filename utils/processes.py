@@ -98,6 +98,11 @@ def gather_lists(items: Sequence[T]) -> list[list[T]]:
     return found
 
 
+def gather_items(items: Sequence[T]) -> list[T]:
+    """The ``items`` of every process, one process's after the other's, in every process."""
+    return [item for of_process in gather_lists(items) for item in of_process]
+
+
 def share(items: Sequence[T]) -> list[T]:
     """What this process does of ``items``: every N-th one, so that a sorted list is shared evenly."""
     return list(items)[process_index() :: num_processes()]

@@ -6,7 +6,8 @@ from typing import Any
 
 from utils.cli import FrameOptions, describe_keys, plain
 from utils.common import REPO_ROOT, write_text
-from utils.config import DatasetConfig, ModelConfig
+from utils.dataset_tier import DatasetConfig
+from utils.model_tier import ModelConfig
 from utils.plan import OBJECTIVES, SCRIPTS, NoOptions, Stage, load_script
 
 DOCUMENT = REPO_ROOT / "docs" / "configuration.md"

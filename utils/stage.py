@@ -220,7 +220,7 @@ def _execute(stage: Stage, run: Run, argv: list[str]) -> int:
 
 def _lead(stage: Stage, run: Run, argv: list[str]) -> int:
     """What the main process does. It tells the others: None for work, or their exit code."""
-    told, code = False, 2
+    told, code = False, 2  # a mistake, unless it turns out otherwise
     try:
         plan = make_plan(stage, argv)
         check_inputs(plan)
@@ -247,9 +247,8 @@ def _follow(stage: Stage, run: Run, argv: list[str]) -> int:
     code, inputs, resuming = from_main((0, {}, False))
     if code is None:
         plan = make_plan(stage, argv)
-        code = (
-            run(StageContext(plan.config, plan.run_dir.name, plan.run_dir, plan.out, resuming, inputs)) or 0
-        )
+        plan.inputs = inputs
+        code = run(_context(plan, resuming)) or 0
     leave_processes()
     return code
 
@@ -290,11 +289,15 @@ def _begin(plan: Plan) -> tuple[StageContext, list[str]]:
     _clear(out, keep_files=resuming)
     sessions = [*(noted.get("sessions", []) if resuming else []), _now()]
     write_json(out / IN_PROGRESS, {"identity": plan.identity, "sessions": sessions})
-    ctx = StageContext(plan.config, plan.run_dir.name, plan.run_dir, out, resuming, plan.inputs)
+    ctx = _context(plan, resuming)
     if noted and not resuming:
         ctx.log(f"{plan.name}: cleared what an interrupted run of other work had left")
     ctx.log(f"{plan.name}: {'resuming' if resuming else 'start'} ({ctx.run_id}, seed {ctx.seed})")
     return ctx, sessions
+
+
+def _context(plan: Plan, resuming: bool) -> StageContext:
+    return StageContext(plan.config, plan.run_dir.name, plan.run_dir, plan.out, resuming, plan.inputs)
 
 
 def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: list[str]) -> int:

@@ -37,6 +37,20 @@ def setting(default: Any, help: str, path: bool = False) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def at_least(minimum: float, **values: float | None) -> None:
+    """Raise ValueError naming the first of ``values`` below ``minimum``; None is no value."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, found {value}")
+
+
+def within(low: float, high: float, **values: float) -> None:
+    """Raise ValueError naming the first of ``values`` that is not between ``low`` and ``high``."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be between {low} and {high}, found {value}")
+
+
 @lru_cache(maxsize=256)
 def field_types(cls: type) -> dict[str, Any]:
     """Return name -> resolved type of the dataclass's fields."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from utils.common import (
     REPO_ROOT,
     UserError,
+    first_line,
     read_json,
     read_jsonl,
     sha256_of,
@@ -162,12 +163,11 @@ def fetch_hub(name: str, target: Path, kind: str, patterns: list[str], revision:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if getattr(error, "filename", None):
             raise  # a local disk error, not the network
-        reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise UserError(
-            f"{name}: the hub cannot be reached ({reason}); connect, or use --from FOLDER"
+            f"{name}: the hub cannot be reached ({first_line(error)}); connect, or use --from FOLDER"
         ) from None
     except ValueError as error:
-        raise UserError(f"{name}: not a hub name ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{name}: not a hub name ({first_line(error)})") from None
 
 
 def fetch_math(data_set: DataSet, folder: Path) -> None:

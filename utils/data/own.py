@@ -149,7 +149,7 @@ def _answer(row: dict[str, Any], notes: Notes) -> str:
     """The gold answer as text; notes an error where there is none."""
     value = row.get("answer")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(int(value)) if float(value).is_integer() else repr(value)
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
     return notes.text(row, "answer").strip()
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.common import UserError, resolve_path
-from utils.config import DatasetConfig
 from utils.data import sample
 from utils.data.finqa import read_finqa
 from utils.data.gsm8k import read_gsm8k
@@ -14,6 +13,7 @@ from utils.data.own import read_own
 from utils.data.reading import FILE, Problem, RawRow
 from utils.data.records import Record
 from utils.data.rendering import render_record
+from utils.dataset_tier import DatasetConfig
 
 SPLITS = ("train", "val", "test")
 

@@ -37,7 +37,10 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", help="seed of every stage (default: 0)")
     parser.add_argument("--seeds", nargs="+", metavar="S", help="a run for each seed, and their comparison")
     parser.add_argument("--completions", metavar="N", help="completions that each method samples in a run")
-    jobs = "steps side by side (default: 2 for several trainings or seeds on two cores without a GPU, else 1)"
+    jobs = (
+        "steps side by side (default: 2 for several trainings or seeds on two cores without a GPU, in one "
+        "process each; else 1)"
+    )
     parser.add_argument("--jobs", metavar="N", help=jobs)
     launch = "steps that sample or train run under `accelerate launch` with these settings (YAML)"
     parser.add_argument("--accelerate_config", metavar="FILE", help=launch)

@@ -55,7 +55,7 @@ def read_launch(config: str | None, num_processes: int | None) -> Launch:
     """Read what ``--accelerate_config`` and ``--num_processes`` ask for.
 
     ``num_processes`` None leaves it to the file. Raises UserError for a file that is none, for a number of
-    processes without a file, and where neither says a number.
+    processes without a file, and for a number of processes or machines that is none.
     """
     if not config:
         if num_processes is not None:
@@ -66,11 +66,15 @@ def read_launch(config: str | None, num_processes: int | None) -> Launch:
         return Launch()
     path = Path(config).absolute() if Path(config).exists() else resolve_path(config)
     settings = read_yaml(path)
-    number = num_processes if num_processes is not None else settings.get("num_processes")
-    if not isinstance(number, int) or number < 1:
-        raise UserError(f"{shown(path)}: num_processes must be a whole number from 1 on, found {number!r}")
+    counts = {
+        "num_processes": settings.get("num_processes") if num_processes is None else num_processes,
+        "num_machines": settings.get("num_machines", 1),
+    }
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"{shown(path)}: {name} must be a whole number from 1 on, found {count!r}")
     from_here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return Launch(str(from_here), number, settings.get("num_machines", 1))
+    return Launch(str(from_here), **counts)
 
 
 def export_plan(path: str | Path, nodes: Sequence[Node], launch: Launch, argv: Sequence[str]) -> list[dict]:

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from utils.common import UserError, derive_seed, write_jsonl
-from utils.config import GenerationSection, ModelConfig
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
 from utils.evaluation.predictions import Prediction
+from utils.model_tier import GenerationSection, ModelConfig
 from utils.models.common_prefix import batches_by_prefix
 from utils.models.loading import load_policy
 from utils.models.memory import Room

@@ -34,7 +34,8 @@ def sample_candidates(
 
     A candidate has ``text, tokens, token_ids, truncated, correct, parsed``, ``reward`` (every component as
     ``reward`` pays it, the intrinsic one by its outcome, and the total) and ``raw`` (unweighted:
-    ``reasoning``, and ``intrinsic`` = alpha log pi_hat(completion), null where no teacher is asked).
+    ``reasoning``, the user's own, and ``intrinsic`` = alpha log pi_hat(completion), null where no teacher is
+    asked).
     """
     config = ctx.config.model
     model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.common import UserError, derive_seed, write_csv, write_json, write_jsonl
-from utils.config import DatasetConfig
 from utils.data.records import Record
+from utils.dataset_tier import DatasetConfig
 from utils.evaluation.items import GradedItem, breakdown_columns, breakdown_row, grade_items, prediction_row
 from utils.evaluation.metrics import compute_metrics
 from utils.processes import is_main_process, merge_shares, share

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.common import UserError, resolve_path, shown
-from utils.config import ModelConfig
+from utils.model_tier import ModelConfig
 from utils.training.policy_inputs import model_inputs
 
 POLICIES = ("base", "sft", "teacher", "distill", "ppo", "grpo", "rloo", "dpo")

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.config import GenerationSection
 from utils.data.records import Record
 from utils.evaluation.statistics import bootstrap_ratios, wilson_interval
 from utils.grading.grade import Grade, grade
 from utils.grading.gsm8k import extract_strict, normalize_number
 from utils.grading.math import normalize_answer
+from utils.model_tier import GenerationSection
 
 if TYPE_CHECKING:
     from utils.models.sampling import Completion

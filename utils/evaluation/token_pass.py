@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from utils.common import UserError, derive_seed, shown
-from utils.config import ModelConfig
 from utils.data.prompts import render_completion
 from utils.evaluation.critic import Critic, load_critic
 from utils.evaluation.teacher_metrics import NAMES, WITHOUT, against, kl_per_text
 from utils.evaluation.token_text import TokenTexts
 from utils.evaluation.token_values import Models, Values, values_of_texts
+from utils.model_tier import ModelConfig
 from utils.models.loading import load_policy, load_tokenizer
 from utils.models.teacher import Teacher, check_same_tokenizer
 from utils.processes import is_main_process

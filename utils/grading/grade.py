@@ -67,9 +67,7 @@ def grade(
     completion holds, it never raises for it; an unusable gold raises UserError naming the record.
     """
     if record.form in PROGRAM_DATASETS:
-        fields, format_error = parse_completion(
-            completion, required_fields or REQUIRED_FIELDS[record.form]
-        )
+        fields, format_error = parse_completion(completion, required_fields or REQUIRED_FIELDS[record.form])
         return _grade_program(record, fields, format_error, program_accuracy)
     if record.form == "gsm8k":
         return _grade_gsm8k(record, completion)

@@ -13,12 +13,11 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from utils.common import UserError
-from utils.models.loading import located
+from utils.common import UserError, first_line
+from utils.models.loading import located, other_class
 from utils.models.shared_prefix import obstacle, position_limit
 
 
@@ -73,13 +72,14 @@ def inspect_model(name_or_path: str | Path) -> Architecture:
     try:
         config = AutoConfig.from_pretrained(located(name))
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"{name}: no model configuration found ({_first_line(error)})") from None
-    _check_causal(name, config)
+        raise UserError(f"{name}: no model configuration found ({_reason(error)})") from None
+    if other := other_class(config):
+        raise UserError(f"{name}: no causal language model but {other}; nothing here could train it")
     try:
         with init_empty_weights(include_buffers=True):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a made-up configuration brings a model's constructor to raise
-        raise UserError(f"{name}: its configuration describes no model ({_first_line(error)})") from None
+        raise UserError(f"{name}: its configuration describes no model ({_reason(error)})") from None
     return describe(name, model)
 
 
@@ -144,17 +144,6 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-def _check_causal(name: str, config: PreTrainedConfig) -> None:
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
-    known = {causal} if isinstance(causal, str) else set(causal)
-    held = getattr(config, "architectures", None) or sorted(known)
-    if not known & set(held) or config.is_encoder_decoder:
-        raise UserError(
-            f"{name}: no causal language model but {held[0] if held else config.model_type}; nothing here "
-            "could train it"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    error = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _reason(error: Exception) -> str:
+    """What an error says, or the error behind a checked configuration's, which is the clearer."""
+    return first_line(error.__cause__ or error if isinstance(error, StrictDataclassError) else error)

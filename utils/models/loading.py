@@ -20,14 +20,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
-from utils.common import REPO_ROOT, UserError, read_json, write_json
-from utils.config import LoraSection, ModelSection
+from utils.common import REPO_ROOT, UserError, first_line, read_json, write_json
+from utils.model_tier import LoraSection, ModelSection
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,19 @@ def adapter_base(folder: str | Path) -> str | None:
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
+def other_class(config: PreTrainedConfig) -> str | None:
+    """The class that a configuration's weights are for, where that is no causal language model; else None.
+
+    Another class has an encoder, or no language-model head in its weights: a new one would be random.
+    """
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    known = {causal} if isinstance(causal, str) else set(causal)
+    held = getattr(config, "architectures", None) or sorted(known)
+    if known & set(held) and not config.is_encoder_decoder:
+        return None
+    return held[0] if held else config.model_type
+
+
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer, padding on the left as generation needs it.
 
@@ -81,7 +96,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(located(name_or_path), padding_side="left")
     except (OSError, ValueError) as error:
-        raise UserError(f"{name_or_path}: no tokenizer could be loaded ({_first_line(error)})") from None
+        raise UserError(f"{name_or_path}: no tokenizer could be loaded ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{name_or_path}: the tokenizer has no end-of-sequence token; set eos_token in its config"
@@ -163,7 +178,7 @@ def load_base(
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"{name_or_path}: no model could be loaded ({_first_line(error)})") from None
+        raise UserError(f"{name_or_path}: no model could be loaded ({first_line(error)})") from None
     model.config.name_or_path = portable(path)
     if device_map:
         _return_outputs(model)
@@ -259,7 +274,3 @@ def _write_adapter_config(path: Path) -> None:
             config[key] = sorted(value)
     config["base_model_name_or_path"] = portable(config["base_model_name_or_path"])
     write_json(path, config)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from utils.common import UserError
-from utils.config import GenerationSection
+from utils.model_tier import GenerationSection
 
 T = TypeVar("T")
 

@@ -65,7 +65,7 @@ KNOWN = {
     ),
     "dialogpt-medium": Known("microsoft/DialoGPT-medium", "microsoft/DialoGPT-large", "MIT"),
 }
-LARGE_TEACHERS = ("32B", "70B")  # in 4 bits where they are another model's teacher
+LARGE_TEACHERS = re.compile("(32B|70B)(-|$)")  # they are loaded in 4 bits
 
 
 def file_stem(name_or_path: str) -> str:
@@ -89,16 +89,13 @@ def config_text(found: Architecture, known: Known | None = None, estimated: Esti
     estimated = estimated or estimate(found, known.rank)
     room = int(min(found.positions, 2560))
     new_tokens = min(known.max_new_tokens or 512, room // 3)
-    large = known.teacher.endswith(LARGE_TEACHERS) or any(
-        f"{size}-" in known.teacher for size in LARGE_TEACHERS
-    )
     config = {
         "model": {
             "name_or_path": known.name,
             "teacher_name_or_path": known.teacher,
             "torch_dtype": "auto",
             "load_in_4bit": estimated.load_in_4bit,
-            "teacher_load_in_4bit": large,
+            "teacher_load_in_4bit": LARGE_TEACHERS.search(known.teacher) is not None,
             "attn_implementation": "auto",
             "max_prompt_length": room - 512 if room > 1024 else room - new_tokens,
         },

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from utils.common import UserError, atomic_path, resolve_path, shown
-from utils.config import TeacherCacheSection
+from utils.model_tier import TeacherCacheSection
 
 logger = logging.getLogger(__name__)
 

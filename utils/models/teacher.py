@@ -19,11 +19,10 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from utils.common import UserError
-from utils.config import ModelSection
-from utils.models.loading import adapter_base, input_device, load_policy, load_tokenizer, located
+from utils.common import UserError, first_line
+from utils.model_tier import ModelSection
+from utils.models.loading import adapter_base, input_device, load_policy, load_tokenizer, located, other_class
 from utils.models.prefix_scoring import TokenScores, score_completions, token_scores
 from utils.models.score_cache import ScoreCache, score_key
 from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, position_limit, unwrapped
@@ -357,8 +356,7 @@ def _located(name: str, what: str) -> str:
 
 
 def _unloadable(name: str, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{name}: the teacher could not be loaded ({reason[:200]})")
+    return UserError(f"{name}: the teacher could not be loaded ({first_line(error)})")
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -374,12 +372,9 @@ def _check_architecture(name: str, path: str) -> None:
         )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(name, error) from None
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
-    held = getattr(config, "architectures", None) or [causal]
-    # Another class has an encoder, or no language-model head in its weights: a new one would be random.
-    if not set(held) & set([causal] if isinstance(causal, str) else causal):
+    if other := other_class(config):
         raise UserError(
-            f"{name}: the teacher must be a causal language model, this is {held[0] or config.model_type}; "
+            f"{name}: the teacher must be a causal language model, this is {other}; "
             "set model.teacher_name_or_path"
         )
 

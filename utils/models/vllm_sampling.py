@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.import_utils import is_vllm_available
 
 from utils.common import UserError
-from utils.config import ModelConfig, VllmSection
+from utils.model_tier import ModelConfig, VllmSection
 from utils.models.sampling import Completer, Completion, as_completion, eos_token_ids, padding_ids
 from utils.models.vllm_weights import send_policy
 from utils.processes import is_main_process, num_processes, wait_for_everyone
@@ -148,7 +148,7 @@ class VllmSampler:
             group_port=section.group_port,
             gpu_memory_utilization=section.gpu_memory_utilization,
             max_model_length=max_model_length,
-            max_num_seqs=config.generation.batch_size,
+            max_num_seqs=config.generation.largest_batch,
             enable_sleep_mode=section.enable_sleep_mode,
             logprobs=None,
         )

@@ -5,8 +5,10 @@ in the prompts' format or in the specification shows before anything is trained 
 """
 
 import json
+import random
 from dataclasses import asdict, dataclass
 
+from utils.common import derive_seed
 from utils.data.records import Record
 from utils.grading.grade import PROGRAM_DATASETS, Grade, grade
 from utils.rewards.spec import RewardSpec
@@ -132,6 +134,20 @@ def _math_cases(record: Record, spec: RewardSpec, penalty: float) -> list[tuple]
         ("unclosed_box", rf"\boxed{{{gold}", {"format_penalty": penalty}),
         ("empty_box", r"\boxed{ }", {"format_penalty": penalty}),
     ]
+
+
+def run_cases(
+    splits: dict[str, list[Record]], spec: RewardSpec, per_split: int, seed: int
+) -> tuple[list[dict], list[dict]]:
+    """The cases of ``per_split`` records of each split, and their outcomes, as JSON data."""
+    cases, results = [], []
+    for split, records in splits.items():
+        rng = random.Random(derive_seed(seed, "reward_cases", split))
+        for record in rng.sample(records, min(per_split, len(records))):
+            for case in build_cases(record, spec):
+                cases.append(as_json(case))
+                results.append(run_case(case, record, spec))
+    return cases, results
 
 
 def run_case(case: Case, record: Record, spec: RewardSpec) -> dict:

@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from utils.common import UserError
-from utils.processes import gather_lists
+from utils.processes import gather_items
 from utils.rewards.normalisers import Normaliser
 from utils.rewards.ranking import within_group_accuracy
 from utils.rewards.spec import RewardSpec, RewardWeights
@@ -71,7 +71,7 @@ class RewardCombiner:
 
     def _whole(self, part: Sequence[Any]) -> list[Any]:
         """The parts of all processes, one after the other."""
-        return [item for items in gather_lists(part) for item in items] if self.in_parts else list(part)
+        return gather_items(part) if self.in_parts else list(part)
 
     def observe(
         self, scores: Mapping[str, Sequence[float]], correct: Sequence[bool], groups: Sequence[Hashable]

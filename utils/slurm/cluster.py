@@ -60,7 +60,7 @@ class Resources:
 
     @property
     def gpus(self) -> int:
-        """GPUs of a node; 0 where the kind alone is named wrongly is SLURM's to refuse."""
+        """GPUs of a node; 0 for what is no number, which SLURM refuses itself."""
         number = str(self.gpus_per_node or 0).rpartition(":")[2]
         return int(number) if number.isdigit() else 0
 
@@ -103,16 +103,13 @@ class Cluster(Resources):
         Raises UserError where the time limit leaves no time.
         """
         asked = self.resources(folder)
-        tasks = {"nodes": asked.nodes, "ntasks-per-node": asked.tasks_per_node} if launched else {}
+        nodes, tasks = (asked.nodes or 1, asked.tasks_per_node or 1) if launched else (1, 1)
         if asked.time and seconds_of(asked.time) <= self.signal_seconds:
             raise UserError(
                 f"time {asked.time} of {folder} is not above signal_seconds ({self.signal_seconds}): the job "
                 "would go back into the queue as soon as it starts"
             )
-        words = [
-            f"--nodes={tasks.get('nodes') or 1}",
-            f"--ntasks-per-node={tasks.get('ntasks-per-node') or 1}",
-        ]
+        words = [f"--nodes={nodes}", f"--ntasks-per-node={tasks}"]
         for name, variable in VARIABLES.items():
             value = getattr(asked, name)
             if value is not None and str(value) != "0" and not os.environ.get(variable):
@@ -161,10 +158,8 @@ def read_cluster(path: str | None) -> Cluster:
     Raises UserError for a file that is missing or wrong, naming the key, and for a container that is missing.
     """
     local = REPO_ROOT / "slurm" / "cluster.local.yaml"
-    chosen = (
-        Path(resolve_path(path)) if path else local if local.exists() else local.with_name("cluster.yaml")
-    )
-    cluster = load_tier(Cluster, chosen)
+    shipped = local.with_name("cluster.yaml")
+    cluster = load_tier(Cluster, resolve_path(path) if path else local if local.exists() else shipped)
     container = cluster.environment().get("BELLMAN_CONTAINER")
     if container and not Path(container).exists():
         raise UserError(f"container {container}: no such file; build it as slurm/apptainer.def says")

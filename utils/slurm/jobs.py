@@ -46,7 +46,7 @@ class State:
         state: SLURM's word, UNKNOWN where it has forgotten the job.
         reason: why it waits.
         restarts: how often it was requeued; None where SLURM does not say.
-        seconds: how long it has run since its last start, as SLURM writes it.
+        time: how long it has run since its last start, as SLURM writes it.
     """
 
     task: int | None
@@ -65,7 +65,7 @@ def sbatch(words: Sequence[str], environment: Mapping[str, str]) -> int:
     """Submit slurm/job.sbatch; returns the job's id.
 
     Args:
-        words: sbatch's options, then nothing, then the command: [*options, "--", *command].
+        words: sbatch's options and the command: [*options, "--", *command].
         environment: what is set beside the present environment, all of which the job gets.
 
     Raises:

@@ -10,7 +10,8 @@ from typing import Any
 
 from utils.common import UserError, read_json
 from utils.driver.execute import duration
-from utils.plan import NESTED, SCRIPTS, started
+from utils.manifest import MANIFEST, RUNTIME
+from utils.plan import NESTED, started, without_variant
 
 _TIME = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.+Z-]+ ")
 
@@ -48,20 +49,21 @@ def progress_of_run(run_dir: Path) -> list[Progress]:
     """Every stage that has begun, in the order of the pipeline."""
     found = []
     for folder in sorted(run_dir.iterdir()) if run_dir.is_dir() else ():
-        if not any(folder.name == name or folder.name.startswith(f"{name}_") for name in SCRIPTS):
+        if not without_variant(folder.name):
             continue
-        nested = folder.name in NESTED
-        found += [
-            progress_of_stage(each, run_dir) for each in (sorted(folder.iterdir()) if nested else [folder])
-        ]
+        folders = sorted(folder.iterdir()) if folder.name in NESTED else [folder]
+        found += [progress_of_stage(each, run_dir) for each in folders]
     return [each for each in found if each]
 
 
 def progress_of_stage(folder: Path, run_dir: Path) -> Progress | None:
     """One stage's progress; None for a folder that no stage has begun."""
     name = folder.relative_to(run_dir).as_posix()
-    if (folder / "manifest.json").exists():
-        return Progress(name, "done", starts=_sessions(folder), said=_finished(folder))
+    if (folder / MANIFEST).exists():
+        runtime = _json(folder / RUNTIME)
+        return Progress(
+            name, "done", starts=len(runtime.get("sessions", [])), said=_finished(folder, runtime)
+        )
     noted = started(folder)
     said = _last_line(folder / "stage.log")
     if not noted and not said:
@@ -77,19 +79,15 @@ def progress_of_stage(folder: Path, run_dir: Path) -> Progress | None:
     )
 
 
-def _finished(folder: Path) -> str:
+def _finished(folder: Path, runtime: dict[str, Any]) -> str:
     """How long a finished stage took, and the headline of a training or evaluation."""
-    metrics = _json(folder / "manifest.json").get("metrics", {})
-    seconds = _json(folder / "runtime.json").get("seconds")
+    metrics = _json(folder / MANIFEST).get("metrics", {})
+    seconds = runtime.get("seconds")
     parts = [] if seconds is None else [duration(seconds)]
     for key in ("final_val_accuracy", "accuracy"):
         if isinstance(metrics.get(key), float):
             parts.append(f"{key} {100 * metrics[key]:.1f} %")
     return ", ".join(parts)
-
-
-def _sessions(folder: Path) -> int:
-    return len(_json(folder / "runtime.json").get("sessions", []))
 
 
 def _resume_point(folder: Path) -> tuple[int | None, int | None]:

@@ -8,9 +8,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from utils.common import UserError, derive_seed
-from utils.config import ModelConfig
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
+from utils.model_tier import ModelConfig
 from utils.models.loading import add_lora, load_policy
 from utils.models.shared_prefix import position_limit
 from utils.models.teacher import Teacher

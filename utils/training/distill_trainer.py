@@ -31,7 +31,7 @@ from utils.common import UserError
 from utils.models.prefix_scoring import states_before, token_scores
 from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, output_head
 from utils.models.teacher import Teacher
-from utils.processes import gather_lists
+from utils.processes import gather_items
 from utils.rewards.rollout import RewardPipeline
 from utils.training.curriculum import UNKNOWN
 from utils.training.distill_gold import ComparesOnGold
@@ -243,8 +243,8 @@ class GroupDistillationTrainer(
             correct[rows] = paid.correct.double()
             total = sum(component.double() for component in paid.components.values())
             for name, graded in (("reward", total), ("train_accuracy", correct[rows])):
-                values = [value for values in gather_lists(graded.tolist()) for value in values]
-                self._metrics["train"][name].append(torch.tensor(values, dtype=torch.float64).mean().item())
+                values = torch.tensor(gather_items(graded.tolist()), dtype=torch.float64)
+                self._metrics["train"][name].append(values.mean().item())
         return correct
 
     # -------------------------------------------------------------------------------------------- updates

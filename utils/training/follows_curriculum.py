@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from utils.common import UserError, read_json, write_json
 from utils.data.records import Record
+from utils.processes import is_main_process, merge_shares, share
 from utils.stage import StageContext
 from utils.training.curriculum import UNKNOWN, Curriculum, build_curriculum
 from utils.training.curriculum_report import LOG_FILE
@@ -135,11 +135,8 @@ class FollowsCurriculum:
 
     def _over_records(self, measured: Callable[[list[int]], Tensor], records: Sequence[int]) -> list[float]:
         """What ``measured`` finds for the records, each process measuring some of them."""
-        processes = self.accelerator.num_processes
-        places = range(self.accelerator.process_index, len(records), processes)
-        mine = measured([records[place] for place in places]).tolist() if places else []
-        found = dict(gather_object(list(zip(places, mine, strict=True))))
-        return [found[place] for place in range(len(records))]
+        own = share(records)
+        return merge_shares(measured(own).tolist() if own else [])
 
     def _checked(self, name: str, values: list[float], least: float = 0.0) -> list[float]:
         """The values. Raises UserError for one that is not finite, or below ``least`` and not `UNKNOWN`."""
@@ -152,7 +149,7 @@ class FollowsCurriculum:
         return values
 
     def _log_choice(self) -> None:
-        if self.curriculum_log is not None and self.accelerator.is_main_process:
+        if self.curriculum_log is not None and is_main_process():
             curriculum = self.curriculum
             ids = [curriculum.ids[place] for place in curriculum.chosen]
             row = {"rollout": curriculum.rollout - 1, **curriculum.row(), "ids": ids}

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from utils.common import UserError, derive_seed, read_json, write_json
+from utils.models.memory import Room
 from utils.models.sampling import generate
 from utils.models.score_cache import ScoreCache
 from utils.models.shared_prefix import CompletionBatch
@@ -164,11 +165,16 @@ def _leaving_no_trace(trainer: SharedPrefixRLOOTrainer) -> Iterator[None]:
 
 
 def sample_groups(
-    trainer: SharedPrefixRLOOTrainer, rows: Sequence[int], generator: torch.Generator
+    trainer: SharedPrefixRLOOTrainer,
+    rows: Sequence[int],
+    generator: torch.Generator,
+    batch_size: int,
+    room: Room,
 ) -> tuple[list[CompletionBatch], Tensor]:
     """A group of completions for each of the training set's ``rows``, and what they are paid, [P, G].
 
-    They are sampled and paid as a rollout of these prompts; nothing learns from the rewards.
+    They are sampled, ``batch_size`` completions at once, and paid as a rollout of these prompts; nothing
+    learns from the rewards.
     """
     args, tokenizer, size = trainer.args, trainer.processing_class, trainer.num_generations
     picked = trainer.train_dataset.select(rows)
@@ -181,8 +187,9 @@ def sample_groups(
         top_p=args.top_p,
         top_k=args.top_k or 0,
         num_samples=size,
-        batch_size=args.per_device_train_batch_size,
+        batch_size=batch_size,
         generator=generator,
+        room=room,
     )
     prompts = tokenizer(list(picked["prompt"]), add_special_tokens=False)["input_ids"]
     ids = [completion.token_ids for completion in completions]
@@ -221,11 +228,14 @@ def measure(ctx: StageContext, trainer: SharedPrefixRLOOTrainer, prompts: int) -
     per_rollout = max(1, trainer.args.generation_batch_size // size)
     generator = torch.Generator().manual_seed(derive_seed(ctx.seed, "gradient_variance"))
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    # Whole micro-batches: samples must not depend on how processes divide them.
+    batch_size, room = ctx.config.algo.per_device_train_batch_size, Room(ctx.config.model.generation)
     rewards, gradients = [], []
     with _leaving_no_trace(trainer):
         starts = range(0, len(rows), per_rollout)
         for start in ctx.progress(starts, len(starts), "gradient variance"):
-            groups, paid = sample_groups(trainer, rows[start : start + per_rollout], generator)
+            part = rows[start : start + per_rollout]
+            groups, paid = sample_groups(trainer, part, generator, batch_size, room)
             rewards.append(paid.cpu())
             for batch, reward in zip(groups, paid, strict=True):
                 weights = torch.stack([reward - baselines(reward, size, "mean"), torch.ones_like(reward)])

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from utils.common import UserError, read_json, write_json
-from utils.config import ModelConfig
+from utils.model_tier import ModelConfig
 from utils.models.loading import number_format
 from utils.models.memory import ran_out
 from utils.processes import num_processes

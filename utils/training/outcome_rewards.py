@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from utils.common import UserError
-from utils.config import ModelConfig
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
+from utils.model_tier import ModelConfig
 from utils.models.loading import device, load_policy
 from utils.models.sampling import eos_token_ids
 from utils.models.shared_prefix import CompletionBatch

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from utils.common import read_json, resolve_path
-from utils.config import ModelConfig, StageConfig
+from utils.config import StageConfig
+from utils.model_tier import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD, load_reward_spec, paid_weights
 from utils.training.curriculum_settings import DEFAULT_CURRICULUM
 

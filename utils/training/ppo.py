@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from utils.common import UserError
-from utils.config import ModelConfig
 from utils.data.records import Record
+from utils.model_tier import ModelConfig
 from utils.models.loading import load_policy
 from utils.models.vllm_sampling import vllm_arguments
 from utils.rewards.spec import RewardSpec

@@ -196,12 +196,8 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         texts = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         truncated = [not ids or ids[-1] not in self.eos_token_ids for ids in completion_ids]
         device = self.accelerator.device
-        return (
-            CompletionBatch.of(prompt_ids, completion_ids, device),
-            texts,
-            torch.tensor(truncated, device=device),
-            log_probs,
-        )
+        batch = CompletionBatch.of(prompt_ids, completion_ids, device)
+        return batch, texts, torch.tensor(truncated, device=device), log_probs
 
     def _count_tokens(self, batch: CompletionBatch) -> None:
         """Count this rollout's completion tokens, and, as TRL does, all tokens so far, prompts included."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from utils.common import read_json, write_json
-from utils.config import ModelConfig
 from utils.data.records import Record
+from utils.model_tier import ModelConfig
 from utils.models.score_cache import open_cache
 from utils.models.teacher import Teacher
-from utils.processes import gather_lists, is_main_process, process_index, wait_for_everyone
+from utils.processes import gather_items, is_main_process, process_index, wait_for_everyone
 from utils.rewards.rollout import RewardPipeline
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
@@ -55,7 +55,7 @@ def close_pipeline(ctx: StageContext, pipeline: RewardPipeline) -> None:
         cache, in_parts = pipeline.teacher.cache, pipeline.combiner.in_parts
         if is_main_process() or in_parts:
             cache.publish()
-        stats = [stats for (stats,) in gather_lists([cache.stats])] if in_parts else [cache.stats]
+        stats = gather_items([cache.stats]) if in_parts else [cache.stats]
         ctx.metrics["teacher_cache"] = {name: sum(each[name] for each in stats) for name in cache.stats}
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import RLOOConfig, RLOOTrainer
 
 from utils.common import UserError
 from utils.data.records import Record
+from utils.processes import gather_items, is_main_process
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
 from utils.training.advantages import baselines, normalised
@@ -107,8 +107,8 @@ class SharedPrefixRLOOTrainer(
         if self.rollout_log is None:
             return
         size = self.num_generations
-        records = gather_object([row["record"] for row in inputs])[::size]
-        if self.accelerator.is_main_process:
+        records = gather_items([row["record"] for row in inputs])[::size]
+        if is_main_process():
             row = {
                 "ids": [self.pipeline.records[index].id for index in records],
                 "rewards": by_group(rewards, size),
@@ -124,8 +124,7 @@ def build_rloo_trainer(
 ) -> tuple[SharedPrefixRLOOTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
 
-    It writes ``logs/rollouts.jsonl``. Raises UserError as `Start.of` and
-    `follow_curriculum`.
+    It writes ``logs/rollouts.jsonl``. Raises UserError as `Start.of` and `follow_curriculum`.
     """
     algo: RlooAlgo = ctx.config.algo
     start = Start.of(ctx, records, spec)

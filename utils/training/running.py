@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
 from utils.common import TEMPORARY_PREFIX, UserError, write_jsonl
-from utils.config import ModelConfig
 from utils.data.records import Record, load_records
+from utils.model_tier import ModelConfig
 from utils.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.stage import StageContext
@@ -33,9 +33,6 @@ datasets.disable_progress_bars()
 # Logged by Transformers and TRL, but different on every execution: kept out of the log that manifests hash.
 # (train_loss is the mean over the steps since the last resumption.)
 VOLATILE = ("runtime", "per_second", "step_time", "_time", "total_flos", "memory", "train_loss")
-
-
-REWARD_PANEL = "reward components"  # the curves that components of the user's own join
 
 
 class RefuseNonFinite(TrainerCallback):
@@ -59,8 +56,9 @@ class ResumeExactly(TrainerCallback):
     """What Transformers and TRL leave out for a resumed run to end as an uninterrupted one.
 
     Everything pending is logged before a resume point is written: sums since the last log are not in it.
-    SFTTrainer's count of tokens, which starts at 0 in every process, goes on from the last one logged. And no
-    resume point is made of the last step: training would go on from there, past its end.
+    SFTTrainer's count of tokens, which starts at 0 in every process, goes on from the last one logged. The
+    order of the data is that of the epoch, which does not reach the sampler where several processes resume
+    within one. And no resume point is made of the last step: training would go on from there, past its end.
     """
 
     def __init__(self, trainer: Trainer):
@@ -70,6 +68,13 @@ class ResumeExactly(TrainerCallback):
         counts = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
         if counts:
             self.trainer._total_train_tokens = int(counts[-1])
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        batches = train_dataloader.batch_sampler
+        while hasattr(batches, "batch_sampler"):  # Accelerate's parts of it for each process
+            batches = batches.batch_sampler
+        if hasattr(batches.sampler, "set_epoch"):
+            batches.sampler.set_epoch(int(state.epoch))
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= control.should_save
@@ -162,8 +167,11 @@ def train_stage(
     """
     compute_reproducibly()
     spec = load_reward_spec(ctx.inputs["reward_spec"])
+    # Components of the user's own join the built-in ones.
     own = [f"rewards/{name}/mean" for name in spec.own]
-    panels = {title: [*keys, *own] if title == REWARD_PANEL else keys for title, keys in panels.items()}
+    panels = {
+        title: [*keys, *own] if "rewards/reasoning/mean" in keys else keys for title, keys in panels.items()
+    }
     records = load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items]
 
     def attempt() -> tuple[Trainer, list[dict[str, Any]]]:
@@ -183,7 +191,7 @@ def train_stage(
 def run_training(
     ctx: StageContext, trainer: Trainer, validation: GenerationValidation
 ) -> list[dict[str, Any]]:
-    """Train, resuming where an interrupted execution left off; write final checkpoint, log and curves.
+    """Train, resuming where an interrupted execution left off; write the final checkpoint and the log.
 
     Returns the log without volatile numbers, as in ``logs/metrics.jsonl``.
     """

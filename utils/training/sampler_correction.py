@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from utils.processes import gather_lists
+from utils.processes import gather_items
 
 
 def importance_weights(
@@ -65,10 +65,7 @@ class CorrectsSampler:
         """Log, under TRL's names, how far the two are apart."""
         differences = log_ratio[mask & ~log_ratio.isnan()].abs()
         used = weights.flatten() if weights.shape[1] == 1 else weights[mask]
-        differences, used = (
-            [value for part in gather_lists(values.tolist()) for value in part] or [0.0]
-            for values in (differences, used)
-        )
+        differences, used = (gather_items(values.tolist()) or [0.0] for values in (differences, used))
         metrics = self._metrics["train"]
         for name, number in (
             ("sampling_logp_difference/mean", math.fsum(differences) / len(differences)),

@@ -1,6 +1,7 @@
 """Algorithm tiers: the hyper-parameters of each method. Light to import: the driver reads them all.
 
-Names are those of TRL's configs (SFTConfig, GRPOConfig, RLOOConfig), where it has them.
+Names are those of TRL's configs (SFTConfig, GRPOConfig, RLOOConfig), where it has them. Batches are those of
+all processes together, also where TRL's name says per device: `batches.py` divides them.
 """
 
 from dataclasses import dataclass, field

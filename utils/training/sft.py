@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from utils.common import UserError, derive_seed
-from utils.config import ModelConfig
 from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
+from utils.model_tier import ModelConfig
 from utils.models.loading import add_lora, load_policy
 from utils.stage import StageContext
 from utils.training.batches import share_batches

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from utils.common import atomic_path, write_json
-from utils.config import ModelConfig
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
+from utils.model_tier import ModelConfig
 from utils.models.loading import load_policy, save_policy
 from utils.models.memory import Room
 from utils.models.sampling import generate
@@ -118,7 +119,8 @@ class GenerationValidation(TrainerCallback):
         folder = self.out / "resume" / "policy"
         self._write(folder)
         wait_for_everyone()
-        policy, _ = load_policy(folder, self.config.model)
+        with _unpartitioned(self.trainer):
+            policy, _ = load_policy(folder, self.config.model)
         return policy
 
     def _save(self, name: str) -> None:
@@ -143,6 +145,19 @@ class GenerationValidation(TrainerCallback):
 def sharded(trainer: Trainer) -> bool:
     """Whether no process has all of the model's weights."""
     return trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+
+
+@contextlib.contextmanager
+def _unpartitioned(trainer: Trainer) -> Iterator[None]:
+    """Let models that are loaded meanwhile have all of their weights, which ZeRO-3 would spread."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        trainer.accelerator.state.deepspeed_plugin.set_deepspeed_weakref()
 
 
 def best_step(history: Sequence[dict[str, Any]]) -> int:
