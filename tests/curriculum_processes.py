@@ -1,4 +1,4 @@
-"""PPO under sec in however many processes run this: ppo_processes.py has them train, and compares nothing."""
+"""PPO under sec in however many processes run this; training_processes.py has them train."""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Every training method in two processes (DDP, gloo) against one: the same data, equal to rounding."""
+"""Every training method in two processes (gloo) against one: the same data, equal to rounding.
+
+Under DDP; supervised fine-tuning of all weights under FSDP as well.
+"""
 
 import math
 import subprocess
@@ -12,6 +15,8 @@ from group_stub import stage_inputs, tree
 from safetensors.torch import load_file
 
 from utils.common import read_json, read_jsonl, write_json, write_jsonl
+from utils.model_tier import ModelSection
+from utils.models.loading import load_policy
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, write_reward_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -70,16 +75,68 @@ def test_two_processes_train_as_one(trained, method):
             loose = "clip_ratio" in key  # counts tokens on either side of an edge
             close = math.isclose(found[key], value, rel_tol=1e-3, abs_tol=0.1 if loose else 2e-4)
             assert close, (method, expected["step"], key, value, found[key])
-    weights = [
-        load_file(next(folder.glob("ckpt_*/final/adapter_model.safetensors"))) for folder in (one, two)
-    ]
+    weights = [final_weights(folder) for folder in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=0, atol=2e-4, msg=f"{method} {key}")
     assert tree(one / "valid_samples") == tree(two / "valid_samples")
 
 
-def test_two_processes_resume_to_the_same_bytes(trained):
-    """Killed at the second of three rollouts; every process has caches and random numbers of its own."""
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What the final checkpoint holds; of whole models, as they load."""
+    checkpoint = next(folder.glob("ckpt_*/final"))
+    adapter = checkpoint / "adapter_model.safetensors"
+    return (
+        load_file(adapter) if adapter.is_file() else load_policy(checkpoint, ModelSection())[0].state_dict()
+    )
+
+
+@pytest.mark.parametrize("method", [name for name in training_processes.METHODS if name != "dpo"])
+def test_gradients_of_two_processes_are_those_of_one(trained, method):
+    """Of the first two optimizer steps, which share a rollout; Adam would not show a wrong factor."""
+    one, two = (load_file(folder / "gradients" / f"{method}.safetensors") for folder in trained)
+    assert one.keys() == two.keys() and {name.split()[0] for name in one} == {"0", "1"}
+    for step in "01":
+        names = [name for name in one if name.startswith(step)]
+        largest = max(float(one[name].abs().max()) for name in names)
+        for name in names:
+            torch.testing.assert_close(
+                two[name], one[name], rtol=0, atol=1e-5 * largest, msg=f"{method} {name}"
+            )
+
+
+def test_fsdp_spreads_weights_and_optimizer_state(trained):
+    """Each process has about half of both, and together they have all."""
+    held = [read_json(trained[1] / f"held_{process}.json") for process in (0, 1)]
+    for name in ("weights", "moments"):
+        parts, wholes = zip(*(each[name] for each in held), strict=True)
+        assert sum(parts) == wholes[0] == wholes[1] > 20_000
+        assert max(parts) < 0.52 * wholes[0]
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_two_processes_resume_to_the_same_bytes(trained, method):
+    """sft killed within its second epoch, grpo at the second of its rollouts; every process has caches and
+    random numbers of its own."""
     _, both = trained
-    assert tree(both / "grpo_resumed") == tree(both / "grpo")
+    assert tree(both / f"{method}_resumed") == tree(both / method)
+
+
+def test_ppo_leaves_a_rollout_in_both_processes(trained):
+    """By a KL that is measured over both; the numbers are compared above."""
+    rows = read_jsonl(trained[1] / "ppo_separate" / "logs" / "metrics.jsonl")
+    assert any(row.get("updates_skipped", 0) >= 1 for row in rows)
+
+
+def test_two_processes_choose_as_one(trained):
+    """The same prompts in all, each process its half; Q from the feedback of both, equal bit by bit between
+    them and to rounding to that of one process."""
+    alone, both = trained
+    one, first, second = (read_json(path) for path in (alone / "0.json", both / "0.json", both / "1.json"))
+    assert len(one) == len(first) == len(second) == 8
+    for expected, left, right in zip(one, first, second, strict=True):
+        assert left["chosen"] == right["chosen"] == expected["chosen"]
+        assert left["q"] == right["q"] == pytest.approx(expected["q"], abs=1e-5)
+        assert left["rows"] + right["rows"] == expected["rows"]
+        assert expected["rows"] == [place for place in expected["chosen"] for _ in range(4)]
+    assert max(one[-1]["q"].values()) > 0.1 and len({tuple(row["chosen"]) for row in one}) == 8

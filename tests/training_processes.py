@@ -1,17 +1,34 @@
 """Train by every method, in however many processes run this; test_processes_training.py compares.
 
-usage: training_processes.py MODEL TEACHER INPUTS OUT (folders; the first process writes OUT/<method>/…)
+usage: training_processes.py MODEL TEACHER INPUTS OUT (folders; the first process writes OUT/<method>/… and
+OUT/gradients/<method>.safetensors, process n OUT/<n>.json and OUT/held_<n>.json)
 """
 
 import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import curriculum_processes
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from group_stub import KillAt, Killed, stage_context
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import TrainerCallback
 
-from utils.processes import join_processes, leave_processes, wait_for_everyone
+from utils.common import REPO_ROOT, write_json
+from utils.processes import (
+    is_main_process,
+    join_processes,
+    leave_processes,
+    num_processes,
+    process_index,
+    wait_for_everyone,
+)
 from utils.stage import StageContext
 from utils.training.distill import build_distill_trainer
 from utils.training.distill_settings import DistillAlgo
@@ -51,6 +68,23 @@ METHODS = {
         PpoAlgo(learning_rate=1e-2, warmup_steps=1, num_rollouts=2, rollout_batch_size=8, num_generations=2),
         build_ppo_trainer,
     ),
+    "ppo_separate": (
+        PpoAlgo(
+            learning_rate=1e-2,
+            warmup_steps=1,
+            num_rollouts=2,
+            rollout_batch_size=8,
+            num_generations=2,
+            num_mini_batches=1,
+            gradient_accumulation_steps=2,
+            num_ppo_epochs=3,
+            value_model="separate",
+            target_kl=1e-4,
+            adaptive_kl=True,
+            kl_target=0.1,
+        ),
+        build_ppo_trainer,
+    ),
     "distill": (
         DistillAlgo(
             **COMMON,
@@ -75,6 +109,65 @@ METHODS = {
 }
 
 
+METHODS["full"] = METHODS["sft"]  # of all weights; two processes do it under FSDP, killed and resumed
+
+
+class KeepGradients(TrainerCallback):
+    """Write the gradients of the first two optimizer steps, between which the weights stay as they are: the
+    learning rate of the first is 0."""
+
+    def __init__(self, trainer, path: Path):
+        self.trainer, self.path = trainer, path
+        self.found: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step > 1:
+            return
+        parameters = dict(self.trainer.model.named_parameters())
+        if getattr(self.trainer, "value_model", None) is not None:
+            parameters |= {f"critic.{name}": each for name, each in self.trainer.critic.named_parameters()}
+        for name, each in parameters.items():
+            if each.grad is not None:
+                gradient = each.grad.full_tensor() if hasattr(each.grad, "full_tensor") else each.grad
+                self.found[f"{state.global_step} {name}"] = gradient.clone()
+        if state.global_step == 1 and is_main_process():
+            self.path.parent.mkdir(exist_ok=True)
+            save_file(self.found, self.path)
+
+
+class NoteHeld(TrainerCallback):
+    """Write how many of the model's weights, and of the optimizer's numbers, this process holds."""
+
+    def __init__(self, trainer, path: Path):
+        self.trainer, self.path = trainer, path
+
+    def on_step_end(self, args, state, control, **kwargs):
+        weights = list(self.trainer.model.parameters())
+        moments = [each["exp_avg"] for each in self.trainer.optimizer.state.values()]
+        found = {
+            name: [sum(each.to_local().numel() for each in tensors), sum(each.numel() for each in tensors)]
+            for name, tensors in (("weights", weights), ("moments", moments))
+        }
+        write_json(self.path, found)
+
+
+@contextlib.contextmanager
+def under_fsdp() -> Iterator[None]:
+    """As `accelerate launch` with the shipped configuration sets FSDP up."""
+    config = REPO_ROOT / "configs" / "accelerate" / "fsdp.yaml"
+    arguments = ["--config_file", str(config), "--num_processes", "2", "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    launched = prepare_multi_gpu_env(arguments)
+    settings = {name: value for name, value in launched.items() if "FSDP" in name}
+    os.environ.update(settings)
+    join_processes()
+    try:
+        yield
+    finally:
+        for name in settings:
+            del os.environ[name]
+
+
 def train(ctx: StageContext, method: str, kill_at: int = 0) -> None:
     """The whole of the method's stage, or what comes of it until it is killed after a step."""
     _, build = METHODS[method]
@@ -86,6 +179,11 @@ def train(ctx: StageContext, method: str, kill_at: int = 0) -> None:
         trainer, tokenizer = build(ctx, records, spec) if build else build_sft_trainer(ctx, records)
         if kill_at:
             trainer.add_callback(KillAt("on_step_begin", kill_at))
+        if not ctx.resuming:
+            path = ctx.out.parent / "gradients" / f"{ctx.out.name}.safetensors"
+            trainer.add_callback(KeepGradients(trainer, path))
+        if trainer.is_fsdp_enabled:
+            trainer.add_callback(NoteHeld(trainer, ctx.out.parent / f"held_{process_index()}.json"))
         return trainer, tokenizer
 
     train_stage(ctx, method, built, {"loss": ["loss"]}, unit=2)
@@ -101,14 +199,29 @@ def main(model: Path, teacher: Path, inputs: Path, out: Path) -> None:
         ctx = stage_context(out / name, named, model, algo, resuming=resuming, **options)
         ctx.config.model.model.teacher_name_or_path = str(teacher)
         ctx.config.model.validation.num_items = 3
+        ctx.config.model.lora.enabled = name != "full"
+        ctx.config.model.training.max_grad_norm = (
+            1e9  # gradients are compared, not what clipping makes of them
+        )
         return ctx
 
+    def train_with_a_break(name: str, method: str) -> None:
+        with contextlib.suppress(Killed):
+            train(context(name), method, kill_at=3)
+        wait_for_everyone()
+        train(context(name, resuming=True), method)
+
+    if num_processes() > 1:
+        with under_fsdp():
+            train_with_a_break("full", "full")
+        for method in ("sft", "grpo"):
+            train_with_a_break(f"{method}_resumed", method)
+    else:
+        train(context("full"), "full")
     for method in METHODS:
-        train(context(method), method)
-    with contextlib.suppress(Killed):
-        train(context("grpo_resumed"), "grpo", kill_at=3)
-    wait_for_everyone()
-    train(context("grpo_resumed", resuming=True), "grpo")
+        if method != "full":
+            train(context(method), method)
+    curriculum_processes.main(model, out)
     leave_processes()
 
 
