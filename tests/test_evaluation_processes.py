@@ -141,8 +141,8 @@ def test_batches_of_other_processes_take_their_random_numbers(models, monkeypatc
         monkeypatch.setattr(sampling, "num_processes", lambda: of)
         monkeypatch.setattr(
             sampling,
-            "gather_lists",
-            lambda items: shares.append(dict(items)) or [[(i, []) for i in range(10)]],
+            "gather_items",
+            lambda items: shares.append(dict(items)) or [(i, []) for i in range(10)],
         )
         settings = {"max_new_tokens": 6, "temperature": 1.0, "num_samples": 2, "generator": generator}
         sampling.generate(model, tokenizer, prompts, across_processes=True, **settings)

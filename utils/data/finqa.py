@@ -18,10 +18,10 @@ from utils.data.reading import (
     Problem,
     RawItem,
     RawRow,
+    check_required,
     check_scalars,
     describe,
     drop_duplicate_ids,
-    missing_fields,
     read_json_items,
 )
 
@@ -66,8 +66,7 @@ def check_row(
         return None
     notes.id = _identity(row, notes)
     check_scalars(notes, _USED)
-    for name in missing_fields(row, required):
-        notes.error("missing_key", f"'{name}' is missing or empty, and the configuration requires it")
+    check_required(notes, row, required)
     pre_text = _sentences(row, "pre_text", notes)
     post_text = _sentences(row, "post_text", notes)
     table = _table(row, notes)

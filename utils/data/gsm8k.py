@@ -12,9 +12,9 @@ from utils.data.reading import (
     Problem,
     RawItem,
     RawRow,
+    check_required,
     check_scalars,
     describe,
-    missing_fields,
     read_jsonl_items,
     usable_rows,
 )
@@ -49,8 +49,7 @@ def _check(item: RawItem, notes: Notes, required: tuple[str, ...]) -> RawRow | N
     if isinstance(row.get("id"), str) and row["id"].strip():
         notes.id = row["id"]
     check_scalars(notes, {"id", "question", "answer"})
-    for name in missing_fields(row, required):
-        notes.error("missing_key", f"'{name}' is missing or empty, and the configuration requires it")
+    check_required(notes, row, required)
     question = notes.text(row, "question")
     solution = notes.text(row, "answer")
     if notes.failed:

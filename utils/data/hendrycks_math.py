@@ -17,9 +17,9 @@ from utils.data.reading import (
     Problem,
     RawItem,
     RawRow,
+    check_required,
     check_scalars,
     describe,
-    missing_fields,
     read_jsonl_items,
     read_object,
     usable_rows,
@@ -69,8 +69,7 @@ def _check(item: RawItem, notes: Notes, required: tuple[str, ...]) -> RawRow | N
     if isinstance(row.get("unique_id"), str) and row["unique_id"].strip():
         notes.id = row["unique_id"]
     check_scalars(notes, _USED)
-    for name in missing_fields(row, required):
-        notes.error("missing_key", f"'{name}' is missing or empty, and the configuration requires it")
+    check_required(notes, row, required)
     question = notes.text(row, "problem")
     solution = notes.text(row, "solution")
     answer = _answer(row, solution, notes)

@@ -32,9 +32,9 @@ from utils.data.reading import (
     Problem,
     RawItem,
     RawRow,
+    check_required,
     check_scalars,
     describe,
-    missing_fields,
     usable_rows,
 )
 from utils.extensions import Function, load_function, read_source
@@ -97,8 +97,7 @@ def _check(item: RawItem, notes: Notes, form: str, required: tuple[str, ...]) ->
     if row.get("id") is not None:
         notes.id = notes.text(row, "id") or notes.id
     check_scalars(notes, set(KEYS[form]))
-    for name in missing_fields(row, required):
-        notes.error("missing_key", f"'{name}' is missing or empty, and the configuration requires it")
+    check_required(notes, row, required)
     level, kind = row.get("level"), row.get("type") or ""
     if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
         notes.error("wrong_type", f"'level' must be a whole number, found {describe(level)}")

@@ -272,16 +272,14 @@ def walk(value: Any) -> Iterator[tuple[tuple, Any]]:
             yield path, value
 
 
-def missing_fields(row: dict, required: tuple[str, ...]) -> list[str]:
-    """The dotted keys of ``required`` ("qa.gold_inds") that ``row`` lacks or leaves empty."""
-    missing = []
+def check_required(notes: Notes, row: dict, required: tuple[str, ...]) -> None:
+    """Note the dotted keys of ``required`` ("qa.gold_inds") that ``row`` lacks or leaves empty."""
     for name in required:
         value: Any = row
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if value is None or value in ("", [], {}):
-            missing.append(name)
-    return missing
+            notes.error("missing_key", f"'{name}' is missing or empty, and the configuration requires it")
 
 
 def usable_rows(

@@ -17,7 +17,7 @@ from utils.common import UserError
 from utils.models.memory import Room
 from utils.models.prefix_sampling import Completions, sample_completions, sampling_noise
 from utils.models.shared_prefix import evaluating, obstacle, position_limit
-from utils.processes import gather_lists, num_processes, process_index
+from utils.processes import gather_items, num_processes, process_index
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def generate(
         )
         answers |= dict(zip(batch, found, strict=True))
     if across_processes:
-        answers = dict(pair for of_process in gather_lists(list(answers.items())) for pair in of_process)
+        answers = dict(gather_items(list(answers.items())))
     return [completion for index in range(len(ids)) for completion in answers[index]]
 
 

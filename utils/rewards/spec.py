@@ -9,6 +9,7 @@ import yaml
 
 from utils.common import UserError, resolve_path, write_text
 from utils.config import load_tier, setting
+from utils.typed import at_least
 
 REWARDS = ("task", "intrinsic", "combined")  # option --reward of training stages: which components are paid
 DEFAULT_REWARD = "combined"  # of every stage, so that methods are compared on one
@@ -24,9 +25,7 @@ class RewardWeights:
     format: float = setting(1.0, "format_penalty")
 
     def validate(self) -> None:
-        for name, weight in asdict(self).items():
-            if weight < 0:
-                raise ValueError(f"{name} must be at least 0, found {weight}")
+        at_least(0, **asdict(self))
 
 
 @dataclass
@@ -53,8 +52,7 @@ class IntrinsicSection:
             raise ValueError(f"alpha must be above 0, found {self.alpha}")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be above 0 (null for none), found {self.clip}")
-        if self.missing_eos_penalty < 0:
-            raise ValueError(f"missing_eos_penalty must be at least 0, found {self.missing_eos_penalty}")
+        at_least(0, missing_eos_penalty=self.missing_eos_penalty)
 
 
 @dataclass
@@ -88,8 +86,7 @@ class OwnComponent:
     def validate(self) -> None:
         if not self.file:
             raise ValueError("file must name the Python file that holds the function")
-        if self.weight < 0:
-            raise ValueError(f"weight must be at least 0, found {self.weight}")
+        at_least(0, weight=self.weight)
 
 
 # What candidates, logs and reports call other parts of a reward.

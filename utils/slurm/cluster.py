@@ -11,6 +11,7 @@ from pathlib import Path
 from utils.common import REPO_ROOT, UserError, resolve_path
 from utils.config import load_tier
 from utils.plan import SCRIPTS
+from utils.typed import at_least
 
 # A whole run in one job, or the comparison that the driver makes in the end.
 DRIVER = "12_driver"
@@ -46,10 +47,7 @@ class Resources:
     mem: str | None = None
 
     def validate(self) -> None:
-        for name in ("nodes", "tasks_per_node", "cpus_per_task"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}")
+        at_least(1, nodes=self.nodes, tasks_per_node=self.tasks_per_node, cpus_per_task=self.cpus_per_task)
         if (self.tasks_per_node or 1) > 1 and self.gpus:
             raise ValueError(
                 f"tasks_per_node is {self.tasks_per_node}, but one task drives all GPUs of its node: give "
@@ -84,8 +82,7 @@ class Cluster(Resources):
                 raise ValueError(f"steps: no step writes {name}; there are {', '.join((*SCRIPTS, DRIVER))}")
         if not 10 <= self.signal_seconds <= 65535:
             raise ValueError(f"signal_seconds must be from 10 to 65535, found {self.signal_seconds}")
-        if self.max_requeues < 0:
-            raise ValueError(f"max_requeues must be at least 0, found {self.max_requeues}")
+        at_least(0, max_requeues=self.max_requeues)
 
     def resources(self, folder: str) -> Resources:
         """What the step that writes ``folder`` asks for: its own settings, else the general."""

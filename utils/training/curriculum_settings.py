@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from utils.config import setting
+from utils.typed import at_least
 
 CURRICULA = ("random", "easy_to_hard", "hard_to_easy", "sec", "pass_rate")
 DEFAULT_CURRICULUM = "random"
@@ -23,9 +24,7 @@ class SignalWeights:
     )
 
     def validate(self) -> None:
-        for name, weight in self.given().items():
-            if weight < 0:
-                raise ValueError(f"{name} must be at least 0, found {weight}")
+        at_least(0, **self.given())
 
     def given(self) -> dict[str, float]:
         """The weights that are not 0."""

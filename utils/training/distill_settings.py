@@ -5,6 +5,7 @@ from typing import Literal
 
 from utils.config import setting
 from utils.training.settings import RolloutAlgo
+from utils.typed import at_least, within
 
 
 @dataclass
@@ -54,12 +55,8 @@ class DistillAlgo(RolloutAlgo):
         self._validate_rollouts("num_generations", self.num_generations)
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, found {self.temperature}")
-        for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
-        for name in ("ce_weight", "on_policy_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
+        at_least(0, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
+        within(0, 1, ce_weight=self.ce_weight, on_policy_fraction=self.on_policy_fraction)
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(
                 f"top_k must be at least 1, or null for the whole vocabulary, found {self.top_k}"

@@ -9,6 +9,7 @@ from typing import Literal
 
 from utils.config import setting
 from utils.training.curriculum_settings import CurriculumSettings
+from utils.typed import at_least, within
 
 
 def _positive(**values: float) -> None:
@@ -102,8 +103,7 @@ class _GroupAlgo(RolloutAlgo):
         _positive(epsilon=self.epsilon)
         if size < 2:
             raise ValueError(f"{name} must be at least 2 to compare within a group, found {size}")
-        if self.beta < 0:
-            raise ValueError(f"beta must be at least 0, found {self.beta}")
+        at_least(0, beta=self.beta)
         self._validate_rollouts(name, size)
 
 
@@ -248,12 +248,15 @@ class PpoAlgo:
         for name in ("value_learning_rate", "target_kl"):
             if getattr(self, name) is not None:
                 _positive(**{name: getattr(self, name)})
-        for name in ("warmup_steps", "weight_decay", "entropy_coef", "entropy_reward_coef", "kl_coef"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
+        at_least(
+            0,
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            entropy_coef=self.entropy_coef,
+            entropy_reward_coef=self.entropy_reward_coef,
+            kl_coef=self.kl_coef,
+        )
+        within(0, 1, gamma=self.gamma, lam=self.lam)
         if self.adaptive_kl and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef, which is 0: set kl_coef above 0")
         self._validate_batches()
@@ -311,8 +314,7 @@ class PreferencesAlgo:
         )
         if not self.rules or len(set(self.rules)) < len(self.rules):
             raise ValueError(f"rules must name one rule at least, and none twice, found {self.rules}")
-        if self.min_margin < 0:
-            raise ValueError(f"min_margin must be at least 0, found {self.min_margin}")
+        at_least(0, min_margin=self.min_margin)
         for name in ("max_similarity", "max_repeat_similarity"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} must be at most 1, found {getattr(self, name)}")
@@ -368,9 +370,7 @@ class DpoAlgo:
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             beta=self.beta,
         )
-        for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, found {getattr(self, name)}")
+        at_least(0, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
         if not self.loss_type:
             raise ValueError("loss_type must name one loss at least")
         if self.loss_weights and len(self.loss_weights) != len(self.loss_type):

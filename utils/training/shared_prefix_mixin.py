@@ -27,7 +27,7 @@ from utils.models.sampling import padding_ids
 from utils.models.shared_prefix import CompletionBatch, drops_cache, evaluating, group_prompts, obstacle
 from utils.models.vllm_sampling import without_padding
 from utils.models.vllm_weights import send_policy
-from utils.processes import gather_lists, num_processes
+from utils.processes import gather_items, num_processes
 from utils.training.cost import CountsCost
 from utils.training.memory import KeepsAdapterFormat
 from utils.training.trl_version import check_trl_version
@@ -240,6 +240,7 @@ class SharedPrefix(KeepsAdapterFormat, CountsCost):
         last, draws = self._draws.get(purpose, (now, 0))
         draw = draws if last == now else 0
         self._draws[purpose] = (now, draw + 1)
+        # The 0 stands for the process, which a rollout does not depend on: recorded runs were drawn with it.
         seed = derive_seed(self.args.seed, purpose, *now, draw, 0)
         return torch.Generator().manual_seed(seed)
 
@@ -313,7 +314,7 @@ class SharedPrefix(KeepsAdapterFormat, CountsCost):
 
     def _sampling_noise(self, rows: int) -> Tensor:
         """This process's rows, float64 [rows, max_completion_length], of the noise of the whole rollout."""
-        counts = [count for (count,) in gather_lists([rows])]
+        counts = gather_items([rows])
         first = sum(counts[: self.accelerator.process_index])
         generator = self._rollout_generator("sampling")
         return sampling_noise(sum(counts), self.max_completion_length, generator)[first : first + rows]
