@@ -392,6 +392,32 @@ def test_gold_text_is_what_is_learnt_from(make):
         assert (inputs["correct"][row] == -1) != drawn
 
 
+@pytest.mark.parametrize("reason", [None, "a test says so"])
+def test_a_process_without_drawn_rows_samples_with_the_others(make, monkeypatch, reason):
+    """All drawn rows are another process's. TRL's sampler, which needs a prompt, is given one."""
+    trainer = make(GroupDistillationTrainer, on_policy_fraction=0.5)
+    monkeypatch.setattr(trainer, "_model_obstacle", lambda model: reason)
+    drawn = trainer._draw
+
+    def elsewhere(rows):
+        drawn(rows)
+        return [False] * rows
+
+    monkeypatch.setattr(trainer, "_draw", elsewhere)
+    asked, generate = [], trainer.model.generate
+    monkeypatch.setattr(
+        trainer.model,
+        "generate",
+        lambda **inputs: asked.append(inputs["input_ids"].shape) or generate(**inputs),
+    )
+    inputs = trainer._prepare_inputs(rollout_rows(trainer))
+    assert asked == ([(1, 1)] if reason else [])
+    assert not inputs["sampled"].any() and trainer.cost.sampled_completions == 0
+    for row, record in enumerate(inputs["record"]):
+        ids = inputs["completion_ids"][row][inputs["completion_mask"][row].bool()].tolist()
+        assert ids == trainer.gold[record]
+
+
 def test_real_samples_use_shared_prefixes(make, caplog):
     trainer = make(GroupDistillationTrainer, **GROUPS, num_iterations=2, max_steps=4)
     trainer.train()

@@ -237,8 +237,9 @@ class GroupDistillationTrainer(
             part = batch.take(rows)
             masks = part.completion_mask.bool()
             ids = [row[mask].tolist() for row, mask in zip(part.completion_ids, masks, strict=True)]
-            texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-            truncated = torch.tensor([not row or row[-1] not in self.eos_token_ids for row in ids])
+            texts = [self.processing_class.decode(row, skip_special_tokens=True) for row in ids]
+            cut = [not row or row[-1] not in self.eos_token_ids for row in ids]
+            truncated = torch.tensor(cut, dtype=torch.bool)
             paid = self.pipeline.score_outcomes([record[row] for row in rows], part, texts, truncated)
             correct[rows] = paid.correct.double()
             total = sum(component.double() for component in paid.components.values())

@@ -272,11 +272,15 @@ class SharedPrefix(KeepsAdapterFormat, CountsCost):
             self.generation_config.suppress_tokens = [*given, *padding]
 
     def _sample_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
+        nothing = ([], None) if isinstance(self, GRPOTrainer) else []
         if self._stock("sampling", self._sampling_obstacle(images, multimodal_fields)):
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+            # TRL needs a prompt, vLLM may need all processes: one without prompts takes part all the same.
+            asked = prompt_ids or [[self._tokenizer.eos_token_id]]
+            sampled = super()._generate_single_turn(asked, images, multimodal_fields, *args, **kwargs)
+            return sampled if prompt_ids else nothing
         noise = self._sampling_noise(len(prompt_ids))
         if not prompt_ids:
-            return ([], None) if isinstance(self, GRPOTrainer) else []
+            return nothing
         rows = [torch.tensor(ids) for ids in prompt_ids]
         inputs = {
             "ids": pad(rows, padding_value=self._tokenizer.pad_token_id, padding_side="left"),
