@@ -50,13 +50,14 @@ def evaluation_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 def run_evaluation(ctx: StageContext) -> None:
     """Evaluate what the options name, and put the headline numbers into the manifest."""
     from utils.evaluation.metrics import headline
-    from utils.models.vllm_sampling import announce_sampler
 
     if ctx.config.options.predictions:
         if not is_main_process():
             return  # there is nothing to share
         ctx.metrics |= headline(_grade_outside(ctx))
         return
+    from utils.models.vllm_sampling import announce_sampler
+
     config, policy = ctx.config, variant_of(ctx.config)
     checkpoint = checkpoint_of(policy, config.options.policy_ckpt, config.model, ctx.run_dir)
     several = checkpoints_in(checkpoint)
