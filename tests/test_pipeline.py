@@ -100,15 +100,21 @@ KILLS = [
     "run_001_seed_1/06_grpo/resume/checkpoint-8",
     "run_001_seed_1/10_evaluation/grpo/samples/predictions.jsonl",  # while answers are made
 ]
-REDONE = ["06_grpo", "07_rloo"]
-PATIENCE = 900  # seconds; one execution takes some minutes on a quiet machine
+# What the killed execution does again, by run: each stage at least once. The rest is there before it begins.
+REDONE = {
+    "run_001_seed_0": ["00_data_validation", "01_preprocessing", "02_rewards", "03_sft", "03_distill"]
+    + ["05_ppo", "07_rloo", "09_dpo", "distill", "ppo", "rloo", "dpo", "11_comparison"],
+    "run_001_seed_1": ["04_candidates", "06_grpo", "08_preferences", "base", "sft", "grpo", "11_comparison"],
+}
+PATIENCE = 1800  # seconds; one execution takes some minutes on a quiet machine
 
 
-def driver(outputs: Path, *options: str) -> list[str]:
-    settings = [word for key, value in SETTINGS.items() for word in (f"--{key}", value)]
+def driver(outputs: Path, *options: str, settings: dict[str, str] = SETTINGS) -> list[str]:
+    """The command; ``options`` come last, and count where they are given twice."""
+    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
     script = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--quick_test", "--output_dir", str(outputs)]
     methods = ["--method", "all", "--seeds", *SEEDS, "--completions", str(COMPLETIONS)]
-    return [*script, *methods, *settings, *options]
+    return [*script, *methods, *words, *options]
 
 
 def environment() -> dict[str, str]:
@@ -146,13 +152,13 @@ def kill_when_new(outputs: Path, name: str) -> None:
 def outputs(tmp_path_factory) -> Path:
     """``whole``, and ``broken``, killed eleven times and ended by two jobs: the same runs.
 
-    Of the second seed only ``REDONE`` and what rests on it is done again; the rest is a copy.
+    ``broken`` does ``REDONE`` again and takes the rest, copied before, for up to date: it rests on the same.
     """
     folder = tmp_path_factory.mktemp("outputs")
     run(driver(folder / "whole", "--jobs", "1"))
-    policies = [name.partition("_")[2] for name in REDONE]
-    left_out = shutil.ignore_patterns(*REDONE, *policies, "11_comparison")
-    shutil.copytree(folder / "whole" / RUNS[1], folder / "broken" / RUNS[1], ignore=left_out)
+    for name, redone in REDONE.items():
+        left_out = shutil.ignore_patterns(*redone)
+        shutil.copytree(folder / "whole" / name, folder / "broken" / name, ignore=left_out)
     for name in KILLS:
         kill_when_new(folder / "broken", name)
         stage = next(stage for stage in EVERY if name.startswith(f"{stage}/"))
@@ -305,16 +311,18 @@ def test_every_answer_has_its_rewards_and_its_tokens_their_values(outputs):
             assert paid["intrinsic"] == pytest.approx(sum(row["values"]["intrinsic"]), abs=2e-3)
 
 
-def test_without_pairs_dpo_fails_in_one_line_and_the_rest_is_kept(tmp_path):
+def test_without_pairs_dpo_fails_in_one_line_and_the_rest_is_kept(outputs, tmp_path):
     """The driver's exit code is 08's; what SFT gave is compared all the same, and the report says why."""
-    settings = {key: value for key, value in SETTINGS.items() if key.split(".")[0] in ("reward", "sft")}
-    settings |= {"preferences.min_pairs": "1000", "candidates.max_items": "10"}
-    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    script = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--quick_test", "--output_dir", str(tmp_path)]
-    failed = run([*script, "--method", "dpo", "--run_id", "no_pairs", *words], code=2)
+    folder = tmp_path / RUNS[0]
+    left_out = shutil.ignore_patterns("0[5-9]_*", "03_distill", "dpo", "11_comparison")
+    shutil.copytree(outputs / "whole" / RUNS[0], folder, ignore=left_out)
+    dpo = ["--method", "dpo", "--seeds", SEEDS[0], "--preferences.min_pairs", "1000"]
+    settings = {
+        key: value for key, value in SETTINGS.items() if key.split(".")[0] in ("reward", "sft", "dpo")
+    }
+    failed = run(driver(tmp_path, *dpo, settings=settings), code=2)
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "dpo failed: 08_preferences: too few preference pairs" in errors[0]
-    folder = tmp_path / "no_pairs"
     for kept in ("04_candidates", "10_evaluation/base", "10_evaluation/sft", "11_comparison"):
         assert (folder / kept / "manifest.json").exists()
     assert not (folder / "08_preferences/manifest.json").exists() and not (folder / "09_dpo").exists()
