@@ -133,6 +133,13 @@ def test_mistakes_in_the_command(settings, tmp_path, words, says):
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_without_slurm_the_jobs_of_a_run_cannot_be_checked(tmp_path):
+    jobs.write_record(tmp_path / "slurm" / "r", [jobs.Submitted("r/03_sft", 1, "r.log")])
+    done = run("check_jobs.py", "--run_id", "r", "--output_dir", str(tmp_path), PATH=str(tmp_path))
+    says = "error: scontrol is not here: run this on a login node of the cluster\n"
+    assert (done.returncode, done.stderr) == (2, says)
+
+
 # ------------------------------------------------------------------------------------- what a task runs
 
 

@@ -100,7 +100,7 @@ def read_record(folder: Path) -> list[Submitted]:
 
 def states(job: int) -> list[State]:
     """The states of a job, one for each task of an array. Raises UserError where SLURM does not answer."""
-    done = subprocess.run(["scontrol", "show", "job", "-o", str(job)], capture_output=True, text=True)
+    done = _run(["scontrol", "show", "job", "-o", str(job)])
     if done.returncode == 0 and "JobId=" in done.stdout:
         found = [_state(line) for line in done.stdout.splitlines() if line.startswith("JobId=")]
         return sorted(found, key=lambda state: -1 if state.task is None else state.task)
@@ -141,11 +141,15 @@ def _states_in_accounting(job: int) -> list[State]:
     return found
 
 
-def _ask(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+def _run(command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        return subprocess.run(command, capture_output=True, text=True, env=env)
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not here: run this on a login node of the cluster") from None
+
+
+def _ask(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    done = _run(command, env)
     if done.returncode:
         raise UserError(f"{command[0]}: {_last_line(done)}")
     return done.stdout
