@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from utils.common import UserError, read_json  # noqa: E402
+from utils.driver.goal import listed  # noqa: E402
 from utils.secrets import redact  # noqa: E402
 from utils.slurm import jobs  # noqa: E402
 from utils.slurm.cluster import DRIVER, Cluster, read_cluster  # noqa: E402
@@ -171,7 +172,7 @@ def main(argv: list[str]) -> int:
         *(["--output_dir", known.output_dir] if known.output_dir else []),
         *rest,
     ]
-    seeds = [seed for word in known.seeds for seed in word.split(",") if seed]
+    seeds = listed(known.seeds)
     try:
         if known.array and not seeds:
             raise UserError("--array is over seeds: give --seeds")

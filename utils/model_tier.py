@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.typed import at_least, setting, within
+from utils.typed import above, at_least, setting, within
 
 AUTO_BATCH = 64  # completions that generation.batch_size auto begins with
 
@@ -113,8 +113,7 @@ class GenerationSection:
     def validate(self) -> None:
         at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.largest_batch)
         at_least(0, top_k=self.top_k)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, found {self.temperature}")
+        above(0, temperature=self.temperature)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, found {self.top_p}")
 

@@ -44,6 +44,13 @@ def at_least(minimum: float, **values: float | None) -> None:
             raise ValueError(f"{name} must be at least {minimum}, found {value}")
 
 
+def above(minimum: float, **values: float | None) -> None:
+    """Raise ValueError naming the first of ``values`` that is not above ``minimum``; None is no value."""
+    for name, value in values.items():
+        if value is not None and value <= minimum:
+            raise ValueError(f"{name} must be above {minimum}, found {value}")
+
+
 def within(low: float, high: float, **values: float) -> None:
     """Raise ValueError naming the first of ``values`` that is not between ``low`` and ``high``."""
     for name, value in values.items():

@@ -11,6 +11,7 @@ from utils.driver.goal import (
     METHODS,
     Goal,
     Overrides,
+    listed,
     parse_curricula,
     parse_methods,
 )
@@ -77,7 +78,7 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     goal, overrides = Goal(parse_methods(known.method), known.reward, curricula, known.teacher), Overrides()
     if known.seed is not None and known.seeds:
         raise UserError("give --seed for one run or --seeds for a run of each, not both")
-    seeds = [text for word in known.seeds or () for text in word.split(",") if text]
+    seeds = listed(known.seeds or ())
     known.seeds = [whole("seeds", text, 0) for text in seeds]
     if len(set(known.seeds)) < len(known.seeds):
         raise UserError("--seeds names a seed twice: two runs of one seed are not two samples")

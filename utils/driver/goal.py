@@ -93,8 +93,13 @@ def parse_curricula(words: Iterable[str]) -> tuple[str, ...]:
     return _named("curriculum", words, CURRICULA)
 
 
+def listed(words: Iterable[str]) -> list[str]:
+    """The entries of an option that takes several, separated by spaces or commas."""
+    return [entry for word in words for entry in word.split(",") if entry]
+
+
 def _named(option: str, words: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    names, known = [name for word in words for name in word.split(",") if name], tuple(known)
+    names, known = listed(words), tuple(known)
     for name in names:
         if name not in (*known, "all"):
             raise UserError(f'--{option}: there is no "{name}"{suggestion(name, (*known, "all"))}')

@@ -9,7 +9,7 @@ import yaml
 
 from utils.common import UserError, resolve_path, write_text
 from utils.config import load_tier, setting
-from utils.typed import at_least
+from utils.typed import above, at_least
 
 REWARDS = ("task", "intrinsic", "combined")  # option --reward of training stages: which components are paid
 DEFAULT_REWARD = "combined"  # of every stage, so that methods are compared on one
@@ -48,8 +48,7 @@ class IntrinsicSection:
     missing_eos_penalty: float = setting(0.0, "taken off the last token of a completion cut at the limit")
 
     def validate(self) -> None:
-        if self.alpha <= 0:
-            raise ValueError(f"alpha must be above 0, found {self.alpha}")
+        above(0, alpha=self.alpha)
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be above 0 (null for none), found {self.clip}")
         at_least(0, missing_eos_penalty=self.missing_eos_penalty)
@@ -125,8 +124,7 @@ class RewardSpec:
                     f'own.{name}: the name must be small letters, digits and "_", and none of '
                     f"{', '.join(TAKEN)}"
                 )
-        if self.exact_match <= 0:
-            raise ValueError(f"exact_match must be above 0, found {self.exact_match}")
+        above(0, exact_match=self.exact_match)
         for name in ("numeric_match", "program_partial"):
             if not 0 <= getattr(self, name) < self.exact_match:
                 raise ValueError(

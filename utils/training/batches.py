@@ -7,11 +7,12 @@ device or on several. What changes is who computes which rows of it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from utils.common import UserError
 from utils.processes import num_processes
+from utils.training.settings import RolloutAlgo
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,12 @@ class Batches:
     gradient_accumulation_steps: int
     steps_per_generation: int = 1
 
-    def arguments(self, rollouts: bool = False) -> dict[str, Any]:
-        """As arguments of a TRL config; with ``steps_per_generation`` for trainers on ``rollouts``."""
-        found = {
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of a TRL config that knows no rollouts; of others see `rollout_batches`."""
+        return {
             "per_device_train_batch_size": self.per_device_train_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
         }
-        return found | ({"steps_per_generation": self.steps_per_generation} if rollouts else {})
 
 
 def share_batches(
@@ -72,6 +72,18 @@ def share_batches(
     own, accumulation, steps = rows * shared // count, accumulation // shared, steps // shared
     pieces = _pieces(own, largest)
     return Batches(own // pieces, accumulation * pieces, steps * pieces)
+
+
+def rollout_batches(algo: RolloutAlgo, group: int, largest: int | None) -> dict[str, Any]:
+    """Each process's part of the rollouts of ``algo``, as arguments of a TRL config; see `share_batches`."""
+    batches = share_batches(
+        algo.per_device_train_batch_size,
+        algo.gradient_accumulation_steps,
+        algo.steps_per_generation,
+        group=group,
+        largest=largest,
+    )
+    return asdict(batches)
 
 
 def _pieces(rows: int, largest: int | None) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from utils.config import setting
-from utils.typed import at_least
+from utils.typed import above, at_least, within
 
 CURRICULA = ("random", "easy_to_hard", "hard_to_easy", "sec", "pass_rate")
 DEFAULT_CURRICULUM = "random"
@@ -70,12 +70,9 @@ class CurriculumSettings:
         for name in ("start_fraction", "pacing_fraction", "alpha", "success_alpha"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, found {getattr(self, name)}")
-        for name in ("floor", "pass_rate_low", "pass_rate_high", "unseen_share", "exploration"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
-        for name in ("tau", "scale_window", "probe_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        within(0, 1, floor=self.floor, pass_rate_low=self.pass_rate_low, pass_rate_high=self.pass_rate_high)
+        within(0, 1, unseen_share=self.unseen_share, exploration=self.exploration)
+        above(0, tau=self.tau, scale_window=self.scale_window, probe_size=self.probe_size)
         if self.percentile is not None and not 0 < self.percentile <= 100:
             raise ValueError(f"percentile must be above 0 and at most 100, found {self.percentile}")
         if self.pass_rate_low > self.pass_rate_high:

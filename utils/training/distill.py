@@ -17,7 +17,7 @@ from utils.models.teacher import Teacher
 from utils.models.vllm_sampling import vllm_arguments
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
-from utils.training.batches import share_batches
+from utils.training.batches import rollout_batches
 from utils.training.distill_gold import gold_completions
 from utils.training.distill_settings import DistillAlgo
 from utils.training.distill_trainer import GroupDistillationConfig, GroupDistillationTrainer
@@ -118,13 +118,6 @@ def _arguments(ctx: StageContext) -> GroupDistillationConfig:
     algo: DistillAlgo = ctx.config.algo
     generation = ctx.config.model.generation
     updates = updates_per_rollout(algo)
-    batches = share_batches(
-        algo.per_device_train_batch_size,
-        algo.gradient_accumulation_steps,
-        algo.steps_per_generation,
-        group=algo.num_generations,
-        largest=ctx.config.model.training.max_micro_batch,
-    )
     return GroupDistillationConfig(
         **trainer_arguments(ctx, updates),
         learning_rate=algo.learning_rate,
@@ -132,7 +125,7 @@ def _arguments(ctx: StageContext) -> GroupDistillationConfig:
         warmup_steps=algo.warmup_steps,
         weight_decay=algo.weight_decay,
         max_steps=algo.num_rollouts * updates,
-        **batches.arguments(rollouts=True),
+        **rollout_batches(algo, algo.num_generations, ctx.config.model.training.max_micro_batch),
         num_generations=algo.num_generations,
         num_iterations=algo.num_iterations,
         divergence=algo.divergence,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from utils.config import setting
 from utils.training.settings import RolloutAlgo
-from utils.typed import at_least, within
+from utils.typed import above, at_least, within
 
 
 @dataclass
@@ -53,8 +53,7 @@ class DistillAlgo(RolloutAlgo):
 
     def validate(self) -> None:
         self._validate_rollouts("num_generations", self.num_generations)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, found {self.temperature}")
+        above(0, temperature=self.temperature)
         at_least(0, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
         within(0, 1, ce_weight=self.ce_weight, on_policy_fraction=self.on_policy_fraction)
         if self.top_k is not None and self.top_k < 1:

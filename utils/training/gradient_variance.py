@@ -29,7 +29,7 @@ from utils.common import UserError, derive_seed, read_json, write_json
 from utils.models.memory import Room
 from utils.models.sampling import generate
 from utils.models.score_cache import ScoreCache
-from utils.models.shared_prefix import CompletionBatch
+from utils.models.shared_prefix import CompletionBatch, evaluating
 from utils.processes import from_main, is_main_process
 from utils.stage import StageContext
 from utils.training.advantages import baselines
@@ -148,17 +148,14 @@ def _leaving_no_trace(trainer: SharedPrefixRLOOTrainer) -> Iterator[None]:
     asked of other processes.
     """
     model, teacher, combiner = trainer.model, trainer.pipeline.teacher, trainer.pipeline.combiner
-    training, in_parts = model.training, combiner.in_parts
-    cache = None if teacher is None else teacher.cache
-    model.eval()
+    in_parts, cache = combiner.in_parts, None if teacher is None else teacher.cache
     combiner.in_parts = False
     if teacher is not None:
         teacher.cache = ScoreCache(0)
     try:
-        with torch.random.fork_rng():
+        with evaluating(model), torch.random.fork_rng():
             yield
     finally:
-        model.train(training)
         combiner.in_parts = in_parts
         if teacher is not None:
             teacher.cache = cache

@@ -22,7 +22,7 @@ from utils.models.vllm_sampling import vllm_arguments
 from utils.rewards.rollout import RewardPipeline, RolloutRewards
 from utils.rewards.spec import RewardSpec
 from utils.stage import StageContext
-from utils.training.batches import share_batches
+from utils.training.batches import rollout_batches
 from utils.training.reward_state import open_pipeline
 from utils.training.running import trainer_arguments
 from utils.training.settings import GrpoAlgo, RlooAlgo
@@ -131,13 +131,6 @@ def group_arguments(ctx: StageContext, num_generations: int) -> dict[str, Any]:
     algo: GrpoAlgo | RlooAlgo = ctx.config.algo
     generation = ctx.config.model.generation
     updates = updates_per_rollout(algo)
-    batches = share_batches(
-        algo.per_device_train_batch_size,
-        algo.gradient_accumulation_steps,
-        algo.steps_per_generation,
-        group=num_generations,
-        largest=ctx.config.model.training.max_micro_batch,
-    )
     return {
         **trainer_arguments(ctx, updates),
         "learning_rate": algo.learning_rate,
@@ -145,7 +138,7 @@ def group_arguments(ctx: StageContext, num_generations: int) -> dict[str, Any]:
         "warmup_steps": algo.warmup_steps,
         "weight_decay": algo.weight_decay,
         "max_steps": algo.num_rollouts * updates,
-        **batches.arguments(rollouts=True),
+        **rollout_batches(algo, num_generations, ctx.config.model.training.max_micro_batch),
         "num_generations": num_generations,
         "num_iterations": algo.num_iterations,
         "beta": algo.beta,

@@ -9,13 +9,7 @@ from typing import Literal
 
 from utils.config import setting
 from utils.training.curriculum_settings import CurriculumSettings
-from utils.typed import at_least, within
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be above 0, found {value}")
+from utils.typed import above, at_least, within
 
 
 @dataclass
@@ -32,7 +26,8 @@ class SftAlgo:
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
 
     def validate(self) -> None:
-        _positive(
+        above(
+            0,
             learning_rate=self.learning_rate,
             num_train_epochs=self.num_train_epochs,
             per_device_train_batch_size=self.per_device_train_batch_size,
@@ -62,7 +57,8 @@ class RolloutAlgo:
 
     def _validate_rollouts(self, name: str, size: int) -> None:
         """Check what is shared; ``name`` is the setting that holds the completions per prompt."""
-        _positive(
+        above(
+            0,
             learning_rate=self.learning_rate,
             num_rollouts=self.num_rollouts,
             per_device_train_batch_size=self.per_device_train_batch_size,
@@ -100,7 +96,7 @@ class _GroupAlgo(RolloutAlgo):
 
     def _validate_groups(self, name: str, size: int) -> None:
         """Check everything shared; ``name`` is the setting that holds the completions per prompt."""
-        _positive(epsilon=self.epsilon)
+        above(0, epsilon=self.epsilon)
         if size < 2:
             raise ValueError(f"{name} must be at least 2 to compare within a group, found {size}")
         at_least(0, beta=self.beta)
@@ -232,7 +228,8 @@ class PpoAlgo:
         return self.sampled_completions // self.num_generations
 
     def validate(self) -> None:
-        _positive(
+        above(
+            0,
             learning_rate=self.learning_rate,
             num_rollouts=self.num_rollouts,
             num_generations=self.num_generations,
@@ -245,9 +242,7 @@ class PpoAlgo:
             kl_target=self.kl_target,
             kl_horizon=self.kl_horizon,
         )
-        for name in ("value_learning_rate", "target_kl"):
-            if getattr(self, name) is not None:
-                _positive(**{name: getattr(self, name)})
+        above(0, value_learning_rate=self.value_learning_rate, target_kl=self.target_kl)
         at_least(
             0,
             warmup_steps=self.warmup_steps,
@@ -306,7 +301,8 @@ class PreferencesAlgo:
     min_pairs: int = setting(64, "fewer pairs to train on are an error")
 
     def validate(self) -> None:
-        _positive(
+        above(
+            0,
             pairs_per_prompt=self.pairs_per_prompt,
             max_similarity=self.max_similarity,
             max_repeat_similarity=self.max_repeat_similarity,
@@ -363,7 +359,8 @@ class DpoAlgo:
     label_smoothing: float = setting(0.0, "share of wrong labels assumed (robust, exo_pair, aot)")
 
     def validate(self) -> None:
-        _positive(
+        above(
+            0,
             learning_rate=self.learning_rate,
             num_train_epochs=self.num_train_epochs,
             per_device_train_batch_size=self.per_device_train_batch_size,
