@@ -15,7 +15,7 @@ from utils.data.finqa import read_finqa
 from utils.data.records import Record
 from utils.data.rendering import render_record
 from utils.rewards.cases import gold_completion
-from utils.rewards.reasoning import MAX_EQUATIONS, equations, grounded_operands, reasoning_score
+from utils.rewards.reasoning import MAX_EQUATIONS, MAX_SIDE, equations, grounded_operands, reasoning_score
 
 REPORT = (
     "revenue rose to $ 1,234.5 in 2001 , up 5.3% from 1172 .\n"
@@ -192,6 +192,17 @@ def test_calculations_have_the_value_that_python_gives_them(parts, last, right):
     value = eval(text)  # digits, brackets and + - * made above
     wrong = value + max(1, abs(value) // 10**8)  # values count as equal to a billionth
     assert equations(f"so {text} = {value if right else wrong}") == [right]
+
+
+@pytest.mark.parametrize("length", range(105, MAX_SIDE))
+def test_a_long_calculation_is_read_whatever_word_precedes_it(length):
+    """The longest that is read has its words cut off, and half a word may look like a function."""
+    tens = " + 10" * ((length - 8) // 5)
+    text = f"({'1' * (1 + (length - 8) % 5)} + 10){tens}"
+    value = eval(text)  # numbers, a bracket and + made above
+    for word in ("so", "thus so", "We see that"):
+        assert equations(f"{word} {text} = {value}") == [True]
+    assert equations(f"f {text} = {value}") == []
 
 
 @pytest.mark.parametrize(("stated", "right"), [(10**9, True), (10**9 + 2, False)])

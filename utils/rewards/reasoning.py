@@ -24,6 +24,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from string import ascii_letters
 
 from utils.data.records import Record
 from utils.grading.grade import PROGRAM_DATASETS, parse_completion
@@ -158,7 +159,11 @@ def stated_equations(text: str) -> list[Equation]:
     found: list[Equation] = []
     for line in plain_arithmetic(text[:MAX_CHARS]).splitlines():
         for match in _EQUALS.finditer(line):
-            left = _left_side(line[max(0, match.start() - MAX_SIDE - 1) : match.start()])
+            begin = max(0, match.start() - MAX_SIDE - 1)
+            # A word is read whole: of "so" the last letter alone would be the name of a function.
+            before = line[max(0, begin - MAX_SIDE) : begin]
+            begin -= len(before) - len(before.rstrip(f"{ascii_letters}\\"))
+            left = _left_side(line[begin : match.start()])
             right = _right_side(line[match.end() : match.end() + MAX_SIDE + 1])
             if left is not None and right is not None:
                 found.append(Equation(tuple(left), tuple(right), _equal(_value(left), right)))
