@@ -7,12 +7,12 @@ damaged (empty, truncated, not an array); the report is written either way.
 import sys
 from pathlib import Path
 
-from utils.common import shown, write_json, write_jsonl, write_text
-from utils.config import StageConfig
 from utils.data import checks
+from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_inputs, read_splits, render
-from utils.dataset_tier import DatasetConfig
-from utils.stage import Stage, StageContext, main
+from utils.frame.config import StageConfig
+from utils.frame.files import shown, write_json, write_jsonl, write_text
+from utils.frame.stage import Stage, StageContext, main
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:

@@ -10,10 +10,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils.common import UserError, shown, write_json
-from utils.config import StageConfig, setting
+from utils.frame.config import StageConfig, setting
+from utils.frame.files import UserError, shown, write_json
+from utils.frame.stage import Stage, StageContext, main
 from utils.rewards.spec import RewardSpec, own_files, verified, write_reward_spec
-from utils.stage import Stage, StageContext, main
 
 SPLITS = ("train", "val", "test")
 
@@ -61,14 +61,14 @@ STAGE = Stage(
 def run(ctx: StageContext) -> int:
     """Write reward_spec.yaml; grade every gold; run the unit tests. Returns 1 if one fails."""
     if ctx.config.options.audit:
-        from utils.rewards.audit import audit_stage
+        from utils.rewards.audit.audit import audit_stage
 
         return audit_stage(ctx)
 
     from utils.data.records import load_records
     from utils.grading.grade import REQUIRED_FIELDS
-    from utils.rewards.cases import gold_completion, gold_grade, run_cases
-    from utils.rewards.own import check_own, own_rewards, with_sources
+    from utils.rewards.unit_cases import gold_completion, gold_grade, run_cases
+    from utils.rewards.user_components import check_own, own_rewards, with_sources
 
     splits = {split: load_records(ctx.inputs[split]) for split in SPLITS}
     spec: RewardSpec = with_sources(ctx.config.reward)

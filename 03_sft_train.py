@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.config import StageConfig, setting
-from utils.model_tier import ModelConfig
-from utils.stage import Choice, NoOptions, Stage, StageContext, main
-from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName
-from utils.training.distill_settings import DistillAlgo
-from utils.training.policy_inputs import (
+from utils.frame.config import StageConfig, setting
+from utils.frame.pipeline import DEFAULT_CURRICULUM, CurriculumName
+from utils.frame.stage import Choice, NoOptions, Stage, StageContext, main
+from utils.methods.distill.settings import DistillAlgo
+from utils.methods.sft.settings import SftAlgo
+from utils.models.settings import ModelConfig
+from utils.training.inputs import (
     configured_model,
     configured_teacher,
     sft_policy,
     training_inputs,
     variant,
 )
-from utils.training.settings import SftAlgo
 
 VALIDATION = {
     "validation reward": ["val_reward"],
@@ -74,15 +74,15 @@ def distill_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.training.running import train_stage
+    from utils.training.run import train_stage
 
     if not isinstance(ctx.config.algo, DistillAlgo):
-        from utils.training.sft import build_sft_trainer
+        from utils.methods.sft.trainer import build_sft_trainer
 
         train_stage(ctx, "sft", lambda records, spec: build_sft_trainer(ctx, records), PANELS)
         return
-    from utils.training.distill import build_distill_trainer
-    from utils.training.shared_prefix_mixin import updates_per_rollout
+    from utils.methods.distill.build import build_distill_trainer
+    from utils.rollouts.shared_prefix_trainer import updates_per_rollout
 
     train_stage(
         ctx,

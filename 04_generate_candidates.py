@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.config import StageConfig, setting
-from utils.model_tier import ModelConfig
+from utils.frame.config import StageConfig, setting
+from utils.frame.stage import Stage, StageContext, main
+from utils.models.settings import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD
-from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy, teacher_inputs
+from utils.training.inputs import sft_policy, teacher_inputs
 
 
 @dataclass
@@ -47,13 +47,13 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.common import write_json, write_jsonl
     from utils.data.records import load_records
-    from utils.evaluation.candidates import sample_candidates, summarize_candidates
-    from utils.processes import is_main_process
-    from utils.rewards.audit import write_audit
+    from utils.frame.files import write_json, write_jsonl
+    from utils.frame.processes import is_main_process
+    from utils.rewards.audit.audit import write_audit
     from utils.rewards.spec import load_reward_spec
-    from utils.training.prompt_order import prompt_order
+    from utils.rollouts.candidates import sample_candidates, summarize_candidates
+    from utils.rollouts.prompt_order import prompt_order
 
     options = ctx.config.options
     every = load_records(ctx.inputs["records"])

@@ -15,14 +15,14 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.cli import wants_help
-from utils.config import setting
-from utils.model_tier import ModelConfig
+from utils.frame.command_line import wants_help
+from utils.frame.config import setting
+from utils.frame.pipeline import DEFAULT_CURRICULUM, CurriculumName
+from utils.frame.stage import Stage, StageContext, main
+from utils.methods.ppo.settings import PpoAlgo
+from utils.models.settings import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD
-from utils.stage import Stage, StageContext, main
-from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName
-from utils.training.policy_inputs import rollout_inputs, variant
-from utils.training.settings import PpoAlgo
+from utils.training.inputs import rollout_inputs, variant
 
 PANELS = {
     "mean reward of the rollout": ["reward", "train_accuracy"],
@@ -68,8 +68,8 @@ class Options:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.training.ppo import build_ppo_trainer
-    from utils.training.running import train_stage
+    from utils.methods.ppo.build import build_ppo_trainer
+    from utils.training.run import train_stage
 
     unit = ctx.config.algo.updates_per_rollout
     train_stage(ctx, "ppo", lambda records, spec: build_ppo_trainer(ctx, records, spec), PANELS, unit)
@@ -102,7 +102,7 @@ STAGE = Stage(
 
 if __name__ == "__main__":
     if any(word.startswith("--diagnose") for word in sys.argv) and not wants_help(sys.argv):
-        from utils.training.diagnose import diagnose_command
+        from utils.training.health.diagnose import diagnose_command
 
         sys.exit(diagnose_command(sys.argv[1:]))
     main(STAGE, run)

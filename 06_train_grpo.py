@@ -3,7 +3,7 @@
     python 06_train_grpo.py [--reward combined|task|intrinsic] [--learning_rate 5e-4] [--num_iterations 2]
     python 06_train_grpo.py --curriculum easy_to_hard|hard_to_easy|sec|pass_rate [--curriculum.tau 0.4]
 
-TRL's GRPOTrainer with shared prefixes (utils/training/shared_prefix_mixin.py). The reference is the SFT
+TRL's GRPOTrainer with shared prefixes (utils/rollouts/shared_prefix_trainer.py). The reference is the SFT
 policy. Greedy answers to validation items choose the best checkpoint. In this stage save_steps, logging_steps
 and eval_steps count rollouts.
 """
@@ -11,13 +11,13 @@ and eval_steps count rollouts.
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.config import setting
-from utils.model_tier import ModelConfig
+from utils.frame.config import setting
+from utils.frame.pipeline import DEFAULT_CURRICULUM, CurriculumName
+from utils.frame.stage import Stage, StageContext, main
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.models.settings import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD
-from utils.stage import Stage, StageContext, main
-from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName
-from utils.training.policy_inputs import rollout_inputs, variant
-from utils.training.settings import GrpoAlgo
+from utils.training.inputs import rollout_inputs, variant
 
 PANELS = {
     "mean reward of the rollout": ["reward", "train_accuracy"],
@@ -54,9 +54,9 @@ class Options:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.training.grpo import build_grpo_trainer
-    from utils.training.running import train_stage
-    from utils.training.shared_prefix_mixin import updates_per_rollout
+    from utils.methods.grpo.trainer import build_grpo_trainer
+    from utils.rollouts.shared_prefix_trainer import updates_per_rollout
+    from utils.training.run import train_stage
 
     train_stage(
         ctx,

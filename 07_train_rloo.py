@@ -3,7 +3,7 @@
     python 07_train_rloo.py [--reward combined|task|intrinsic] [--baseline_type loo|mean|none]
     python 07_train_rloo.py --curriculum easy_to_hard|hard_to_easy|sec|pass_rate [--curriculum.tau 0.4]
 
-TRL's RLOOTrainer with shared prefixes (utils/training/shared_prefix_mixin.py). The reference is the SFT
+TRL's RLOOTrainer with shared prefixes (utils/rollouts/shared_prefix_trainer.py). The reference is the SFT
 policy, and the KL to it is part of the reward. Greedy answers to validation items choose the best checkpoint.
 Before the first update the variance of RLOO's gradient is measured against that of plain REINFORCE, on the
 same samples. In this stage save_steps, logging_steps and eval_steps count rollouts.
@@ -12,13 +12,13 @@ same samples. In this stage save_steps, logging_steps and eval_steps count rollo
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.config import setting
-from utils.model_tier import ModelConfig
+from utils.frame.config import setting
+from utils.frame.pipeline import DEFAULT_CURRICULUM, CurriculumName
+from utils.frame.stage import Stage, StageContext, main
+from utils.methods.rloo.settings import RlooAlgo
+from utils.models.settings import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD
-from utils.stage import Stage, StageContext, main
-from utils.training.curriculum_settings import DEFAULT_CURRICULUM, CurriculumName
-from utils.training.policy_inputs import rollout_inputs, variant
-from utils.training.settings import RlooAlgo
+from utils.training.inputs import rollout_inputs, variant
 
 PANELS = {
     "mean reward of the rollout": ["reward", "train_accuracy"],
@@ -67,10 +67,10 @@ class Options:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.training.gradient_variance import check_gradient_variance
-    from utils.training.rloo import build_rloo_trainer
-    from utils.training.running import train_stage
-    from utils.training.shared_prefix_mixin import updates_per_rollout
+    from utils.methods.rloo.gradient_variance import check_gradient_variance
+    from utils.methods.rloo.trainer import build_rloo_trainer
+    from utils.rollouts.shared_prefix_trainer import updates_per_rollout
+    from utils.training.run import train_stage
 
     def build(records, spec):
         trainer, tokenizer = build_rloo_trainer(ctx, records, spec)

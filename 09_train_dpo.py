@@ -2,7 +2,7 @@
 
     python 09_train_dpo.py [--reward combined|task|intrinsic] [--beta 0.1] [--loss_type ipo]
 
-TRL's DPOTrainer (utils/training/dpo_trainer.py). The reference is the SFT policy, whose log-probabilities of
+TRL's DPOTrainer (utils/methods/dpo/trainer.py). The reference is the SFT policy, whose log-probabilities of
 the pairs are computed once. Greedy answers to validation items choose the best checkpoint, as in every
 method.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from utils.config import StageConfig, setting
-from utils.model_tier import ModelConfig
+from utils.frame.config import StageConfig, setting
+from utils.frame.stage import Stage, StageContext, main
+from utils.methods.dpo.settings import DpoAlgo
+from utils.models.settings import ModelConfig
 from utils.rewards.spec import DEFAULT_REWARD
-from utils.stage import Stage, StageContext, main
-from utils.training.policy_inputs import sft_policy, variant
-from utils.training.settings import DpoAlgo
+from utils.training.inputs import sft_policy, variant
 
 PANELS = {
     "loss": ["loss", "val_preference_loss"],
@@ -56,7 +56,7 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.training.dpo import train_dpo
+    from utils.methods.dpo.build import train_dpo
 
     train_dpo(ctx, PANELS)
 

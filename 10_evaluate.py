@@ -12,11 +12,11 @@ Outside predictions are graded against the split's raw file, and need no model a
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.config import setting
-from utils.dataset_tier import DatasetConfig
-from utils.evaluation.evaluate_stage import evaluation_inputs, variant_of
-from utils.model_tier import ModelConfig
-from utils.stage import Stage, StageContext, main
+from utils.data.settings import DatasetConfig
+from utils.evaluation.stage import evaluation_inputs, variant_of
+from utils.frame.config import setting
+from utils.frame.stage import Stage, StageContext, main
+from utils.models.settings import ModelConfig
 
 MAX_SAMPLES = 512
 
@@ -56,7 +56,7 @@ class Options:
 
 
 def run(ctx: StageContext) -> None:
-    from utils.evaluation.evaluate_stage import run_evaluation
+    from utils.evaluation.stage import run_evaluation
 
     run_evaluation(ctx)
 

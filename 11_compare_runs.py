@@ -14,12 +14,12 @@ experiment: means over seeds, and tests that count seeds as well as items. ``--d
 import sys
 from dataclasses import dataclass
 
-from utils.cli import wants_help
-from utils.common import UserError
-from utils.config import setting
-from utils.evaluation.compare_stage import compare_over_seeds, compare_policies, comparison_inputs
-from utils.evaluation.failed import parse_failures
-from utils.stage import Stage, StageContext, main
+from utils.comparison.failed_policies import parse_failures
+from utils.comparison.stage import compare_over_seeds, compare_policies, comparison_inputs
+from utils.frame.command_line import wants_help
+from utils.frame.config import setting
+from utils.frame.files import UserError
+from utils.frame.stage import Stage, StageContext, main
 
 
 @dataclass
@@ -75,7 +75,7 @@ STAGE = Stage(
 
 if __name__ == "__main__":
     if "--diff" in sys.argv and not wants_help(sys.argv):
-        from utils.evaluation.manifest_diff import diff_command
+        from utils.comparison.manifest_diff import diff_command
 
         sys.exit(diff_command(STAGE, sys.argv[1:]))
     main(STAGE, run)

@@ -13,14 +13,14 @@ python 12_driver.py --method grpo --dataset_config configs/datasets/gsm8k.yaml -
 import signal
 import sys
 
-from utils.common import UserError
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.command import parse, without_export
 from utils.driver.execute import Execution, exit_code
 from utils.driver.graph import build_graph, run_of_seed
 from utils.driver.launch import export_plan
 from utils.driver.show import show_budgets, show_plan, show_results
-from utils.secrets import load_environment, redact, redact_tracebacks
+from utils.frame.credentials import load_environment, redact, redact_tracebacks
+from utils.frame.files import UserError
 
 EPILOG = """\
 any option of a stage: --OWNER.KEY VALUE with OWNER a tier (model, dataset, reward: for every stage that has

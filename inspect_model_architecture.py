@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.common import UserError, resolve_path, shown, write_text
-from utils.secrets import load_environment, redact, redact_tracebacks
+from utils.frame.credentials import load_environment, redact, redact_tracebacks
+from utils.frame.files import UserError, resolve_path, shown, write_text
 
 if TYPE_CHECKING:
-    from utils.models.model_config import Known
+    from utils.models.inspection.model_config import Known
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         parser.error("--out goes with --model")
 
     load_environment()
-    from utils.models.model_config import FOLDER, KNOWN, file_stem
+    from utils.models.inspection.model_config import FOLDER, KNOWN, file_stem
 
     if arguments.all:
         wanted = [(known.name, FOLDER / f"{stem}.yaml", known) for stem, known in KNOWN.items()]
@@ -55,9 +55,9 @@ def main(argv: list[str]) -> int:
 
 def write_config(name: str, out: Path, known: "Known | None", overwrite: bool) -> None:
     """Inspect one model, say what it is and write its file. Raises UserError."""
-    from utils.models.architecture import inspect_model
-    from utils.models.estimates import estimate
-    from utils.models.model_config import DEFAULT_RANK, config_text, summary
+    from utils.models.inspection.architecture import inspect_model
+    from utils.models.inspection.estimates import estimate
+    from utils.models.inspection.model_config import DEFAULT_RANK, config_text, summary
 
     found = inspect_model(name)
     targets = ", ".join(f"{target} ({each.count})" for target, each in found.targets.items())

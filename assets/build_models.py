@@ -22,9 +22,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from utils.common import sha256_of, write_json, write_jsonl  # noqa: E402
-from utils.models.embedded import student_model, train_tokenizer, widen  # noqa: E402
-from utils.training.pretrain import (  # noqa: E402
+from assets.embedded import student_model, train_tokenizer, widen  # noqa: E402
+from assets.pretrain import (  # noqa: E402
     PretrainConfig,
     base_document,
     embedded_tables,
@@ -32,6 +31,7 @@ from utils.training.pretrain import (  # noqa: E402
     gold_document,
     pretrain,
 )
+from utils.frame.files import sha256_of, write_json, write_jsonl  # noqa: E402
 
 ASSETS = ROOT / "assets"
 STUDENT = PretrainConfig(steps=1400, batch_size=32, learning_rate=2e-3)

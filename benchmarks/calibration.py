@@ -24,7 +24,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.evaluation.statistics import (
+from utils.statistics.accuracy_tests import (
     bootstrap_difference,
     bootstrap_ratios,
     crossed_test,

@@ -22,14 +22,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import load_tier
 from utils.data.prompts import render_prompt
 from utils.data.records import load_records
-from utils.evaluation.policies import checkpoint_of
-from utils.model_tier import ModelConfig
-from utils.models.common_prefix import batches_by_prefix
+from utils.evaluation.policy_names import checkpoint_of
+from utils.frame.config import load_tier
 from utils.models.loading import load_policy
+from utils.models.prefix.common_prefix import batches_by_prefix
 from utils.models.sampling import batches_by_length, complete, eos_token_ids
+from utils.models.settings import ModelConfig
 
 Answer = Callable[[int], list[list[int]]]  # number of samples (0: greedy) -> token ids of every completion
 
@@ -74,7 +74,7 @@ def plain_loop(model, tokenizer, texts: list[str], config: ModelConfig) -> Answe
 
 
 def ours(model, tokenizer, texts: list[str], config: ModelConfig) -> Answer:
-    """The batches of 10_evaluate.py (utils/evaluation/answering.py), without its journal."""
+    """The batches of 10_evaluate.py (utils/evaluation/answers.py), without its journal."""
     generation = config.generation
 
     def answer(num_samples: int) -> list[list[int]]:

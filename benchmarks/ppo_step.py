@@ -30,11 +30,12 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from utils.data.records import Record
+from utils.methods.ppo.build import PPOTrainer
+from utils.methods.ppo.config import PPOConfig
 from utils.models import teacher as teacher_module
 from utils.models.teacher import Teacher
-from utils.rewards.rollout import RewardPipeline
+from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec
-from utils.training.ppo import PPOConfig, PPOTrainer
 
 SWITCHED_OFF = "switched off for comparison"
 SETTINGS = (

@@ -22,7 +22,7 @@ from report_folders import make_page, make_run  # noqa: E402
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 
-from utils.evaluation.tables import markdown_table  # noqa: E402
+from utils.documents.text import markdown_table  # noqa: E402
 
 POLICIES = ("base", "sft", "ppo", "grpo", "rloo", "dpo")
 # Sets filters and opens items as a reader would, and resolves with milliseconds of each.

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from utils.training.shared_prefix_mixin import SharedPrefix
+from utils.rollouts.shared_prefix_trainer import SharedPrefix
 
 VOCABULARY = 1024
 

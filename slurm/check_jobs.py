@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.common import UserError, shown  # noqa: E402
-from utils.secrets import redact  # noqa: E402
-from utils.slurm import jobs  # noqa: E402
+from slurm import lib_jobs as jobs  # noqa: E402
+from utils.frame.credentials import redact  # noqa: E402
+from utils.frame.files import UserError, shown  # noqa: E402
 
 EPILOG = """\
 reads    outputs/slurm/<run_id>/jobs.json, scontrol, and sacct for jobs that the controller has forgotten

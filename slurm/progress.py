@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.common import resolve_path, shown  # noqa: E402
-from utils.slurm.progress import progress_of_run  # noqa: E402
+from slurm.lib_progress import progress_of_run  # noqa: E402
+from utils.frame.files import resolve_path, shown  # noqa: E402
 
 
 def main(argv: list[str]) -> int:

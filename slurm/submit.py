@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.common import UserError, read_json  # noqa: E402
+from slurm import lib_jobs as jobs  # noqa: E402
+from slurm.lib_cluster import DRIVER, Cluster, read_cluster  # noqa: E402
 from utils.driver.goal import listed  # noqa: E402
-from utils.secrets import redact  # noqa: E402
-from utils.slurm import jobs  # noqa: E402
-from utils.slurm.cluster import DRIVER, Cluster, read_cluster  # noqa: E402
+from utils.frame.credentials import redact  # noqa: E402
+from utils.frame.files import UserError, read_json  # noqa: E402
 
 EPILOG = """\
 every other option is 12_driver.py's. A job starts once those that it needs have succeeded; the last one

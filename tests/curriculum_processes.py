@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from ppo_stub import feed_by_prompt, ppo_trainer
 
-from utils.config import build
+from utils.curricula.build import build_curriculum
+from utils.curricula.settings import CurriculumSettings
 from utils.data.records import Record
-from utils.training.curriculum import build_curriculum
-from utils.training.curriculum_settings import CurriculumSettings
+from utils.frame.config import build
 
 PROMPTS = [f"{row}+{row}=" for row in range(24)]
 RECORDS = [

@@ -24,11 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from test_evaluation_resume import SAMPLING, evaluate_run
 
-from utils import stage
-from utils.evaluation import answering, token_values
+from utils.evaluation import answers as answering
+from utils.evaluation import token_values
+from utils.frame import stage
+from utils.frame.processes import leave_processes, process_index
+from utils.frame.stage_plan import load_script
 from utils.models import teacher
-from utils.plan import load_script
-from utils.processes import leave_processes, process_index
 
 CANDIDATES = load_script("04_generate_candidates.py")
 

@@ -11,10 +11,15 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, RLOOTrainer
 
-from utils.common import REPO_ROOT, write_jsonl
-from utils.config import StageConfig
 from utils.data.records import Record
-from utils.model_tier import (
+from utils.frame.config import StageConfig
+from utils.frame.files import REPO_ROOT, write_jsonl
+from utils.frame.stage import StageContext, _clear
+from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
+from utils.methods.rloo.trainer import BaselineRLOOConfig
+from utils.models.loading import add_lora, load_policy, save_policy
+from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.models.settings import (
     GenerationSection,
     LoraSection,
     ModelConfig,
@@ -22,15 +27,10 @@ from utils.model_tier import (
     TrainingSection,
     ValidationSection,
 )
-from utils.models.loading import add_lora, load_policy, save_policy
-from utils.models.shared_prefix import CompletionBatch
-from utils.rewards.rollout import ALL_COMPONENTS, RolloutRewards
+from utils.rewards.reward_pipeline import ALL_COMPONENTS, RolloutRewards
 from utils.rewards.spec import RewardSpec, write_reward_spec
 from utils.rewards.task import COMPONENTS
-from utils.stage import StageContext, _clear
-from utils.training.grpo import SharedPrefixGRPOTrainer
-from utils.training.outcome_rewards import OutcomeRewards
-from utils.training.rloo import BaselineRLOOConfig
+from utils.rollouts.start import OutcomeRewards
 
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?"]
 SIZE = 4  # completions per prompt

@@ -11,9 +11,10 @@ from group_stub import TINY_TRAINING
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-from utils.models.shared_prefix import CompletionBatch
-from utils.rewards.rollout import RolloutRewards
-from utils.training.ppo import PPOConfig, PPOTrainer
+from utils.methods.ppo.build import PPOTrainer
+from utils.methods.ppo.config import PPOConfig
+from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.rewards.reward_pipeline import RolloutRewards
 
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?", "one more"]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.common import write_csv, write_json, write_jsonl
-from utils.evaluation.comparison import compare_all, load_result, summary_rows
-from utils.evaluation.html_report import write_html_report
-from utils.evaluation.policies import evaluation_files
+from utils.comparison.page.page import write_html_report
+from utils.comparison.paired import compare_all, load_result, summary_rows
+from utils.evaluation.policy_names import evaluation_files
+from utils.frame.files import write_csv, write_json, write_jsonl
 
 POLICIES = ("sft", "ppo", "grpo")
 REASONS = ("operand_order", "wrong_operand", "cut_off")

@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from utils.data.sample import generate
+from utils.data.readers.sample import generate
 
 KINDS = ("qwen2", "llama3", "llama2", "gpt2")
 

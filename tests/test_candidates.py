@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.evaluation.candidates import pass_at_k, summarize_candidates
+from utils.rollouts.candidates import pass_at_k, summarize_candidates
 
 
 @settings(max_examples=60, deadline=None)

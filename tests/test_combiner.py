@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.common import UserError
+from utils.frame.files import UserError
 from utils.rewards.combiner import RewardCombiner
-from utils.rewards.ranking import auroc, group_pairs, within_group_accuracy
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights, paid_weights
+from utils.statistics.ranking import auroc, group_pairs, within_group_accuracy
 
 # ------------------------------------------------------------------------------------------------- ranking
 

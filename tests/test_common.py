@@ -1,4 +1,4 @@
-"""Files, hashes, seeds and secrets of utils.common."""
+"""Files, hashes, seeds and secrets of utils.frame.files."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import common
-from utils.common import UserError, atomic_path
+from utils.frame import files as common
+from utils.frame.files import UserError, atomic_path
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

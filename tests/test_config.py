@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import SECOND, Inner, ToyAlgo
 
-from utils import cli
-from utils.common import UserError
-from utils.config import load_tier, portable
-from utils.dataset_tier import DatasetConfig
-from utils.model_tier import ModelConfig
-from utils.typed import Text, leaf_keys
+from utils.data.settings import DatasetConfig
+from utils.frame import command_line as cli
+from utils.frame.config import load_tier, portable
+from utils.frame.files import UserError
+from utils.frame.typed_settings import Text, leaf_keys
+from utils.models.settings import ModelConfig
 
 
 def load(tmp_path: Path, text: str, cls: type = ToyAlgo, **overrides):

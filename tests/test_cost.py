@@ -6,12 +6,12 @@ import pytest
 import torch
 from test_training import GRPO, RECORDS, SFT, SPEC, context, files, train  # noqa: F401 - two are fixtures
 
-from utils.common import read_jsonl
+from utils.frame.files import read_jsonl
+from utils.methods.grpo.trainer import build_grpo_trainer
+from utils.methods.sft.trainer import tokenize_demonstrations
+from utils.rollouts.prompt_order import prompt_order
 from utils.training import cost as cost_module
 from utils.training.cost import Cost
-from utils.training.grpo import build_grpo_trainer
-from utils.training.prompt_order import prompt_order
-from utils.training.sft import tokenize_demonstrations
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"

@@ -11,16 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.cli import help_text, parse, resolve
-from utils.common import UserError
-from utils.config import build
+from utils.curricula.build import build_curriculum
+from utils.curricula.curriculum import UNKNOWN
+from utils.curricula.pacing import competence, pool_size
+from utils.curricula.pass_rate import PassRate
+from utils.curricula.settings import CurriculumSettings
 from utils.data.records import Record
+from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_files, read_split
-from utils.dataset_tier import DatasetConfig
-from utils.plan import load_script
-from utils.training.curriculum import UNKNOWN, PassRate, build_curriculum, competence, pool_size
-from utils.training.curriculum_report import summary
-from utils.training.curriculum_settings import CURRICULA, CurriculumSettings
+from utils.frame.command_line import help_text, parse, resolve
+from utils.frame.config import build
+from utils.frame.files import UserError
+from utils.frame.pipeline import CURRICULA
+from utils.frame.stage_plan import load_script
+from utils.rollouts.curriculum_log import summary
 
 DEFAULT = CurriculumSettings()
 ORDERED = ("easy_to_hard", "hard_to_easy")

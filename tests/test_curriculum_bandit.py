@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_curriculum import made
 
-from utils.common import UserError, derive_seed
-from utils.config import build
-from utils.training.curriculum import UNKNOWN, build_curriculum
-from utils.training.curriculum_bandit import Scale, arm_labels, boltzmann, in_order, percentile_of
-from utils.training.curriculum_settings import CurriculumSettings
+from utils.curricula.bandit import Scale, arm_labels, boltzmann, in_order, percentile_of
+from utils.curricula.build import build_curriculum
+from utils.curricula.curriculum import UNKNOWN
+from utils.curricula.settings import CurriculumSettings
+from utils.frame.config import build
+from utils.frame.files import UserError, derive_seed
 
 
 def bandit(levels, seed=0, types=None, signal="abs_advantage", **changes):

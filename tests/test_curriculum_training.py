@@ -19,17 +19,21 @@ from group_stub import (
     tree,
 )
 
-from utils.common import UserError, read_json, read_jsonl, write_jsonl
-from utils.config import build
+from utils.curricula.build import build_curriculum
+from utils.curricula.curriculum import UNKNOWN
+from utils.curricula.pacing import competence, pool_size
+from utils.curricula.settings import CurriculumSettings
 from utils.data.records import Record
-from utils.training.curriculum import UNKNOWN, build_curriculum, competence, pool_size
-from utils.training.curriculum_report import LOG_FILE
-from utils.training.curriculum_settings import CurriculumSettings
-from utils.training.follows_curriculum import STATE_FILE
-from utils.training.grpo import SharedPrefixGRPOTrainer
-from utils.training.prompt_order import prompt_order
-from utils.training.rloo import SharedPrefixRLOOTrainer
-from utils.training.settings import GrpoAlgo, PpoAlgo, RlooAlgo
+from utils.frame.config import build
+from utils.frame.files import UserError, read_json, read_jsonl, write_jsonl
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
+from utils.methods.ppo.settings import PpoAlgo
+from utils.methods.rloo.settings import RlooAlgo
+from utils.methods.rloo.trainer import SharedPrefixRLOOTrainer
+from utils.rollouts.curriculum_log import LOG_FILE
+from utils.rollouts.follows_curriculum import STATE_FILE
+from utils.rollouts.prompt_order import prompt_order
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
@@ -83,7 +87,9 @@ def stage(inputs, tiny_models, tmp_path, monkeypatch):
         algo = replace(ALGOS[number], **changes)
         options = {"curriculum": followed, "variance_prompts": 0}
         ctx = stage_context(tmp_path / name, inputs, tiny_models("llama"), algo, resuming=resuming, **options)
-        module = importlib.import_module(f"utils.training.{METHODS[number]}")
+        module = importlib.import_module(
+            f"utils.methods.{METHODS[number]}.{'build' if number == '05' else 'trainer'}"
+        )
         maker = f"build_{METHODS[number]}_trainer"
         original = getattr(module, maker)
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.boxed import last_boxed
-from utils.data.finqa import count_steps, read_finqa
-from utils.data.gsm8k import read_gsm8k, strip_marks
-from utils.data.hendrycks_math import read_math
+from utils.data.readers.finqa import count_steps, read_finqa
+from utils.data.readers.gsm8k import read_gsm8k, strip_marks
+from utils.data.readers.hendrycks_math import read_math
 from utils.data.reading import FILE, MAX_ROW_CHARS
+from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_files, read_split
-from utils.dataset_tier import DatasetConfig
 
 
 def finqa_item(number: int = 1, **changes) -> dict:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.common import UserError
 from utils.data.prompts import render_completion, render_prompt
 from utils.data.reading import RawRow
 from utils.data.records import Record, load_records
 from utils.data.rendering import approximate_tokens, render_record, split_sentences, table_lines
+from utils.frame.files import UserError
 
 ROW = RawRow(
     file="train.json",

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from conftest import make_tiny_tokenizer
 
-from utils.common import REPO_ROOT, UserError, read_json, read_jsonl
-from utils.config import load_tier
 from utils.data import checks
 from utils.data.preparation import hold_out, prepare
 from utils.data.reading import RawRow
 from utils.data.records import load_records
+from utils.data.settings import DatasetConfig
 from utils.data.sources import RawSplit, raw_files, read_splits
-from utils.dataset_tier import DatasetConfig
+from utils.frame.config import load_tier
+from utils.frame.files import REPO_ROOT, UserError, read_json, read_jsonl
+from utils.frame.stage import execute
 from utils.grading.gold import gold_program_fault
-from utils.stage import execute
 
 
 def stage(script: str):

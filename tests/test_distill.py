@@ -12,11 +12,11 @@ from group_stub import TINY_TRAINING, move
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
-from utils.common import UserError
+from utils.frame.files import UserError
+from utils.methods.distill.build import NothingToLearn
+from utils.methods.distill.settings import DistillAlgo, sampled_prompts
+from utils.methods.distill.trainer import GroupDistillationConfig, GroupDistillationTrainer
 from utils.models.teacher import Teacher
-from utils.training.distill import NothingToLearn
-from utils.training.distill_settings import DistillAlgo, sampled_prompts
-from utils.training.distill_trainer import GroupDistillationConfig, GroupDistillationTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?", "one more", "1+1="]

@@ -6,15 +6,15 @@ import pytest
 import torch
 from group_stub import KillAt, Killed, stage_context, stage_inputs, tree
 
-from utils.common import UserError, read_jsonl
+from utils.curricula.settings import CurriculumSettings, SignalWeights
+from utils.frame.files import UserError, read_jsonl
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script, make_plan
+from utils.methods.distill.build import build_distill_trainer
+from utils.methods.distill.settings import DistillAlgo
+from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import load_policy, save_policy
-from utils.plan import load_script, make_plan
-from utils.stage import execute
-from utils.training.curriculum_settings import CurriculumSettings, SignalWeights
-from utils.training.distill import build_distill_trainer
-from utils.training.distill_settings import DistillAlgo
-from utils.training.running import resume_point, train_stage
-from utils.training.settings import SftAlgo
+from utils.training.run import resume_point, train_stage
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"

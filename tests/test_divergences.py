@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils.common import REPO_ROOT
+from assets.pretrain import gold_document
 from utils.data.prompts import render_completion, render_prompt
-from utils.models.shared_prefix import CompletionBatch, completion_states, output_head
-from utils.training import divergences
-from utils.training.divergences import (
+from utils.frame.files import REPO_ROOT
+from utils.models import divergences
+from utils.models.divergences import (
     Measure,
     exact_divergence,
     log_divergence,
@@ -23,7 +23,7 @@ from utils.training.divergences import (
     top_k_divergence,
     top_one_and_entropy,
 )
-from utils.training.pretrain import gold_document
+from utils.models.prefix.shared_prefix import CompletionBatch, completion_states, output_head
 
 N, VOCAB, PADDED = 9, 23, 26  # tokens; columns of the tokenizer; columns of the heads
 MEASURES = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.common import REPO_ROOT, UserError, sha256_of
 from utils.data import download
+from utils.frame.files import REPO_ROOT, UserError, sha256_of
 
 ROWS = {
     "finqa": {"id": "a", "pre_text": [], "post_text": [], "table": [["x"]], "qa": {"question": "?"}},

@@ -21,17 +21,24 @@ from test_training import (  # noqa: F401 - files is a fixture
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from utils.common import UserError, read_jsonl, write_jsonl
-from utils.config import StageConfig
 from utils.data.prompts import render_completion, render_prompt
-from utils.model_tier import GenerationSection, LoraSection, ModelSection, TrainingSection, ValidationSection
+from utils.frame.config import StageConfig
+from utils.frame.files import UserError, read_jsonl, write_jsonl
+from utils.frame.stage import StageContext, _clear
+from utils.methods.dpo import build as module
+from utils.methods.dpo import trainer as dpo_trainer
+from utils.methods.dpo.build import build_dpo_trainer, tokenize_pairs, train_dpo
+from utils.methods.dpo.settings import DpoAlgo
+from utils.methods.dpo.trainer import PairTrainer
 from utils.models.loading import load_policy, save_policy
-from utils.stage import StageContext, _clear
-from utils.training import dpo as module
-from utils.training import dpo_trainer, running
-from utils.training.dpo import build_dpo_trainer, tokenize_pairs, train_dpo
-from utils.training.dpo_trainer import PairTrainer
-from utils.training.settings import DpoAlgo
+from utils.models.settings import (
+    GenerationSection,
+    LoraSection,
+    ModelSection,
+    TrainingSection,
+    ValidationSection,
+)
+from utils.training import run as running
 from utils.training.validation import GenerationValidation
 
 pytestmark = pytest.mark.filterwarnings(

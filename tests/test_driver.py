@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from utils.common import REPO_ROOT, UserError
 from utils.driver import command, goal
 from utils.driver.goal import COMPARE, METHODS, Goal, Overrides, Step
 from utils.driver.graph import build_graph
-from utils.plan import command_for, load_script, prepare
+from utils.frame.files import REPO_ROOT, UserError
+from utils.frame.stage_plan import command_for, load_script, prepare
 
 SCRIPT = load_script("12_driver.py")
 SAMPLING = ("distill", "ppo", "grpo", "rloo", "dpo")

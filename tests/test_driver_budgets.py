@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.common import UserError, write_json
 from utils.driver import command
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.graph import build_graph
+from utils.frame.files import UserError, write_json
 
 SAMPLING = ("distill", "ppo", "grpo", "rloo", "dpo")
 

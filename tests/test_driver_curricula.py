@@ -8,13 +8,13 @@ from test_driver import parse, run_script
 from test_driver_budgets import budgets
 from test_driver_methods import executed, options, stages
 
-from utils.common import UserError
 from utils.driver.goal import METHODS, Goal, Overrides, parse_curricula
 from utils.driver.graph import build_graph
-from utils.evaluation.policies import checkpoint_of
-from utils.model_tier import ModelConfig, ModelSection
-from utils.plan import load_script, prepare
-from utils.training.curriculum_settings import CURRICULA
+from utils.evaluation.policy_names import checkpoint_of
+from utils.frame.files import UserError
+from utils.frame.pipeline import CURRICULA
+from utils.frame.stage_plan import load_script, prepare
+from utils.models.settings import ModelConfig, ModelSection
 
 __all__ = ["stages"]  # the fixture
 FOLLOWING = ("distill", "ppo", "grpo", "rloo")

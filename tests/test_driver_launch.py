@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from test_driver_process import fake, statuses  # noqa: F401 - `fake` is a fixture
 
-from utils.common import REPO_ROOT, UserError
 from utils.driver import command, execute
 from utils.driver.command import without_export
 from utils.driver.execute import Execution, environment_of
@@ -16,7 +15,9 @@ from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import build_graph
 from utils.driver.launch import Launch, export_plan, read_launch
 from utils.driver.process import Child
-from utils.plan import SCRIPTS, load_script, make_plan
+from utils.frame.files import REPO_ROOT, UserError
+from utils.frame.pipeline import SCRIPTS
+from utils.frame.stage_plan import load_script, make_plan
 
 DRIVER = load_script("12_driver.py")
 SHARED = {

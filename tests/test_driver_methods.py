@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils.common import UserError
 from utils.driver import execute
 from utils.driver.execute import Execution, duration, exit_code
 from utils.driver.goal import METHODS, Goal, Overrides, Step
 from utils.driver.graph import Comparison, Node, Outcome, build_graph
-from utils.plan import Prepared, make_plan
-from utils.typed import Text, coerce
+from utils.frame.files import UserError
+from utils.frame.stage_plan import Prepared, make_plan
+from utils.frame.typed_settings import Text, coerce
 
 ALL = Goal(tuple(METHODS))
 
@@ -90,7 +90,7 @@ def test_two_jobs_keep_to_what_steps_need(stages):
     ]
     for run in ("r_seed_0", "r_seed_1"):
         at = {name: begun.index((run, name, None)) for of, name, policy in begun if of == run and not policy}
-        assert at["03_sft_train.py"] < at["04_generate_candidates.py"] < at["08_build_preferences.py"]
+        assert at["03_sft_train.py"] < at["04_generate_candidates.py"] < at["08_build_prefs.py"]
         assert begun.index((run, "10_evaluate.py", "dpo")) > at["09_train_dpo.py"]
         assert at["11_compare_runs.py"] == max(place for place, each in enumerate(begun) if each[0] == run)
     assert begun[-1][0] == "r"

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils.common import REPO_ROOT, read_json
 from utils.driver import process
 from utils.driver.execute import Execution, exit_code
 from utils.driver.goal import Step
 from utils.driver.graph import Node
 from utils.driver.process import Child, interrupts_held_back, stop
+from utils.frame.files import REPO_ROOT, read_json
 
 # ---------------------------------------------------------------------------------------- one process
 
@@ -154,9 +154,9 @@ import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common import UserError
-from utils.config import setting
-from utils.stage import Stage, main
+from utils.frame.files import UserError
+from utils.frame.config import setting
+from utils.frame.stage import Stage, main
 
 
 @dataclass
@@ -272,7 +272,7 @@ import sys
 from utils.driver.execute import Execution, exit_code
 from utils.driver.graph import Node
 from utils.driver.goal import Step
-from utils.plan import load_script
+from utils.frame.stage_plan import load_script
 
 def drive(argv):
     script, out, *names = argv

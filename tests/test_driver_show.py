@@ -6,13 +6,13 @@ import pytest
 from test_evaluation_seed_runs import write_run
 from test_evaluation_seeds import SEEDS
 
+from utils.comparison.paired import compare_all, load_result
 from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import Outcome, build_graph
 from utils.driver.show import show_results
-from utils.evaluation.comparison import compare_all, load_result
-from utils.evaluation.policies import evaluation_files
-from utils.plan import load_script
-from utils.stage import execute
+from utils.evaluation.policy_names import evaluation_files
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script
 
 RIGHT = {"base": 0, "sft": 20, "ppo": 40}
 

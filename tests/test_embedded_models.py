@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from utils.common import REPO_ROOT, sha256_of
-from utils.data import sample
-from utils.models.embedded import student_model, train_tokenizer, widen
-from utils.training import pretrain
-from utils.training.pretrain import (
+from assets import pretrain
+from assets.embedded import student_model, train_tokenizer, widen
+from assets.pretrain import (
     PretrainConfig,
     base_document,
     embedded_tables,
@@ -23,6 +21,8 @@ from utils.training.pretrain import (
     framed_document,
     gold_document,
 )
+from utils.data.readers import sample
+from utils.frame.files import REPO_ROOT, sha256_of
 
 ASSETS = REPO_ROOT / "assets"
 MODELS = ("student", "teacher")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import calibration
-from utils.evaluation.statistics import (
+from utils.statistics.accuracy_tests import (
     bootstrap_difference,
     crossed_test,
     fraction,

@@ -12,10 +12,16 @@ import transformers.utils.hub
 from safetensors.torch import load_file, save_file
 from test_evaluation_resume import count_batches, evaluate_run, prepare_run, written
 
-from utils.common import UserError
-from utils.evaluation.policies import Checkpoint, checkpoints_in, find_evaluations, policy_name, weights_of
-from utils.model_tier import LoraSection, ModelSection
+from utils.evaluation.policy_names import (
+    Checkpoint,
+    checkpoints_in,
+    find_evaluations,
+    policy_name,
+    weights_of,
+)
+from utils.frame.files import UserError
 from utils.models.loading import add_lora, load_policy, save_policy
+from utils.models.settings import LoraSection, ModelSection
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import pytest
 from test_evaluation_cost import COMPARE, evaluation, write_methods
 from test_evaluation_seed_runs import write_stage
 
-from utils.common import UserError, write_json, write_jsonl
-from utils.evaluation.chosen import (
+from utils.comparison.evaluations import (
     audit_files,
     chosen_evaluations,
     evaluated_in,
@@ -18,8 +17,9 @@ from utils.evaluation.chosen import (
     input_files,
     sample_files,
 )
-from utils.evaluation.trained import trained_policies, training_logs
-from utils.stage import execute
+from utils.comparison.lineage import trained_policies, training_logs
+from utils.frame.files import UserError, write_json, write_jsonl
+from utils.frame.stage import execute
 
 POLICIES = ("sft", "grpo")
 

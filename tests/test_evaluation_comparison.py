@@ -8,19 +8,19 @@ import zlib
 import pytest
 from scipy import stats
 
-from utils.common import UserError
-from utils.evaluation.comparison import (
+from utils.comparison.paired import (
     PolicyResult,
     compare_all,
     compare_pair,
     load_result,
     summary_rows,
 )
-from utils.evaluation.levels import levels_of
-from utils.evaluation.plots import plot_comparison
-from utils.evaluation.policies import policy_order
-from utils.evaluation.report import conclusions, render_report
-from utils.evaluation.statistics import holm, rate
+from utils.comparison.report import conclusions, render_report
+from utils.comparison.topics.accuracy_plots import plot_comparison
+from utils.comparison.topics.levels import levels_of
+from utils.frame.files import UserError
+from utils.frame.pipeline import policy_order
+from utils.statistics.accuracy_tests import holm, rate
 
 
 def result(name, correct, levels=None, **changes):

@@ -9,17 +9,17 @@ from test_evaluation_comparison import result
 from test_evaluation_seed_runs import write_stage
 from test_evaluation_seeds import LEVELS, answers
 
-from utils.common import UserError, write_csv, write_json, write_jsonl
-from utils.evaluation.cost import Cost, costs_of, with_costs, with_costs_by_run
-from utils.evaluation.cost_report import cost_section
-from utils.evaluation.failed import failed_in_any, parse_failures
-from utils.evaluation.policies import find_evaluations
-from utils.evaluation.seed_runs import find_seed_runs
-from utils.evaluation.timing import PHASES, Seconds, render_timing, times_of, timing_rows
-from utils.evaluation.trained import trained_policies
-from utils.manifest import is_output
-from utils.plan import load_script
-from utils.stage import execute
+from utils.comparison.failed_policies import failed_in_any, parse_failures
+from utils.comparison.lineage import trained_policies
+from utils.comparison.seed_runs import find_seed_runs
+from utils.comparison.topics.cost import Cost, costs_of, with_costs, with_costs_by_run
+from utils.comparison.topics.cost_report import cost_section
+from utils.comparison.topics.timing import PHASES, Seconds, render_timing, times_of, timing_rows
+from utils.evaluation.policy_names import find_evaluations
+from utils.frame.files import UserError, write_csv, write_json, write_jsonl
+from utils.frame.manifest import is_output
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script
 
 COMPARE = load_script("11_compare_runs.py")
 KEYS = ("sampled_completions", "generated_tokens", "trained_tokens")

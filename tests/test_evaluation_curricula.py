@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_evaluation_stages import COMPARE, pretend_finished
 
-from utils.common import dump_json, write_csv, write_json, write_jsonl
-from utils.evaluation.curricula import curriculum_groups, curriculum_of
-from utils.evaluation.curves import Curve, Point
-from utils.evaluation.sample_efficiency import first_reached, geometric_mean, sample_efficiency
-from utils.evaluation.statistics import rate
-from utils.manifest import describe_outputs
-from utils.stage import execute
+from utils.comparison.topics.curricula import curriculum_groups, curriculum_of
+from utils.comparison.topics.curves import Curve, Point
+from utils.comparison.topics.sample_efficiency import first_reached, geometric_mean, sample_efficiency
+from utils.frame.files import dump_json, write_csv, write_json, write_jsonl
+from utils.frame.manifest import describe_outputs
+from utils.frame.stage import execute
+from utils.statistics.accuracy_tests import rate
 
 
 def points(*pairs):

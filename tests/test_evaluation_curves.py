@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from test_evaluation_cost import RIGHT, compare, log_of, outputs, read_csv, trained, write_methods
 from test_evaluation_seed_runs import write_stage
 
-from utils.common import UserError, write_json, write_jsonl
-from utils.evaluation.cost import Cost
-from utils.evaluation.cost_plots import (
+from utils.comparison.lineage import training_logs
+from utils.comparison.topics.cost import Cost
+from utils.comparison.topics.cost_plots import (
     SIDE_BY_SIDE,
     WIDTH,
     _apart,
@@ -21,13 +21,13 @@ from utils.evaluation.cost_plots import (
     plot_efficiency,
     plot_timing,
 )
-from utils.evaluation.cost_report import cost_section
-from utils.evaluation.curves import Curve, Point, curve_rows, read_curves
-from utils.evaluation.plots import styles_of
-from utils.evaluation.policies import POLICIES
-from utils.evaluation.timing import Seconds
-from utils.evaluation.trained import training_logs
-from utils.manifest import describe_outputs
+from utils.comparison.topics.cost_report import cost_section
+from utils.comparison.topics.curves import Curve, Point, curve_rows, read_curves
+from utils.comparison.topics.timing import Seconds
+from utils.documents.figures import styles_of
+from utils.frame.files import UserError, write_json, write_jsonl
+from utils.frame.manifest import describe_outputs
+from utils.frame.pipeline import POLICIES
 
 __all__ = ["outputs"]  # the fixture
 

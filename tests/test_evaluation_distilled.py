@@ -6,14 +6,14 @@ import pytest
 from test_evaluation_cost import COMPARE, KEYS, evaluation, log_of, write_methods
 from test_evaluation_seed_runs import write_stage
 
-from utils.common import write_json, write_jsonl
-from utils.evaluation.cost import Cost, costs_of
-from utils.evaluation.cost_report import cost_section
-from utils.evaluation.curves import read_curves
-from utils.evaluation.policies import find_evaluations
-from utils.evaluation.timing import times_of
-from utils.evaluation.trained import trained_policies
-from utils.stage import execute
+from utils.comparison.lineage import trained_policies
+from utils.comparison.topics.cost import Cost, costs_of
+from utils.comparison.topics.cost_report import cost_section
+from utils.comparison.topics.curves import read_curves
+from utils.comparison.topics.timing import times_of
+from utils.evaluation.policy_names import find_evaluations
+from utils.frame.files import write_json, write_jsonl
+from utils.frame.stage import execute
 
 POLICIES = ("sft", "distill", "distill_sec", "ppo")
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import utils.evaluation.failures as failures
+import utils.grading.failure_reasons as failures
 from utils.data.records import Record
-from utils.evaluation.failures import is_scale_slip
-from utils.evaluation.items import grade_items
-from utils.evaluation.predictions import Prediction
+from utils.grading.failure_reasons import is_scale_slip
+from utils.grading.graded_item import grade_items
+from utils.grading.outside_predictions import Prediction
 from utils.grading.program import tokenize_program
 
 TABLE = [["", "2019", "2018"], ["sales", "120", "100"], ["cost", "80", "64"], ["debt", "n/a", "5"]]

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from utils.common import UserError
-from utils.evaluation.manifest_diff import (
+from utils.comparison.manifest_diff import (
     Difference,
     diff_as_json,
     diff_runs,
@@ -14,6 +13,7 @@ from utils.evaluation.manifest_diff import (
     load_manifests,
     render_diff,
 )
+from utils.frame.files import UserError
 
 
 def file(tag, rows=5):

@@ -6,12 +6,12 @@ import json
 import pytest
 from scipy import stats
 
-from utils.common import UserError
 from utils.data.records import Record
-from utils.evaluation.evaluate import summary_lines, write_evaluation
-from utils.evaluation.items import breakdown_columns, grade_items
 from utils.evaluation.metrics import compute_metrics, headline
-from utils.evaluation.predictions import Prediction
+from utils.evaluation.policy import summary_lines, write_evaluation
+from utils.frame.files import UserError
+from utils.grading.graded_item import breakdown_columns, grade_items
+from utils.grading.outside_predictions import Prediction
 from utils.grading.program import tokenize_program
 
 
@@ -161,8 +161,8 @@ def test_headline_and_summary_name_what_is_missing(metrics):
 
 @pytest.mark.parametrize("split,count", [("val", 450), ("test", 431)])
 def test_finqa_gold_programs_score_one(shared_data, split, count):
+    from utils.data.settings import DatasetConfig
     from utils.data.sources import gold_records
-    from utils.dataset_tier import DatasetConfig
 
     records = gold_records(DatasetConfig(dataset="finqa", data_root=str(shared_data / "finqa")), split)
     tokens = {r.id: Prediction(program_tokens=tuple(tokenize_program(r.target_program))) for r in records}

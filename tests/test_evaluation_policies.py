@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.common import REPO_ROOT, UserError
-from utils.evaluation.policies import checkpoint_of, policy_name
-from utils.model_tier import ModelConfig, ModelSection
-from utils.training.policy_inputs import model_inputs
+from utils.evaluation.policy_names import checkpoint_of, policy_name
+from utils.frame.files import REPO_ROOT, UserError
+from utils.models.settings import ModelConfig, ModelSection
+from utils.training.inputs import model_inputs
 
 RUN = Path("/outputs/run_001")
 MODEL = ModelConfig(model=ModelSection(name_or_path="assets/student", teacher_name_or_path="owner/teacher"))

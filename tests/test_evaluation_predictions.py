@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.common import UserError
 from utils.data.records import Record
-from utils.evaluation.predictions import Prediction, read_predictions
+from utils.frame.files import UserError
+from utils.grading.outside_predictions import Prediction, read_predictions
 
 TOKENS = ["add(", "1", "2", ")", "EOF"]
 

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from test_evaluation_resume import BATCHES, count_batches, prepare_run
 from test_evaluation_stages import pretend_finished
 
-from utils.common import read_json
-from utils.evaluation.answering import journal_of, read_journal
-from utils.manifest import describe_outputs
-from utils.model_tier import ModelSection
+from utils.evaluation.answers import journal_of, read_journal
+from utils.frame.files import read_json
+from utils.frame.manifest import describe_outputs
 from utils.models import sampling, teacher
 from utils.models.loading import load_policy
+from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.score_cache import ScoreCache
-from utils.models.shared_prefix import CompletionBatch
+from utils.models.settings import ModelSection
 from utils.models.teacher import Teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -12,16 +12,21 @@ from test_evaluation_cost import COMPARE, evaluation, write_methods
 from test_evaluation_seed_runs import write_stage
 from test_evaluation_seeds import LEVELS, answers, experiment
 
-from utils.common import read_json, write_json
-from utils.evaluation.changes import change_rows, seed_change_rows
-from utils.evaluation.comparison import compare_all
-from utils.evaluation.levels import levels_of
-from utils.evaluation.measures import measure_sections, measures_of, with_measures, with_measures_by_run
-from utils.evaluation.problem_types import accuracies_by_type, type_section
-from utils.evaluation.quality_plots import frontier, plot_level_heatmap
-from utils.evaluation.statistics import rate, wilson_interval
-from utils.evaluation.student_teacher import student_section, students_of, with_students
-from utils.stage import execute
+from utils.comparison.changes import change_rows, seed_change_rows
+from utils.comparison.paired import compare_all
+from utils.comparison.topics.levels import levels_of
+from utils.comparison.topics.levels_frontier_audit_plots import frontier, plot_level_heatmap
+from utils.comparison.topics.measures import (
+    measure_sections,
+    measures_of,
+    with_measures,
+    with_measures_by_run,
+)
+from utils.comparison.topics.students import student_section, students_of, with_students
+from utils.comparison.topics.types import accuracies_by_type, type_section
+from utils.frame.files import read_json, write_json
+from utils.frame.stage import execute
+from utils.statistics.accuracy_tests import rate, wilson_interval
 
 
 def number(value, low=None, high=None, n=60):

@@ -11,19 +11,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils.data.records import Record
+from utils.data.settings import DatasetConfig
 from utils.data.sources import gold_records
-from utils.dataset_tier import DatasetConfig
-from utils.evaluation.items import breakdown_columns, breakdown_row, grade_items, prediction_row
 from utils.evaluation.metrics import compute_metrics
-from utils.evaluation.predictions import Prediction
-from utils.evaluation.reasoning_quality import (
+from utils.grading.graded_item import breakdown_columns, breakdown_row, grade_items, prediction_row
+from utils.grading.outside_predictions import Prediction
+from utils.grading.program import tokenize_program
+from utils.grading.reasoning_quality import (
     reasoning_names,
     stated_results,
     step_coverage,
     step_order,
 )
-from utils.evaluation.statistics import rate
-from utils.grading.program import tokenize_program
+from utils.statistics.accuracy_tests import rate
 
 TABLE = [["", "2019", "2018"], ["sales", "120", "100"], ["cost", "80", "64"]]
 REPORT = "sales 120 100\ncost 80 64\nquestion: by how much did sales grow ?"

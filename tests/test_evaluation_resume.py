@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluation_stages import EVALUATE, pretend_finished
 
-from utils.common import write_jsonl
 from utils.data.records import Record
-from utils.evaluation import answering, evaluate
-from utils.evaluation.answering import read_journal
+from utils.evaluation import answers as answering
+from utils.evaluation import policy as evaluate
+from utils.evaluation.answers import read_journal
+from utils.frame.files import write_jsonl
+from utils.frame.stage import execute
 from utils.models.sampling import Completion
-from utils.stage import execute
 
 FILES = (
     "metrics.json",

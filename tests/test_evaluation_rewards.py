@@ -10,19 +10,19 @@ from test_evaluation_stages import EVALUATE, pretend_finished
 from test_training import RECORDS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils.common import dump_json, read_json, write_jsonl
 from utils.evaluation.critic import KnownScores
 from utils.evaluation.reward_components import reward_components, reward_metrics
 from utils.evaluation.token_pass import TokenPass
+from utils.frame.files import dump_json, read_json, write_jsonl
+from utils.frame.manifest import describe_outputs
+from utils.frame.stage import execute
 from utils.grading.grade import grade
-from utils.manifest import describe_outputs
+from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.sampling import Completion
-from utils.models.shared_prefix import CompletionBatch
 from utils.models.teacher import TeacherScores
-from utils.rewards.rollout import RewardPipeline
+from utils.models.value_head import ValueHead, save_critic
+from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
-from utils.stage import execute
-from utils.training.value import ValueHead, save_critic
 
 RIGHT = json.dumps({"program": "subtract(30, 10)"})  # of record 0
 TEXTS = [

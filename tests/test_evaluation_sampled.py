@@ -10,18 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from utils.data.records import Record
-from utils.evaluation.sampled import (
-    GradedSample,
-    grade_samples,
-    majority_at_k,
-    pass_at_k,
-    sample_ks,
-    sample_lines,
-    sample_metrics,
-    votes,
-)
-from utils.model_tier import GenerationSection
+from utils.evaluation.sampled_answers import GradedSample, grade_samples, sample_lines, sample_metrics, votes
 from utils.models.sampling import Completion
+from utils.models.settings import GenerationSection
+from utils.statistics.pass_at_k import majority_at_k, pass_at_k, sample_ks
 
 RIGHT, UNREADABLE = 0, -1
 

@@ -7,11 +7,11 @@ import pytest
 from test_evaluation_comparison import result
 from test_evaluation_seeds import LEVELS, RUNS, SEEDS, answers
 
-from utils.common import UserError, write_csv, write_json
-from utils.evaluation.seed_runs import find_seed_runs, lineage
-from utils.manifest import describe_outputs
-from utils.plan import load_script
-from utils.stage import execute
+from utils.comparison.seed_runs import find_seed_runs, lineage
+from utils.frame.files import UserError, write_csv, write_json
+from utils.frame.manifest import describe_outputs
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script
 
 COMPARE = load_script("11_compare_runs.py")
 

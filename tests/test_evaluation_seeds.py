@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 from test_evaluation_comparison import result
 
-from utils.common import UserError
-from utils.evaluation.cost import Cost
-from utils.evaluation.levels import levels_of_seeds
-from utils.evaluation.plots import plot_seeds
-from utils.evaluation.seed_report import accuracy_table, render_seed_report, seed_conclusions
-from utils.evaluation.seed_runs import SeedRuns
-from utils.evaluation.seeds import (
+from utils.comparison.over_seeds import (
     by_seed_rows,
     compare_seeds,
     gather,
     pair_rows,
     seed_summary_rows,
 )
-from utils.evaluation.statistics import (
+from utils.comparison.seed_report import accuracy_table, render_seed_report, seed_conclusions
+from utils.comparison.seed_runs import SeedRuns
+from utils.comparison.topics.accuracy_plots import plot_seeds
+from utils.comparison.topics.cost import Cost
+from utils.comparison.topics.levels import levels_of_seeds
+from utils.frame.files import UserError
+from utils.statistics.accuracy_tests import (
     crossed_test,
     hierarchical_bootstrap,
     holm,

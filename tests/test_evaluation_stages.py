@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from utils.common import REPO_ROOT, dump_json, write_json, write_jsonl
 from utils.data.records import Record
+from utils.frame.files import REPO_ROOT, dump_json, write_json, write_jsonl
+from utils.frame.manifest import describe_outputs
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script
 from utils.grading.program import tokenize_program
-from utils.manifest import describe_outputs
-from utils.plan import load_script
-from utils.stage import execute
 
 ITEMS = 30
 

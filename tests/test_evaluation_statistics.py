@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from utils.evaluation.statistics import (
+from utils.statistics.accuracy_tests import (
     bootstrap_difference,
     crossed_test,
     hierarchical_bootstrap,

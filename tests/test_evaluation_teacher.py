@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from test_evaluation_stages import EVALUATE, pretend_finished
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils.common import UserError, write_jsonl
 from utils.data.records import Record
-from utils.evaluation import teacher_metrics as against
+from utils.evaluation import distances as against
 from utils.evaluation import token_values as values
-from utils.evaluation.statistics import bootstrap_ratios
-from utils.models.shared_prefix import CompletionBatch
-from utils.stage import execute
+from utils.frame.files import UserError, write_jsonl
+from utils.frame.stage import execute
+from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.statistics.accuracy_tests import bootstrap_ratios
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13], [5, 6, 7, 8, 9, 10]]
 RESPONSES = [[20, 21, 1], [30], [40, 41, 42, 43, 1], []]

@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from test_training import RECORDS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils.common import UserError, dump_json
 from utils.data.prompts import render_completion, render_prompt
-from utils.evaluation.answering import Answers
-from utils.evaluation.reference import reference_inputs
+from utils.evaluation.answers import Answers
+from utils.evaluation.start_policy import reference_inputs
 from utils.evaluation.token_pass import load_reference, token_pass
 from utils.evaluation.token_text import TokenTexts
-from utils.model_tier import ModelConfig
+from utils.frame.files import UserError, dump_json
+from utils.grading.equations import reasoning_score
 from utils.models.sampling import Completion
+from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher
+from utils.models.value_head import ValueHead, ValueModel, save_critic
 from utils.rewards.intrinsic import FORMS
-from utils.rewards.reasoning import reasoning_score
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights
 from utils.rewards.task import task_reward
-from utils.training.value import ValueHead, ValueModel, save_critic
 
 EOS = 1
 SPEC = RewardSpec(

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.common import UserError, write_json, write_jsonl
-from utils.evaluation.trained import Trained
-from utils.evaluation.training_metrics import (
+from utils.comparison.lineage import Trained
+from utils.comparison.topics.training import (
     NUMBERS,
     Training,
     crossing,
@@ -21,6 +20,7 @@ from utils.evaluation.training_metrics import (
     with_training,
     with_training_by_run,
 )
+from utils.frame.files import UserError, write_json, write_jsonl
 
 VALIDATIONS = [(0, 0.2), (8, 0.6), (16, 0.8), (24, 0.7), (32, 0.9)]
 

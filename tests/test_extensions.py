@@ -8,19 +8,18 @@ import pytest
 import yaml
 from test_trackers import execute_stage
 
-from utils.common import REPO_ROOT, UserError, read_json, read_jsonl, sha256_of
-from utils.config import load_tier
-from utils.data.own import read_own
+from utils.data.readers.user import read_own
 from utils.data.records import load_records
+from utils.data.settings import DatasetConfig
 from utils.data.sources import read_splits
-from utils.dataset_tier import DatasetConfig
 from utils.evaluation.reward_components import components
-from utils.extensions import load_function
+from utils.frame.config import load_tier
+from utils.frame.files import REPO_ROOT, UserError, read_json, read_jsonl, sha256_of
+from utils.frame.user_code import load_function
 from utils.grading.gold import gold_program_fault
 from utils.grading.grade import grade
 from utils.models.sampling import Completion
-from utils.rewards.audit_candidates import paid_otherwise, read_candidates
-from utils.rewards.own import check_own, own_rewards, with_sources
+from utils.rewards.audit.audit_candidates import paid_otherwise, read_candidates
 from utils.rewards.spec import (
     RewardSpec,
     load_reward_spec,
@@ -29,6 +28,7 @@ from utils.rewards.spec import (
     verified,
     write_reward_spec,
 )
+from utils.rewards.user_components import check_own, own_rewards, with_sources
 
 DOCUMENT = REPO_ROOT / "docs" / "extending.md"
 EXAMPLE = re.compile(r"<!-- file: my_data/(\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
@@ -57,7 +57,7 @@ def example(tmp_path_factory, tiny_models):
     alone = ["--policy", "grpo", "--teacher_metrics", "false", "--reference_metrics", "false"]
     for script, *argv in (
         ("00_check_data.py", "--dataset_config", str(folder / "shop.yaml")),
-        ("01_prepare.py", "--dataset_config", str(folder / "shop.yaml")),
+        ("01_prepare_dataset.py", "--dataset_config", str(folder / "shop.yaml")),
         ("02_build_rewards.py", "--reward_config", str(folder / "reward.yaml")),
         ("03_sft_train.py", *small, "--max_steps", "1", "--generation.max_new_tokens", "128"),
         ("04_generate_candidates.py", *short, "--num_candidates", "2"),

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.boxed import last_boxed
-from utils.grading import gsm8k, worker
-from utils.grading.math import MAX_ANSWER_CHARS, math_equal, normalize_answer
+from utils.grading import worker
+from utils.grading.tasks import gsm8k
+from utils.grading.tasks.hendrycks_math import MAX_ANSWER_CHARS, math_equal, normalize_answer
 
 HANGS = "9^{9^{9^{9}}}"
 

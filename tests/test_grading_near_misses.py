@@ -8,9 +8,10 @@ import re
 import pytest
 
 from utils.data.records import Record
-from utils.grading import gsm8k, worker
+from utils.grading import worker
 from utils.grading.grade import grade
-from utils.grading.math import math_equal, plain_decimal
+from utils.grading.tasks import gsm8k
+from utils.grading.tasks.hendrycks_math import math_equal, plain_decimal
 
 
 def rows_of(path) -> list[dict]:

@@ -28,11 +28,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import utils.training.grpo as grpo
-from utils.common import UserError, read_jsonl
-from utils.training.advantages import process_advantages
-from utils.training.grpo import SharedPrefixGRPOTrainer
-from utils.training.settings import GrpoAlgo
+import utils.methods.grpo.trainer as grpo
+from utils.frame.files import UserError, read_jsonl
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
+from utils.rollouts.advantages import process_advantages
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 

@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from utils.common import REPO_ROOT
-from utils.model_tier import ModelConfig
+from utils.frame.files import REPO_ROOT
+from utils.frame.typed_settings import leaf_keys
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.methods.ppo.settings import PpoAlgo
+from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec
-from utils.training.curves import POINTS, Curve, History
-from utils.training.diagnose import diagnose_command
-from utils.training.health import RULES, checks, findings
-from utils.training.health_watch import TrainingHealth
-from utils.training.settings import GrpoAlgo, PpoAlgo
-from utils.typed import leaf_keys
+from utils.training.health.diagnose import diagnose_command
+from utils.training.health.health_callback import TrainingHealth
+from utils.training.health.health_rules import RULES, checks, findings
+from utils.training.health.log_curves import POINTS, Curve, History
 
 STEPS = 100
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from utils.models.shared_prefix import CompletionBatch
+from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.teacher import Teacher
 from utils.rewards.intrinsic import FORMS, missing_eos, outcome_reward, token_rewards
 

@@ -5,17 +5,17 @@ from collections import Counter
 
 import pytest
 
-from utils.common import read_json, write_jsonl
 from utils.data.records import load_records
-from utils.plan import load_script
-from utils.stage import execute
+from utils.frame.files import read_json, write_jsonl
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script
 
 MODEL = ["--config", "configs/models/sample-math.yaml"]
 SCRIPTS = {
     number: load_script(name)
     for number, name in {
         "00": "00_check_data.py",
-        "01": "01_prepare.py",
+        "01": "01_prepare_dataset.py",
         "02": "02_build_rewards.py",
         "03": "03_sft_train.py",
         "04": "04_generate_candidates.py",

@@ -9,13 +9,13 @@ import torch
 from stand_ins import KINDS, make_stand_in
 from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
 
-from utils.common import REPO_ROOT, UserError
-from utils.config import load_tier, read_yaml
-from utils.model_tier import ModelConfig
-from utils.models.architecture import inspect_model
-from utils.models.estimates import estimate
+from utils.frame.config import load_tier, read_yaml
+from utils.frame.files import REPO_ROOT, UserError
+from utils.models.inspection.architecture import inspect_model
+from utils.models.inspection.estimates import estimate
+from utils.models.inspection.model_config import KNOWN, config_text
 from utils.models.loading import add_lora, load_policy, load_tokenizer
-from utils.models.model_config import KNOWN, config_text
+from utils.models.settings import ModelConfig
 
 LLAMA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -182,7 +182,7 @@ def test_the_script_writes_a_configuration_that_loads(stand_ins, tmp_path, monke
 
 def test_all_writes_what_is_shipped(tmp_path, monkeypatch, capsys):
     """Byte for byte, from the real models' sizes."""
-    from utils.models import architecture, model_config
+    from utils.models.inspection import architecture, model_config
 
     by_name = {KNOWN[stem].name: real for stem, real in REAL.items()}
 

@@ -5,11 +5,11 @@ import torch
 from conftest import make_tiny_tokenizer
 from stand_ins import make_stand_in
 
-from utils.common import UserError
-from utils.model_tier import LoraSection, ModelConfig, ModelSection
+from utils.frame.files import UserError
 from utils.models import loading
 from utils.models.loading import attention, input_device, load_base, load_tokenizer, number_format
-from utils.models.shared_prefix import CompletionBatch
+from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.models.settings import LoraSection, ModelConfig, ModelSection
 from utils.models.teacher import Teacher
 from utils.training.memory import precision
 

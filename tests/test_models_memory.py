@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 from stand_ins import make_stand_in
 from transformers import Trainer, TrainerCallback
 
-from utils.common import UserError, read_json, read_jsonl, write_json
-from utils.model_tier import GenerationSection, ModelSection
+from utils.frame.files import UserError, read_json, read_jsonl, write_json
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import load_policy
-from utils.models.memory import Room, ran_out
 from utils.models.sampling import generate
+from utils.models.sampling_memory import Room, ran_out
+from utils.models.settings import GenerationSection, ModelSection
 from utils.training.memory import FOUND
-from utils.training.settings import GrpoAlgo, SftAlgo
 
 SFT = SftAlgo(max_steps=4, learning_rate=2e-2, warmup_steps=1, per_device_train_batch_size=4)
 GRPO = GrpoAlgo(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.common import UserError
+from utils.frame.files import UserError
 from utils.rewards.normalisers import MEMORY, NAMES, SCOPES, Normaliser
 from utils.rewards.spec import IntrinsicSection
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.common import REPO_ROOT, read_json, read_jsonl
+from utils.frame.files import REPO_ROOT, read_json, read_jsonl
 
 pytestmark = pytest.mark.pipeline
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.training.ppo_math import (
+from utils.methods.ppo.losses import (
     KLController,
     explained_variance,
     gae,

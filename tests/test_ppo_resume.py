@@ -13,9 +13,15 @@ from safetensors.torch import load_file
 from test_training import RECORDS, files, model_config, tree  # noqa: F401 - files is a fixture
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from utils.common import UserError, read_jsonl
-from utils.config import StageConfig
-from utils.model_tier import (
+from utils.frame.config import StageConfig
+from utils.frame.files import UserError, read_jsonl
+from utils.frame.stage import StageContext, _clear
+from utils.methods.ppo import trainer as ppo_trainer
+from utils.methods.ppo.build import PPOTrainer, build_ppo_trainer
+from utils.methods.ppo.settings import PpoAlgo
+from utils.models import value_head as value
+from utils.models.loading import load_policy, save_policy
+from utils.models.settings import (
     GenerationSection,
     LoraSection,
     ModelConfig,
@@ -23,14 +29,9 @@ from utils.model_tier import (
     TrainingSection,
     ValidationSection,
 )
-from utils.models.loading import load_policy, save_policy
-from utils.rewards.rollout import RewardPipeline
+from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
-from utils.stage import StageContext, _clear
-from utils.training import ppo_trainer, value
-from utils.training.ppo import PPOTrainer, build_ppo_trainer
-from utils.training.running import resume_point, train_stage
-from utils.training.settings import PpoAlgo
+from utils.training.run import resume_point, train_stage
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"

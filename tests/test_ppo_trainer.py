@@ -12,10 +12,10 @@ from test_ppo_math import numpy_gae, numpy_policy_loss, numpy_value_loss
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from utils.common import UserError
-from utils.models.shared_prefix import CompletionBatch
-from utils.training.ppo import PPOConfig
-from utils.training.value import ValueHead
+from utils.frame.files import UserError
+from utils.methods.ppo.config import PPOConfig
+from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.models.value_head import ValueHead
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 EOS = 1
@@ -592,7 +592,7 @@ def test_impossible_settings_are_refused(make, changes, message):
 
 
 def test_models_whose_logits_are_no_plain_head_are_refused(make, tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.training.ppo_trainer.head_obstacle", lambda model: "it rescales its logits")
+    monkeypatch.setattr("utils.methods.ppo.trainer.head_obstacle", lambda model: "it rescales its logits")
     with pytest.raises(UserError, match="PPO cannot score this model: it rescales its logits"):
         make()
 
@@ -604,7 +604,7 @@ def test_dropout_is_off(make, tiny_models):
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
-    from utils.training.ppo_trainer import _make_ready
+    from utils.methods.ppo.trainer import _make_ready
 
     _make_ready(model)
     model.train()

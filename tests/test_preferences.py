@@ -10,17 +10,14 @@ from conftest import make_tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.common import REPO_ROOT, UserError, read_jsonl, write_json, write_jsonl
-from utils.config import StageConfig, load_tier
+from utils.data.settings import DatasetConfig
 from utils.data.sources import gold_records
-from utils.dataset_tier import DatasetConfig
-from utils.evaluation import candidates as sampling
+from utils.frame.config import StageConfig, load_tier
+from utils.frame.files import REPO_ROOT, UserError, read_jsonl, write_json, write_jsonl
+from utils.frame.stage import StageContext
+from utils.frame.stage_plan import load_script
 from utils.grading.grade import parse_completion
-from utils.model_tier import GenerationSection, ModelConfig
-from utils.models.loading import load_tokenizer
-from utils.plan import load_script
-from utils.rewards.preference_report import describe, length_warning, longer_chosen, plot_margins
-from utils.rewards.preferences import (
+from utils.methods.dpo.pairs import (
     REASONS,
     RULE_OF_GOLD,
     Answer,
@@ -34,10 +31,13 @@ from utils.rewards.preferences import (
     similarity,
     split_by_prompt,
 )
+from utils.methods.dpo.pairs_report import describe, length_warning, longer_chosen, plot_margins
+from utils.methods.dpo.settings import PreferencesAlgo
+from utils.models.loading import load_tokenizer
+from utils.models.settings import GenerationSection, ModelConfig
 from utils.rewards.spec import RewardSpec, RewardWeights, write_reward_spec
-from utils.stage import StageContext
-from utils.training.reward_state import open_pipeline
-from utils.training.settings import PreferencesAlgo
+from utils.rollouts import candidates as sampling
+from utils.rollouts.reward_state import open_pipeline
 
 SPEC = RewardSpec()
 ALGO = PreferencesAlgo(min_pairs=1)
@@ -481,7 +481,7 @@ def test_why_a_prompt_has_no_pair():
 @pytest.fixture
 def stage(tmp_path, real):
     """A factory: run 08 on the real candidates, as 04 of the given options left them; returns its context."""
-    script = load_script("08_build_preferences.py")
+    script = load_script("08_build_prefs.py")
 
     def run(name="out", algo=ALGO, options=None) -> StageContext:
         options = {"reward": "combined", "split": "train"} | (options or {})

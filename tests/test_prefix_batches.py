@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from test_shared_prefix import CONFIGS, build
 from transformers import DynamicCache
 
-from utils.models import prefix_sampling
-from utils.models.common_prefix import batches_by_prefix, encode_by_prefix, prefix_sets
-from utils.models.prefix_sampling import DecodingRows, sample_completions
-from utils.models.shared_prefix import CompletionBatch, group_prompts, output_head, unwrapped
+from utils.models.prefix import prefix_sampling
+from utils.models.prefix.common_prefix import batches_by_prefix, encode_by_prefix, prefix_sets
+from utils.models.prefix.prefix_sampling import DecodingRows, sample_completions
+from utils.models.prefix.shared_prefix import CompletionBatch, group_prompts, output_head, unwrapped
 
 REPORT = [7, 3, 9, 12, 5, 21, 8, 4, 17]
 OTHER = [6, 3, 9, 12, 5, 21, 8, 4]

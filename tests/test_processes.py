@@ -10,13 +10,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from torch.utils.data import DataLoader, RandomSampler
 
-from utils import processes
-from utils.common import REPO_ROOT, UserError
+from utils.frame import processes
+from utils.frame.files import REPO_ROOT, UserError
+from utils.frame.stage import Stage, execute
 from utils.rewards.normalisers import NAMES, SCOPES, Normaliser
-from utils.stage import Stage, execute
-from utils.training.batches import Batches, share_batches
+from utils.rollouts.batches import Batches, share_batches
+from utils.rollouts.shared_prefix_trainer import SharedPrefix
 from utils.training.filled_batches import FilledEpochs, FillsBatches, fillers_needed
-from utils.training.shared_prefix_mixin import SharedPrefix
 
 CONFIGS = sorted((REPO_ROOT / "configs" / "accelerate").glob("*.yaml"))
 

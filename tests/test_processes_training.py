@@ -14,9 +14,9 @@ import training_processes
 from group_stub import stage_inputs, tree
 from safetensors.torch import load_file
 
-from utils.common import read_json, read_jsonl, write_json, write_jsonl
-from utils.model_tier import ModelSection
+from utils.frame.files import read_json, read_jsonl, write_json, write_jsonl
 from utils.models.loading import load_policy
+from utils.models.settings import ModelSection
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, write_reward_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

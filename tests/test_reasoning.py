@@ -10,12 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.common import read_jsonl
-from utils.data.finqa import read_finqa
+from utils.data.readers.finqa import read_finqa
 from utils.data.records import Record
 from utils.data.rendering import render_record
-from utils.rewards.cases import gold_completion
-from utils.rewards.reasoning import MAX_EQUATIONS, MAX_SIDE, equations, grounded_operands, reasoning_score
+from utils.frame.files import read_jsonl
+from utils.grading.equations import MAX_EQUATIONS, MAX_SIDE, equations, grounded_operands, reasoning_score
+from utils.rewards.unit_cases import gold_completion
 
 REPORT = (
     "revenue rose to $ 1,234.5 in 2001 , up 5.3% from 1172 .\n"

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from stand_ins import make_stand_in
 
-from utils.common import REPO_ROOT, read_json, read_jsonl
-from utils.plan import load_script, make_plan
-from utils.stage import execute
-from utils.training.batches import share_batches
-from utils.training.settings import PpoAlgo, SftAlgo
+from utils.frame.files import REPO_ROOT, read_json, read_jsonl
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script, make_plan
+from utils.methods.ppo.settings import PpoAlgo
+from utils.methods.sft.settings import SftAlgo
+from utils.rollouts.batches import share_batches
 
 pytestmark = pytest.mark.pipeline
 

@@ -2,16 +2,16 @@
 
 import toy
 
-from utils import reference
-from utils.common import REPO_ROOT
-from utils.plan import SCRIPTS
-from utils.typed import leaf_keys
+from docs import configuration_tables as reference
+from utils.frame.files import REPO_ROOT
+from utils.frame.pipeline import SCRIPTS
+from utils.frame.typed_settings import leaf_keys
 
 
 def test_the_tables_of_the_documentation_are_up_to_date():
     document = reference.DOCUMENT.read_text(encoding="utf-8")
     fresh = reference.with_tables(document, reference.stages())
-    assert document == fresh, "run python -m utils.reference and commit docs/configuration.md"
+    assert document == fresh, "run python -m docs.configuration_tables and commit docs/configuration.md"
 
 
 def test_tables_hold_every_key_of_a_stage():

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_folders import POLICIES, make_page, make_run
 
-from utils.common import UserError, read_json, read_jsonl, write_jsonl
-from utils.evaluation import html_report
-from utils.evaluation.html_data import BLOCK, Measure, dequantise, page_data, quantise
-from utils.evaluation.html_markdown import figure_of, inline, sections_of
-from utils.plan import load_script
-from utils.stage import execute
+from utils.comparison.page import page as html_report
+from utils.comparison.page.page_data import BLOCK, Measure, dequantise, page_data, quantise
+from utils.documents.markdown_to_html import figure_of, inline, sections_of
+from utils.frame.files import UserError, read_json, read_jsonl, write_jsonl
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>\u202e`*[a](javascript:alert(1))"
 

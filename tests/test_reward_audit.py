@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from utils import manifest as manifests
-from utils.common import UserError, read_json, write_jsonl
-from utils.rewards.audit import FEWEST_PROMPTS, RESAMPLES, audit, write_audit
-from utils.rewards.audit_candidates import paid_otherwise
-from utils.rewards.audit_statistics import (
+from utils.frame import manifest as manifests
+from utils.frame.files import UserError, read_json, write_jsonl
+from utils.frame.stage import execute, load_script
+from utils.rewards.audit.audit import FEWEST_PROMPTS, RESAMPLES, audit, write_audit
+from utils.rewards.audit.audit_candidates import paid_otherwise
+from utils.rewards.spec import RewardSpec, RewardWeights, write_reward_spec
+from utils.statistics.ranking import auroc, within_group_accuracy
+from utils.statistics.ranking_intervals import (
     all_alike_bound,
     draw_prompts,
     over_resamples,
@@ -23,9 +26,6 @@ from utils.rewards.audit_statistics import (
     weighted_auroc,
     weighted_spearman,
 )
-from utils.rewards.ranking import auroc, within_group_accuracy
-from utils.rewards.spec import RewardSpec, RewardWeights, write_reward_spec
-from utils.stage import execute, load_script
 
 COMPONENTS = ("exact_match", "numeric_match", "program_partial", "format_penalty")
 
@@ -104,7 +104,7 @@ def test_blocks_of_resamples_are_invisible(monkeypatch):
     prompt = np.repeat(np.arange(9), 4)
     draws, x, y = draw_prompts(9, 50, rng), rng.normal(size=36), rng.normal(size=36)
     whole = over_resamples(lambda w: weighted_spearman(x, y, w), draws, prompt)
-    monkeypatch.setattr("utils.rewards.audit_statistics._BLOCK", 36 * 7)
+    monkeypatch.setattr("utils.statistics.ranking_intervals._BLOCK", 36 * 7)
     assert np.array_equal(whole, over_resamples(lambda w: weighted_spearman(x, y, w), draws, prompt))
     assert whole.shape == (50,) and draws.sum(axis=0).tolist() == [9] * 50
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.common import UserError, read_json
-from utils.config import StageConfig
 from utils.data.records import Record
+from utils.frame.config import StageConfig
+from utils.frame.files import UserError, read_json
+from utils.frame.stage import StageContext
 from utils.grading.grade import grade, grade_program_tokens, parse_completion
-from utils.rewards.cases import build_cases, gold_completion, run_case
 from utils.rewards.intrinsic import FORMS
 from utils.rewards.spec import (
     REWARDS,
@@ -27,7 +27,7 @@ from utils.rewards.spec import (
     write_reward_spec,
 )
 from utils.rewards.task import COMPONENTS, best_reward, task_reward
-from utils.stage import StageContext
+from utils.rewards.unit_cases import build_cases, gold_completion, run_case
 
 FINQA = Record(
     id="A/2001/page_1.pdf-1",

@@ -31,15 +31,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import RLOOTrainer
 
-import utils.training.rloo as rloo
-from utils.common import UserError, read_jsonl
-from utils.training import gradient_variance as variance
-from utils.training.advantages import baselines
-from utils.training.outcome_rewards import RenderedPrompts
-from utils.training.rloo import SharedPrefixRLOOTrainer
-from utils.training.rollout_log import RolloutLog, by_group
-from utils.training.settings import PpoAlgo, RlooAlgo
-from utils.training.shared_prefix_mixin import SharedPrefix
+import utils.methods.rloo.trainer as rloo
+from utils.frame.files import UserError, read_jsonl
+from utils.methods.ppo.settings import PpoAlgo
+from utils.methods.rloo import gradient_variance as variance
+from utils.methods.rloo.settings import RlooAlgo
+from utils.methods.rloo.trainer import SharedPrefixRLOOTrainer
+from utils.rollouts.advantages import baselines
+from utils.rollouts.rollout_log import RolloutLog, by_group
+from utils.rollouts.shared_prefix_trainer import SharedPrefix
+from utils.rollouts.start import RenderedPrompts
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -523,9 +524,9 @@ def test_settings():
 
 
 def test_the_shipped_settings_have_the_common_budget():
-    from utils.common import REPO_ROOT
-    from utils.config import load_tier
-    from utils.training.settings import GrpoAlgo
+    from utils.frame.config import load_tier
+    from utils.frame.files import REPO_ROOT
+    from utils.methods.grpo.settings import GrpoAlgo
 
     for name, kind in (("rloo", RlooAlgo), ("grpo", GrpoAlgo), ("ppo", PpoAlgo)):
         algo = load_tier(kind, REPO_ROOT / "configs" / "algorithms" / f"{name}.yaml")

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.common import UserError
 from utils.data.records import Record
-from utils.model_tier import ModelSection
+from utils.frame.files import UserError
 from utils.models.loading import load_policy
-from utils.models.shared_prefix import CompletionBatch
+from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.models.settings import ModelSection
 from utils.models.teacher import Teacher
-from utils.rewards.rollout import ALL_COMPONENTS, RewardPipeline
+from utils.rewards.reward_pipeline import ALL_COMPONENTS, RewardPipeline
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights
 from utils.rewards.task import COMPONENTS, graded_row, task_reward
 

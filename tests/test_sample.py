@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from utils.common import UserError
-from utils.data import sample
+from utils.data.readers import sample
+from utils.frame.files import UserError
 from utils.grading.execute import execute, execution_match
 from utils.grading.program import parse_steps, tokenize_program
 

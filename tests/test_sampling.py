@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from stand_ins import make_padded_stand_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from utils.common import REPO_ROOT, UserError
-from utils.model_tier import LoraSection, ModelSection
+from utils.frame.files import REPO_ROOT, UserError
 from utils.models import sampling
 from utils.models.loading import (
     adapter_base,
@@ -22,6 +21,7 @@ from utils.models.loading import (
     save_policy,
 )
 from utils.models.sampling import generate
+from utils.models.settings import LoraSection, ModelSection
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
 PROMPTS = ["a rather long prompt: 7 * 6 = ", "x", "2+2=", "why?", "a middling one:", "x"]

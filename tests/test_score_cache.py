@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from utils.common import UserError
-from utils.config import load_tier
-from utils.model_tier import ModelConfig, TeacherCacheSection
+from utils.frame.config import load_tier
+from utils.frame.files import UserError
 from utils.models import score_cache
 from utils.models.score_cache import ENTRY_BYTES, EVICTION, SHARED_FILE, ScoreCache, open_cache, score_key
+from utils.models.settings import ModelConfig, TeacherCacheSection
 
 UNIT = ENTRY_BYTES + 8  # an entry of one token
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from utils.common import REPO_ROOT, UserError
-from utils.secrets import load_environment, redact
-from utils.stage import Stage, execute
+from utils.frame.credentials import load_environment, redact
+from utils.frame.files import REPO_ROOT, UserError
+from utils.frame.stage import Stage, execute
 
 # One for each place that a secret can be in. The third is spelled otherwise in JSON and in an address.
 ENVIRONMENT = "planted_environment_0123456789"
@@ -80,7 +80,7 @@ def test_the_environment_wins_over_env_file_and_an_empty_one_counts(planted, mon
 def test_the_hub_finds_its_token_in_the_promised_order(planted):
     """Asked of the library itself, in a process each, for it reads its paths when it is imported."""
     code = (
-        "from utils.secrets import load_environment; load_environment()\n"
+        "from utils.frame.credentials import load_environment; load_environment()\n"
         "from huggingface_hub import get_token; print(get_token())"
     )
 
@@ -182,9 +182,9 @@ def test_nothing_that_a_stage_says_or_notes_keeps_one(planted, tmp_path, capfd, 
 # to Python. The function of the reward says every secret when it fails, in the middle of training.
 STAGES = """
 import json, sys
-from utils.plan import load_script
-from utils.secrets import redact_tracebacks
-from utils.stage import execute
+from utils.frame.stage_plan import load_script
+from utils.frame.credentials import redact_tracebacks
+from utils.frame.stage import execute
 redact_tracebacks()
 for script, *argv in json.loads(sys.stdin.read()):
     module = load_script(script)
@@ -253,7 +253,7 @@ def planted_run(tmp_path_factory, tiny_models):
     small += ["--report_to", "tensorboard"]
     failing = [*small, "--reward", "task", "--generation.max_new_tokens", "8", "--training.save_steps", "1"]
     stages = [
-        ["01_prepare.py", *common, *data],
+        ["01_prepare_dataset.py", *common, *data],
         ["02_build_rewards.py", *common, "--reward_config", str(folder / "reward.yaml")],
         ["03_sft_train.py", *small, "--max_steps", "1"],
         ["06_train_grpo.py", *failing],

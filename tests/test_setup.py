@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.common import REPO_ROOT
+from utils.frame.files import REPO_ROOT
 
 TOOLS = ["bash", "cat", "mkdir", "touch", "rm", "mv", "cp", "head", "sed", "awk", "grep", "dirname"]
 

@@ -21,10 +21,16 @@ from transformers import (
 )
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
-from utils.models import prefix_scoring
-from utils.models.prefix_sampling import draw, sample_completions, truncate
-from utils.models.prefix_scoring import score_completions, token_scores
-from utils.models.shared_prefix import CompletionBatch, completion_states, group_prompts, obstacle, pack
+from utils.models.prefix import prefix_scoring
+from utils.models.prefix.prefix_sampling import draw, sample_completions, truncate
+from utils.models.prefix.prefix_scoring import score_completions, token_scores
+from utils.models.prefix.shared_prefix import (
+    CompletionBatch,
+    completion_states,
+    group_prompts,
+    obstacle,
+    pack,
+)
 
 VOCABULARY = 29
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

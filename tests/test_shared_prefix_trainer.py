@@ -15,13 +15,13 @@ from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from utils.common import UserError
-from utils.training.shared_prefix_mixin import (
+from utils.frame.files import UserError
+from utils.models.trl_version import check_trl_version
+from utils.rollouts.shared_prefix_trainer import (
     EpochSampler,
     SharedPrefix,
     updates_per_rollout,
 )
-from utils.training.trl_version import check_trl_version
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?", "one more"]

@@ -2,13 +2,17 @@
 
 import pytest
 
-from utils.common import REPO_ROOT
-from utils.config import load_tier
-from utils.dataset_tier import DatasetConfig
-from utils.model_tier import ModelConfig
+from utils.data.settings import DatasetConfig
+from utils.frame.config import load_tier
+from utils.frame.files import REPO_ROOT
+from utils.methods.distill.settings import DistillAlgo
+from utils.methods.dpo.settings import DpoAlgo, PreferencesAlgo
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.methods.ppo.settings import PpoAlgo
+from utils.methods.rloo.settings import RlooAlgo
+from utils.methods.sft.settings import SftAlgo
+from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec
-from utils.training.distill_settings import DistillAlgo
-from utils.training.settings import DpoAlgo, GrpoAlgo, PpoAlgo, PreferencesAlgo, RlooAlgo, SftAlgo
 
 ALGORITHMS = {
     "sft": SftAlgo,

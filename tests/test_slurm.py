@@ -10,8 +10,8 @@ import pytest
 import slurm_cluster
 from slurm_cluster import run
 
-from utils.common import REPO_ROOT, read_json
-from utils.slurm import jobs
+from slurm import lib_jobs as jobs
+from utils.frame.files import REPO_ROOT, read_json
 
 TOKEN = "hf_PlantedForTheTestOfSlurm0123456789"
 QUICK = ["--method", "sft", "--quick_test"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from slurm_cluster import run
 
-from utils.common import REPO_ROOT, UserError, write_json
-from utils.slurm import jobs
-from utils.slurm.cluster import read_cluster, seconds_of
-from utils.slurm.progress import progress_of_run
+from slurm import lib_jobs as jobs
+from slurm.lib_cluster import read_cluster, seconds_of
+from slurm.lib_progress import progress_of_run
+from utils.frame.files import REPO_ROOT, UserError, write_json
 
 
 @pytest.fixture

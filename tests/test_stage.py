@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import toy
 
-from utils import manifest as manifests
-from utils.common import REPO_ROOT, sha256_of, sha256_of_tree
-from utils.stage import execute, prepare
+from utils.frame import manifest as manifests
+from utils.frame.files import REPO_ROOT, sha256_of, sha256_of_tree
+from utils.frame.stage import execute, prepare
 
 PYTHON_FILE = str(Path(toy.__file__))
 
@@ -175,12 +175,12 @@ def test_a_missing_input_names_the_script_to_run(run, tmp_path):
     code, out, err = run("03")
     assert code == 2 and out == ""
     assert err.count("\n") == 1 and err.startswith("error: missing input ")
-    assert "train.jsonl" in err and "`python 01_prepare.py --run_id run_001 --output_dir" in err
+    assert "train.jsonl" in err and "`python 01_prepare_dataset.py --run_id run_001 --output_dir" in err
     assert not (tmp_path / "run_001").exists()
 
 
 def test_a_missing_data_set_names_the_download(tmp_path):
-    from utils.plan import check_inputs, make_plan
+    from utils.frame.stage_plan import check_inputs, make_plan
 
     plan = make_plan(toy.FIRST, ["--output_dir", str(tmp_path), "--source", "datasets/nosuch/train.json"])
     with pytest.raises(toy.UserError, match=r"run `./download.sh nosuch` first"):
@@ -204,7 +204,7 @@ def test_an_input_changed_since_its_manifest_is_an_error(run, tmp_path, damage):
         train.unlink()
     code, _, err = run("03")
     expected = "has changed" if damage == "edit" else "is missing"
-    assert code == 2 and f"01_preprocessing/train.jsonl {expected}" in err and "01_prepare.py" in err
+    assert code == 2 and f"01_preprocessing/train.jsonl {expected}" in err and "01_prepare_dataset.py" in err
 
 
 def test_a_file_the_producer_did_not_record_is_no_input(run, tmp_path):
@@ -416,7 +416,7 @@ def test_another_run_s_files_are_checked_like_one_s_own(run, tmp_path):
 
 def test_importing_the_frame_is_light():
     heavy = "{'torch', 'transformers', 'pandas', 'numpy'}"
-    code = f"import sys, utils.stage; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, utils.frame.stage; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPO_ROOT,

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from test_intrinsic import ARCHITECTURES, EOS, VOCABULARY, rollouts
 from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
 
-from utils.common import UserError
-from utils.models import prefix_scoring, teacher
+from utils.frame.files import UserError
+from utils.models import teacher
+from utils.models.prefix import prefix_scoring
+from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.score_cache import ScoreCache
-from utils.models.shared_prefix import CompletionBatch
 from utils.models.teacher import Row, Teacher
 
 CLOSE = {"rtol": 0, "atol": 1e-5}

@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.models.bart import BartForConditionalGeneration
 
-from utils.common import UserError
-from utils.model_tier import ModelSection
+from utils.frame.files import UserError
+from utils.models.settings import ModelSection
 from utils.models.teacher import Teacher, check_same_tokenizer
 
 

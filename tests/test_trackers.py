@@ -10,11 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from utils.common import UserError, read_json, read_jsonl
-from utils.config import load_tier
-from utils.model_tier import ModelConfig, TrainingSection
-from utils.plan import load_script
-from utils.stage import execute
+from utils.frame.config import load_tier
+from utils.frame.files import UserError, read_json, read_jsonl
+from utils.frame.stage import execute
+from utils.frame.stage_plan import load_script
+from utils.models.settings import ModelConfig, TrainingSection
 from utils.training.trackers import tracker_arguments
 
 VARIABLES = ("WANDB_PROJECT", "WANDB_DIR", "WANDB_DISABLE_CODE", "TENSORBOARD_LOGGING_DIR")
@@ -40,7 +40,7 @@ def runs(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
     for run_id, tracker in (("plain", "none"), ("tracked", "tensorboard")):
         words = ["--quick_test", "--output_dir", str(outputs), "--run_id", run_id]
-        assert execute_stage("01_prepare.py", words) == 0
+        assert execute_stage("01_prepare_dataset.py", words) == 0
         assert execute_stage("02_build_rewards.py", words) == 0
         words += ["--validation.num_items", "1", "--report_to", tracker]
         assert execute_stage("03_sft_train.py", words) == 0

@@ -11,11 +11,18 @@ import torch
 from group_stub import KillAt, Killed
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl
 
-from utils.common import UserError, read_json, read_jsonl, write_jsonl
-from utils.config import StageConfig
 from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
-from utils.model_tier import (
+from utils.documents.training_curves import plot_curves
+from utils.frame.config import StageConfig
+from utils.frame.files import UserError, read_json, read_jsonl, write_jsonl
+from utils.frame.stage import StageContext, _clear
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.methods.grpo.trainer import OutcomeRewards, build_grpo_trainer
+from utils.methods.sft.settings import SftAlgo
+from utils.methods.sft.trainer import build_sft_trainer, tokenize_demonstrations
+from utils.models.loading import add_lora, load_policy, save_policy
+from utils.models.settings import (
     GenerationSection,
     LoraSection,
     ModelConfig,
@@ -23,16 +30,11 @@ from utils.model_tier import (
     TrainingSection,
     ValidationSection,
 )
-from utils.models.loading import add_lora, load_policy, save_policy
 from utils.rewards.spec import IntrinsicSection, RewardSpec, write_reward_spec
 from utils.rewards.task import COMPONENTS, task_reward
-from utils.stage import StageContext, _clear
-from utils.training import running
-from utils.training.grpo import OutcomeRewards, build_grpo_trainer
-from utils.training.reward_state import open_pipeline
-from utils.training.running import RefuseNonFinite, plot_curves, resume_point, stable, train_stage
-from utils.training.settings import GrpoAlgo, SftAlgo
-from utils.training.sft import build_sft_trainer, tokenize_demonstrations
+from utils.rollouts.reward_state import open_pipeline
+from utils.training import run as running
+from utils.training.run import RefuseNonFinite, resume_point, stable, train_stage
 from utils.training.validation import GenerationValidation, best_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -435,7 +437,7 @@ KILLS = [
 @pytest.mark.parametrize("algo", [SFT, GRPO], ids=["sft", "grpo"])
 def test_killed_at_every_turn_the_outputs_are_the_same(context, monkeypatch, algo):
     """Every file, bit by bit: weights, log, samples, curves. The run is killed nine times on its way."""
-    monkeypatch.setattr("utils.training.grpo.OutcomeRewards.functions", varied_rewards)
+    monkeypatch.setattr("utils.methods.grpo.trainer.OutcomeRewards.functions", varied_rewards)
     dropout = LoraSection(r=4, lora_dropout=0.1)  # so that a lost random state would show
     whole = context("whole", algo, lora=dropout)
     train(whole)
@@ -476,7 +478,7 @@ def kill(*args, **kwargs):
 )
 def test_the_seed_decides(context, monkeypatch, algo):
     """The same seed gives the same files, whatever the global random state; another gives others."""
-    monkeypatch.setattr("utils.training.grpo.OutcomeRewards.functions", varied_rewards)
+    monkeypatch.setattr("utils.methods.grpo.trainer.OutcomeRewards.functions", varied_rewards)
     trees = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         ctx = context(name, algo, seed=seed)
@@ -506,7 +508,7 @@ def test_the_seed_decides_the_order_of_demonstrations(context, monkeypatch):
 
 def test_the_log_has_every_step_that_is_due(context, monkeypatch):
     """At resume points and both ends besides the steps that are asked for; GRPO counts rollouts of two."""
-    monkeypatch.setattr("utils.training.grpo.OutcomeRewards.functions", varied_rewards)
+    monkeypatch.setattr("utils.methods.grpo.trainer.OutcomeRewards.functions", varied_rewards)
     due = {"sft": (SFT, [2, 3, 4, 6, 7], [0, 3, 6, 7]), "grpo": (GRPO, [2, 4, 6, 8], [0, 4, 8])}
     for name, (algo, logged, validated) in due.items():
         ctx = context(name, algo)

@@ -13,25 +13,27 @@ from peft import PeftModel
 from ppo_stub import ppo_trainer, tiny_model
 from stand_ins import make_padded_stand_in
 
-from utils.common import UserError
-from utils.config import load_tier
 from utils.data.records import load_records
-from utils.evaluation.answering import answer_records
-from utils.evaluation.candidates import sample_candidates
-from utils.model_tier import ModelConfig, ModelSection, VllmSection
-from utils.models import vllm_sampling
+from utils.evaluation.answers import answer_records
+from utils.frame.config import load_tier
+from utils.frame.files import UserError
+from utils.methods.distill.build import build_distill_trainer
+from utils.methods.distill.settings import DistillAlgo
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer, build_grpo_trainer
+from utils.methods.ppo.build import build_ppo_trainer
+from utils.methods.ppo.settings import PpoAlgo
+from utils.methods.rloo.settings import RlooAlgo
+from utils.methods.rloo.trainer import build_rloo_trainer
 from utils.models.loading import load_policy
 from utils.models.sampling import complete
-from utils.models.vllm_sampling import announce_sampler, vllm_arguments, vllm_completer
-from utils.models.vllm_weights import merged_weights
+from utils.models.settings import ModelConfig, ModelSection, VllmSection
+from utils.models.vllm import sampler as vllm_sampling
+from utils.models.vllm.sampler import announce_sampler, vllm_arguments, vllm_completer
+from utils.models.vllm.weights import merged_weights
 from utils.rewards.spec import RewardSpec, load_reward_spec
-from utils.training.distill import build_distill_trainer
-from utils.training.distill_settings import DistillAlgo
-from utils.training.grpo import SharedPrefixGRPOTrainer, build_grpo_trainer
-from utils.training.ppo import build_ppo_trainer
-from utils.training.rloo import build_rloo_trainer
-from utils.training.sampler_correction import importance_weights
-from utils.training.settings import GrpoAlgo, PpoAlgo, RlooAlgo
+from utils.rollouts.candidates import sample_candidates
+from utils.rollouts.sampler_correction import importance_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 RATES = {"learning_rate": 2e-2, "warmup_steps": 0, "num_rollouts": 2}

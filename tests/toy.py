@@ -9,10 +9,10 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.common import UserError, write_csv, write_json, write_jsonl, write_text
-from utils.config import setting
-from utils.model_tier import ModelConfig
-from utils.stage import Stage, StageContext, main
+from utils.frame.config import setting
+from utils.frame.files import UserError, write_csv, write_json, write_jsonl, write_text
+from utils.frame.stage import Stage, StageContext, main
+from utils.models.settings import ModelConfig
 
 
 @dataclass

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from utils.common import REPO_ROOT, write_json
-from utils.processes import (
+from utils.frame.files import REPO_ROOT, write_json
+from utils.frame.processes import (
     is_main_process,
     join_processes,
     leave_processes,
@@ -29,16 +29,20 @@ from utils.processes import (
     process_index,
     wait_for_everyone,
 )
-from utils.stage import StageContext
-from utils.training.distill import build_distill_trainer
-from utils.training.distill_settings import DistillAlgo
-from utils.training.dpo import train_dpo
-from utils.training.grpo import build_grpo_trainer
-from utils.training.ppo import build_ppo_trainer
-from utils.training.rloo import build_rloo_trainer
-from utils.training.running import train_stage
-from utils.training.settings import DpoAlgo, GrpoAlgo, PpoAlgo, RlooAlgo, SftAlgo
-from utils.training.sft import build_sft_trainer
+from utils.frame.stage import StageContext
+from utils.methods.distill.build import build_distill_trainer
+from utils.methods.distill.settings import DistillAlgo
+from utils.methods.dpo.build import train_dpo
+from utils.methods.dpo.settings import DpoAlgo
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.methods.grpo.trainer import build_grpo_trainer
+from utils.methods.ppo.build import build_ppo_trainer
+from utils.methods.ppo.settings import PpoAlgo
+from utils.methods.rloo.settings import RlooAlgo
+from utils.methods.rloo.trainer import build_rloo_trainer
+from utils.methods.sft.settings import SftAlgo
+from utils.methods.sft.trainer import build_sft_trainer
+from utils.training.run import train_stage
 
 COMMON = {"learning_rate": 1e-2, "warmup_steps": 1, "num_rollouts": 2, "num_iterations": 1}
 # Each rollout has 8 completions of 4 prompts; the last batch of an epoch is not full in sft and dpo.

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from trl.generation import vllm_client, vllm_generation
 from trl.trainer import distillation_trainer
 
-from utils.models import vllm_sampling
+from utils.models.vllm import sampler as vllm_sampling
 
 
 @dataclass

@@ -1,6 +1,19 @@
-"""The library behind the numbered stages; each room imports only rooms listed above it.
+"""The library behind the numbered scripts. A room imports only rooms above it in this list.
 
-common, typed, config, cli, manifest, stage < data < grading < rewards < models < training < evaluation
+frame         what every script runs in
+statistics    intervals and tests; knows nothing of the project
+documents     text tables, figures and documents; knows nothing of the project
+data          raw files in, records and prompts out
+models        loading, scoring and sampling language models
+grading       whether an answer is right, and why not
+curricula     which prompts come next
+rewards       what a completion is rewarded with, and the audit of it
+training      what every training shares
+rollouts      what training on sampled completions shares
+methods       one folder a method: its settings and its trainer
+evaluation    a policy's answers, and what is measured on them (10_evaluate.py)
+comparison    policies side by side (11_compare_runs.py)
+driver        all of it in one command (12_driver.py)
 """
 
 import os

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common import (
+from utils.frame.credentials import load_environment, redact
+from utils.frame.files import (
     REPO_ROOT,
     UserError,
     first_line,
@@ -28,7 +29,6 @@ from utils.common import (
     write_jsonl,
     write_text,
 )
-from utils.secrets import load_environment, redact
 
 CHECKSUMS = "CHECKSUMS"
 # Weights as safetensors only: other formats can carry code.
@@ -174,7 +174,7 @@ def fetch_math(data_set: DataSet, folder: Path) -> None:
     """Download MATH's Parquet files and write them as the JSONL its reader takes, with the boxed answer."""
     import pyarrow.parquet as parquet
 
-    from utils.data.hendrycks_math import last_boxed
+    from utils.data.readers.hendrycks_math import last_boxed
 
     raw = folder / "raw"
     fetch_hub(data_set.hub, raw, "dataset", ["data/*.parquet"], data_set.revision)

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from utils.common import UserError, derive_seed
 from utils.data.checks import item_key
 from utils.data.reading import Problem, RawRow
 from utils.data.records import Record
 from utils.data.rendering import Cut, approximate_tokens, question_with, render_record
+from utils.data.settings import DatasetConfig
 from utils.data.sources import SPLITS, RawSplit
-from utils.dataset_tier import DatasetConfig
+from utils.frame.files import UserError, derive_seed
 
 WITHOUT_CONTEXT = ("gsm8k", "math")  # an input is the question alone, of which nothing can be cut
 

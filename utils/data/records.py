@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from utils.common import UserError
+from utils.frame.files import UserError
 
 HELD_OUT = "held_out_levels.json"  # beside train.jsonl where levels are held out: {"levels": [...]}
 
@@ -90,7 +90,7 @@ def load_records(path: str | Path) -> list[Record]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read records ({error}); run 01_prepare.py again") from None
+        raise UserError(f"{path}: cannot read records ({error}); run 01_prepare_dataset.py again") from None
     records, line_of = [], {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from utils.data.gsm8k import strip_marks
+from utils.data.readers.gsm8k import strip_marks
 from utils.data.reading import RawRow
 from utils.data.records import Record, form_of
 

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common import UserError, resolve_path
-from utils.data import sample
-from utils.data.finqa import read_finqa
-from utils.data.gsm8k import read_gsm8k
-from utils.data.hendrycks_math import read_math
-from utils.data.own import read_own
+from utils.data.readers import sample
+from utils.data.readers.finqa import read_finqa
+from utils.data.readers.gsm8k import read_gsm8k
+from utils.data.readers.hendrycks_math import read_math
+from utils.data.readers.user import read_own
 from utils.data.reading import FILE, Problem, RawRow
 from utils.data.records import Record
 from utils.data.rendering import render_record
-from utils.dataset_tier import DatasetConfig
+from utils.data.settings import DatasetConfig
+from utils.frame.files import UserError, resolve_path
 
 SPLITS = ("train", "val", "test")
 

@@ -1,2 +1,2 @@
-"""The driver: goals and options (goal), budgets (budget), the graph of steps (graph), running it (execute,
-process), and what is shown (show)."""
+"""All of it in one command (12_driver.py): goals and options (goal), budgets (budget), the graph of steps
+(graph), running it (execute, process), and what is shown (show)."""

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.common import UserError
 from utils.driver.goal import CANDIDATES, Goal, Overrides, Step
-from utils.manifest import read_manifest
-from utils.plan import Plan, load_script, make_plan
+from utils.frame.files import UserError
+from utils.frame.manifest import read_manifest
+from utils.frame.stage_plan import Plan, load_script, make_plan
 
 # Which step draws a method's completions, and the option that says how many of each prompt.
 SAMPLED_IN = {"distill": "distill", "ppo": "ppo", "grpo": "grpo", "rloo": "rloo", "dpo": CANDIDATES.name}

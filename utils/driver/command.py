@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from utils.common import UserError
 from utils.driver.execute import default_jobs
 from utils.driver.goal import (
     FLAG_OF_TIER,
@@ -16,7 +15,8 @@ from utils.driver.goal import (
     parse_methods,
 )
 from utils.driver.launch import read_launch
-from utils.training.curriculum_settings import CURRICULA
+from utils.frame.files import UserError
+from utils.frame.pipeline import CURRICULA
 
 
 def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:

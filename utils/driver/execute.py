@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.common import UserError
 from utils.driver.graph import Comparison, Key, Node, Outcome, rests_on
 from utils.driver.launch import Launch
 from utils.driver.process import Child, interrupts_held_back, say, stop
-from utils.manifest import device_kind, update_run_manifest
-from utils.plan import Prepared, load_script, prepare
+from utils.frame.files import UserError
+from utils.frame.manifest import device_kind, update_run_manifest
+from utils.frame.stage_plan import Prepared, load_script, prepare
 
 
 def cores() -> int:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import get_args, get_type_hints
 
-from utils.common import UserError
-from utils.plan import Stage, load_script
-from utils.training.curriculum_settings import CURRICULA, DEFAULT_CURRICULUM
-from utils.typed import suggestion
+from utils.frame.files import UserError
+from utils.frame.pipeline import CURRICULA, DEFAULT_CURRICULUM
+from utils.frame.stage_plan import Stage, load_script
+from utils.frame.typed_settings import suggestion
 
 TIERS = ("model", "dataset", "reward")
 FLAG_OF_TIER = {"model": "--config", "dataset": "--dataset_config", "reward": "--reward_config"}
@@ -54,7 +54,7 @@ class Step:
 
 DATA = (
     Step("check", "00_check_data.py"),
-    Step("prepare", "01_prepare.py", needs=("check",)),
+    Step("prepare", "01_prepare_dataset.py", needs=("check",)),
     Step("rewards", "02_build_rewards.py", needs=("prepare",)),
 )
 SFT = Step("sft", "03_sft_train.py", needs=("rewards",))
@@ -70,7 +70,7 @@ METHODS: dict[str, tuple[Step, ...]] = {
     "dpo": (
         SFT,
         CANDIDATES,
-        Step("preferences", "08_build_preferences.py", needs=("candidates",)),
+        Step("preferences", "08_build_prefs.py", needs=("candidates",)),
         Step("dpo", "09_train_dpo.py", needs=("preferences",)),
     ),
 }

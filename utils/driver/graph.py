@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from utils.common import UserError
 from utils.driver.budget import check_budgets
 from utils.driver.goal import CANDIDATES, COMPARE, DISTILL, SFT, Goal, Overrides, Step
-from utils.plan import Plan, load_script, make_plan
-from utils.secrets import redact
+from utils.frame.credentials import redact
+from utils.frame.files import UserError
+from utils.frame.stage_plan import Plan, load_script, make_plan
 
 Key = tuple[str, str]  # run id, step id
 UNTRAINED = ("base", "teacher")  # policies that are the same with every seed

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.common import REPO_ROOT, UserError, resolve_path, shown, write_json
-from utils.config import read_yaml
 from utils.driver.graph import Comparison, Node
-from utils.plan import load_script, make_plan
+from utils.frame.config import read_yaml
+from utils.frame.files import REPO_ROOT, UserError, resolve_path, shown, write_json
+from utils.frame.stage_plan import load_script, make_plan
 
 
 @dataclass(frozen=True)

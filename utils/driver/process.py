@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from utils.common import shown
-from utils.secrets import redact
+from utils.frame.credentials import redact
+from utils.frame.files import shown
 
 ERROR = "error: "  # how the frame begins its one line about a user's mistake
 GRACE = 1.0  # seconds: Ctrl-C in a terminal reaches the steps as well, which then end by themselves

@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.driver.budget import Budget
 from utils.driver.execute import Execution, duration
 from utils.driver.graph import Comparison, Node, SeedComparison, seeds_to_compare
-from utils.plan import load_script, make_plan, prepare
+from utils.frame.stage_plan import load_script, make_plan, prepare
 
 WIDTH = 100
 COMPARISON = "11_comparison"
@@ -76,8 +76,8 @@ class Row:
 
 
 def _rows_of_run(run_dir: Path, policies: Sequence[str], seed: int) -> list[Row]:
-    from utils.evaluation.comparison import compare_all, load_result
-    from utils.evaluation.policies import evaluation_files, find_evaluations
+    from utils.comparison.paired import compare_all, load_result
+    from utils.evaluation.policy_names import evaluation_files, find_evaluations
 
     found = find_evaluations(run_dir, [], policies)
     results = [load_result(name, *evaluation_files(folder)) for name, folder in found.items()]

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.common import read_json, sha256_of, write_csv
-from utils.evaluation.evaluate import Questions, evaluate_policy
+from utils.documents.figures import PALETTE, drawing
 from utils.evaluation.metrics import headline
-from utils.evaluation.plots import PALETTE, drawing
-from utils.evaluation.policies import METRICS, Checkpoint
-from utils.processes import from_main, is_main_process
+from utils.evaluation.policy import Questions, evaluate_policy
+from utils.evaluation.policy_names import METRICS, Checkpoint
+from utils.frame.files import read_json, sha256_of, write_csv
+from utils.frame.processes import from_main, is_main_process
 
 if TYPE_CHECKING:
-    from utils.stage import StageContext
+    from utils.frame.stage import StageContext
 
 
 def evaluate_checkpoints(

@@ -16,23 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.common import shown
-from utils.evaluation.reference import trained_by
+from utils.evaluation.start_policy import trained_by
 from utils.evaluation.token_values import Values
-from utils.manifest import read_manifest
+from utils.frame.files import shown
+from utils.frame.manifest import read_manifest
+from utils.methods.ppo.losses import gae, k1
+from utils.methods.ppo.settings import PpoAlgo
 from utils.models.loading import device, load_policy
-from utils.models.shared_prefix import CompletionBatch, unwrapped
+from utils.models.prefix.shared_prefix import CompletionBatch, unwrapped
 from utils.models.teacher import TeacherScores
-from utils.rewards.rollout import RewardPipeline
+from utils.models.value_head import HEAD_FILE, MODEL_FILE, ValueHead, ValueModel
+from utils.models.value_head import load_critic as read_weights
+from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec, paid_weights
-from utils.training.ppo_math import gae, k1
-from utils.training.settings import PpoAlgo
-from utils.training.value import HEAD_FILE, MODEL_FILE, ValueHead, ValueModel
-from utils.training.value import load_critic as read_weights
 
 if TYPE_CHECKING:
-    from utils.evaluation.answering import Answers
-    from utils.stage import StageContext
+    from utils.evaluation.answers import Answers
+    from utils.frame.stage import StageContext
 
 
 # Of the stage's settings, those that rewards and advantages depend on.

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from utils.evaluation.items import GradedItem, measure_names
-from utils.evaluation.reasoning_quality import reasoning_names
-from utils.evaluation.statistics import fraction, rate
+from utils.grading.graded_item import GradedItem, measure_names
+from utils.grading.reasoning_quality import reasoning_names
+from utils.statistics.accuracy_tests import fraction, rate
 
 SCHEMA_VERSION = 1
 

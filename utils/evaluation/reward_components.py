@@ -4,7 +4,7 @@ Components are raw: before ``weights``, in the specification's own amounts (``ex
 
     exact_match, numeric_match, program_partial, format_penalty    utils/rewards/task.py
     reasoning   score in [0, 1]
-    <own>       what each function of the user's own says (utils/rewards/own.py)
+    <own>       what each function of the user's own says (utils/rewards/user_components.py)
     intrinsic   alpha * log pi_hat(answer | prompt), nats times alpha, less ``missing_eos_penalty`` where the
                 answer was cut off; only where the token pass asked the teacher
     total       the weighted sum, as paid under ``--reward combined``
@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.data.records import Record
-from utils.evaluation.statistics import bootstrap_ratios
+from utils.grading.equations import reasoning_score
 from utils.grading.grade import Grade, grade
-from utils.rewards.own import own_rewards
-from utils.rewards.reasoning import reasoning_score
 from utils.rewards.spec import RewardSpec, RewardWeights
 from utils.rewards.task import COMPONENTS, reward_of
+from utils.rewards.user_components import own_rewards
+from utils.statistics.accuracy_tests import bootstrap_ratios
 
 if TYPE_CHECKING:
-    from utils.evaluation.answering import Answers
+    from utils.evaluation.answers import Answers
     from utils.evaluation.token_pass import TokenPass
     from utils.models.sampling import Completion
 

@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.common import UserError, derive_seed, shown
 from utils.data.prompts import render_completion
 from utils.evaluation.critic import Critic, load_critic
-from utils.evaluation.teacher_metrics import NAMES, WITHOUT, against, kl_per_text
+from utils.evaluation.distances import NAMES, WITHOUT, against, kl_per_text
 from utils.evaluation.token_text import TokenTexts
 from utils.evaluation.token_values import Models, Values, values_of_texts
-from utils.model_tier import ModelConfig
+from utils.frame.files import UserError, derive_seed, shown
+from utils.frame.processes import is_main_process
 from utils.models.loading import load_policy, load_tokenizer
+from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher, check_same_tokenizer
-from utils.processes import is_main_process
 from utils.rewards.intrinsic import token_rewards
 from utils.rewards.spec import RewardSpec
 
 if TYPE_CHECKING:
-    from utils.evaluation.answering import Answers
-    from utils.stage import StageContext
+    from utils.evaluation.answers import Answers
+    from utils.frame.stage import StageContext
 
 DECIMALS = 4  # of the values in tokens.jsonl
 

@@ -1,8 +1,8 @@
 """What policy, teacher and reference say of response tokens, given the same prefixes: one pass of each.
 
 The logits row at position p - 1 says what a model predicts for the token at p. Prompt and padding tokens
-contribute nothing. A prompt is encoded once for all texts that follow it (``utils.models.shared_prefix``),
-and logits exist for a few tokens at a time.
+contribute nothing. A prompt is encoded once for all texts that follow it
+(``utils.models.prefix.shared_prefix``), and logits exist for a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.common import UserError
-from utils.evaluation.teacher_metrics import WITHOUT, distances
-from utils.models.prefix_scoring import LOGIT_BYTES, states_before
-from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, output_head, position_limit
-from utils.processes import merge_shares, share
-from utils.training.value import ValueHead, ValueModel
+from utils.evaluation.distances import WITHOUT, distances
+from utils.frame.files import UserError
+from utils.frame.processes import merge_shares, share
+from utils.models.prefix.prefix_scoring import LOGIT_BYTES, states_before
+from utils.models.prefix.shared_prefix import (
+    CompletionBatch,
+    head_obstacle,
+    obstacle,
+    output_head,
+    position_limit,
+)
+from utils.models.value_head import ValueHead, ValueModel
 
 SLICE_TOKENS = 2**14  # prompt and response tokens run at once, padding counted
 

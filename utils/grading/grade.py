@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from utils.common import UserError
 from utils.data.boxed import last_boxed
 from utils.data.records import Record
-from utils.grading import gsm8k
+from utils.frame.files import UserError
 from utils.grading.equivalence import program_match
 from utils.grading.execute import (
     Value,
@@ -16,8 +15,9 @@ from utils.grading.execute import (
     parse_gold_value,
     tolerant_match,
 )
-from utils.grading.math import math_equal, plain_decimal
 from utils.grading.program import tokenize_program
+from utils.grading.tasks import gsm8k
+from utils.grading.tasks.hendrycks_math import math_equal, plain_decimal
 from utils.grading.worker import WorkerFailure, WorkerTimeout
 
 PROGRAM_DATASETS = ("finqa", "sample")

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 
-from utils.common import REPO_ROOT
+from utils.frame.files import REPO_ROOT
 
 TIMEOUT_S = 4.0  # wall-clock seconds per comparison; with all around it an answer is graded within 5
 SLOW_S = 0.5  # a comparison that takes longer may have to be killed: get the next child ready

@@ -1,1 +1,2 @@
-"""Loading, shared-prefix scoring and sampling."""
+"""Language models: loading them and their tokenizers, scoring and sampling with shared prefixes, the
+teacher and its cache of scores, the value head, and divergences between two models."""

@@ -28,8 +28,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
-from utils.common import REPO_ROOT, UserError, first_line, read_json, write_json
-from utils.model_tier import LoraSection, ModelSection
+from utils.frame.files import REPO_ROOT, UserError, first_line, read_json, write_json
+from utils.models.settings import LoraSection, ModelSection
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Answers of a policy to a list of prompts, in batches of similar length.
 
-Each distinct prompt is encoded once (``utils.models.prefix_sampling``); a model that cannot share prefixes
+Each distinct prompt is encoded once (``prefix/prefix_sampling.py``); a model that cannot share prefixes
 answers through Transformers' ``generate``.
 """
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.common import UserError
-from utils.models.memory import Room
-from utils.models.prefix_sampling import Completions, sample_completions, sampling_noise
-from utils.models.shared_prefix import evaluating, obstacle, position_limit
-from utils.processes import gather_items, num_processes, process_index
+from utils.frame.files import UserError
+from utils.frame.processes import gather_items, num_processes, process_index
+from utils.models.prefix.prefix_sampling import Completions, sample_completions, sampling_noise
+from utils.models.prefix.shared_prefix import evaluating, obstacle, position_limit
+from utils.models.sampling_memory import Room
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from utils.common import UserError, atomic_path, resolve_path, shown
-from utils.model_tier import TeacherCacheSection
+from utils.frame.files import UserError, atomic_path, resolve_path, shown
+from utils.models.settings import TeacherCacheSection
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.common import UserError, first_line
-from utils.model_tier import ModelSection
+from utils.frame.files import UserError, first_line
+from utils.frame.processes import from_main, merge_shares, share
 from utils.models.loading import adapter_base, input_device, load_policy, load_tokenizer, located, other_class
-from utils.models.prefix_scoring import TokenScores, score_completions, token_scores
+from utils.models.prefix.prefix_scoring import TokenScores, score_completions, token_scores
+from utils.models.prefix.shared_prefix import (
+    CompletionBatch,
+    head_obstacle,
+    obstacle,
+    position_limit,
+    unwrapped,
+)
 from utils.models.score_cache import ScoreCache, score_key
-from utils.models.shared_prefix import CompletionBatch, head_obstacle, obstacle, position_limit, unwrapped
-from utils.processes import from_main, merge_shares, share
+from utils.models.settings import ModelSection
 
 logger = logging.getLogger(__name__)
 

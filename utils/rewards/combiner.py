@@ -24,11 +24,11 @@ from typing import Any
 
 from torch import Tensor
 
-from utils.common import UserError
-from utils.processes import gather_items
+from utils.frame.files import UserError
+from utils.frame.processes import gather_items
 from utils.rewards.normalisers import Normaliser
-from utils.rewards.ranking import within_group_accuracy
 from utils.rewards.spec import RewardSpec, RewardWeights
+from utils.statistics.ranking import within_group_accuracy
 
 ADAPTED = ("intrinsic", "reasoning")
 LEVELS = ("token", "outcome")  # what intrinsic rewards are normalised as; each has its own statistics

@@ -36,7 +36,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
-from utils.common import UserError
+from utils.frame.files import UserError
 
 NAMES = ("none", "mean_std", "z_score", "min_max", "robust")
 SCOPES = ("batch", "running")

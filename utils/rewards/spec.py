@@ -7,9 +7,9 @@ from typing import Literal
 
 import yaml
 
-from utils.common import UserError, resolve_path, write_text
-from utils.config import load_tier, setting
-from utils.typed import above, at_least
+from utils.frame.config import load_tier, setting
+from utils.frame.files import UserError, resolve_path, write_text
+from utils.frame.typed_settings import above, at_least
 
 REWARDS = ("task", "intrinsic", "combined")  # option --reward of training stages: which components are paid
 DEFAULT_REWARD = "combined"  # of every stage, so that methods are compared on one
@@ -75,7 +75,7 @@ class AdaptiveSection:
 
 @dataclass
 class OwnComponent:
-    """A component of the user's own: a function of record and completion (utils/rewards/own.py)."""
+    """A component of the user's own: a function of record and completion (user_components.py)."""
 
     file: str = setting("", "Python file that holds the function")
     function: str = setting("", "its name; empty: the component's")

@@ -1,1 +1,2 @@
-"""Supervised fine-tuning and reinforcement learning on TRL's trainers."""
+"""What every training shares: its inputs, the run and its resume points, validation, memory, trackers,
+cost, and the health of its log."""

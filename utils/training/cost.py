@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from utils.common import read_json, write_json
-from utils.stage import StageContext
+from utils.frame.files import read_json, write_json
+from utils.frame.stage import StageContext
 
 COST_FILE = "cost.json"
 PHASES = ("sampling", "scoring", "updating")

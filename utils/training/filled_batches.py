@@ -12,7 +12,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import Sampler
 
-from utils.processes import num_processes
+from utils.frame.processes import num_processes
 
 
 def fillers_needed(rows: int, per_device_train_batch_size: int) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from utils.common import UserError
 from utils.data.records import Record
+from utils.frame.files import UserError
 
 
 def check_finite(

@@ -14,12 +14,12 @@ from typing import TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from utils.common import UserError, read_json, write_json
-from utils.model_tier import ModelConfig
+from utils.frame.files import UserError, read_json, write_json
+from utils.frame.processes import num_processes
+from utils.frame.stage import StageContext
 from utils.models.loading import number_format
-from utils.models.memory import ran_out
-from utils.processes import num_processes
-from utils.stage import StageContext
+from utils.models.sampling_memory import ran_out
+from utils.models.settings import ModelConfig
 
 T = TypeVar("T")
 

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from utils.common import UserError
-from utils.processes import is_main_process
-from utils.stage import StageContext
+from utils.frame.files import UserError
+from utils.frame.processes import is_main_process
+from utils.frame.stage import StageContext
 
 PROJECT = "bellman-bench"  # where WANDB_PROJECT names no other
 _WANDB_HOST = "api.wandb.ai"

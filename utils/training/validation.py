@@ -11,14 +11,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
-from utils.common import atomic_path, write_json
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
-from utils.model_tier import ModelConfig
+from utils.frame.files import atomic_path, write_json
+from utils.frame.processes import is_main_process, num_processes, wait_for_everyone
 from utils.models.loading import load_policy, save_policy
-from utils.models.memory import Room
 from utils.models.sampling import generate
-from utils.processes import is_main_process, num_processes, wait_for_everyone
+from utils.models.sampling_memory import Room
+from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec, verified
 from utils.rewards.task import graded_row
 

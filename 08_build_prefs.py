@@ -1,0 +1,115 @@
+"""08: set the candidates of each prompt against each other, for DPO.
+
+    python 08_build_prefs.py [--reward combined|task|intrinsic] [--pairs_per_prompt 4] [--min_margin 0]
+
+Pairs are made by the rules of configs/algorithms/preferences.yaml from what 04 sampled. Some prompts are held
+out with all their pairs, to measure preference accuracy on.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from utils.frame.config import StageConfig, setting
+from utils.frame.stage import Stage, StageContext, main
+from utils.methods.dpo.settings import PreferencesAlgo
+from utils.models.settings import ModelConfig
+from utils.rewards.spec import DEFAULT_REWARD
+from utils.training.inputs import sft_policy, teacher_inputs, variant
+
+
+@dataclass
+class Options:
+    """Options of 08_build_prefs.py."""
+
+    reward: Literal["combined", "task", "intrinsic"] = setting(
+        DEFAULT_REWARD,
+        "which parts of the candidates' rewards count; a folder 08_preferences_<reward> for others",
+    )
+
+
+def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    # The teacher is asked for demonstrations alone: candidates have been scored by 04.
+    teacher = (
+        teacher_inputs(run_dir, config.model, config.options.reward) if config.algo.gold_as_chosen else {}
+    )
+    return {
+        "candidates": run_dir / "04_candidates" / "candidates.jsonl",
+        "train": run_dir / "01_preprocessing" / "train.jsonl",
+        "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
+        **sft_policy(run_dir),
+        **teacher,
+    }
+
+
+def run(ctx: StageContext) -> None:
+    from utils.data.records import load_records
+    from utils.frame.files import UserError, read_jsonl, write_jsonl, write_text
+    from utils.frame.manifest import read_manifest
+    from utils.methods.dpo.pairs import build_preferences, check_components, gold_answers, rules_in_force
+    from utils.methods.dpo.pairs_report import describe, length_warning, plot_margins
+    from utils.models.loading import load_tokenizer
+    from utils.rewards.spec import load_reward_spec, paid_weights
+    from utils.rollouts.reward_state import close_pipeline, open_pipeline
+
+    algo, reward = ctx.config.algo, ctx.config.options.reward
+    rows = read_jsonl(ctx.inputs["candidates"])
+    spec = load_reward_spec(ctx.inputs["reward_spec"])
+    sampling = read_manifest(ctx.inputs["candidates"].parent)["config"]["options"]
+    check_components(spec, reward, sampling["reward"])
+    if sampling["split"] != "train":
+        raise UserError(
+            f"04_candidates holds prompts of the {sampling['split']} split, which is not to train on: run "
+            "04_generate_candidates.py --split train --overwrite"
+        )
+    tokenizer = load_tokenizer(ctx.inputs["checkpoint"])
+    golds = [None] * len(rows)
+    if algo.gold_as_chosen:
+        record_of = {record.id: record for record in load_records(ctx.inputs["train"])}
+        records = [record_of[row["id"]] for row in rows]
+        pipeline = open_pipeline(records, spec, reward, ctx.config.model, tokenizer)
+        limit = ctx.config.model.generation.max_new_tokens
+        golds = gold_answers(records, [row["prompt"] for row in rows], spec, pipeline, tokenizer, limit)
+        close_pipeline(ctx, pipeline)
+    found = build_preferences(rows, golds, tokenizer, algo, spec, reward, ctx.seed)
+    write_jsonl(ctx.out / "pairs.jsonl", (pair.row() for pair in found.train))
+    write_jsonl(ctx.out / "val_pairs.jsonl", (pair.row() for pair in found.held_out))
+    pairs = [*found.train, *found.held_out]
+    rules = rules_in_force(algo.rules, paid_weights(spec, reward))
+    write_text(ctx.out / "stats.txt", describe(found, reward, rules, algo.min_margin))
+    plot_margins(ctx.out / "margins.png", pairs, algo.min_margin)
+    ctx.metrics |= {
+        "pairs": len(found.train),
+        "held_out_pairs": len(found.held_out),
+        "prompts": len(rows),
+        "prompts_with_pairs": sum(bool(each.pairs) for each in found.prompts),
+        "prompts_without": found.reasons,
+    }
+    if warning := length_warning(pairs):
+        ctx.log(f"warning: {warning}")
+    ctx.log(
+        f"{len(found.train)} pairs to train on, {len(found.held_out)} held out; "
+        f"{ctx.metrics['prompts_with_pairs']} of {len(rows)} prompts have pairs, the others: "
+        + (", ".join(f"{count} {reason}" for reason, count in found.reasons.items()) or "none")
+    )
+
+
+STAGE = Stage(
+    number="08",
+    folder="08_preferences",
+    summary="Build preference pairs from the candidates.",
+    reads="04_candidates/candidates.jsonl, 01_preprocessing/train.jsonl, 02_rewards/reward_spec.yaml, the "
+    "tokenizer of 03_sft/ckpt_sft/best; the teacher with gold_as_chosen",
+    writes="08_preferences/: pairs.jsonl, val_pairs.jsonl, stats.txt, margins.png",
+    tiers={
+        "model": (ModelConfig, "configs/models/sample.yaml"),
+        "algo": (PreferencesAlgo, "configs/algorithms/preferences.yaml"),
+    },
+    options=Options,
+    inputs=inputs,
+    variant=variant,
+    quick={"algo.min_pairs": 1, "algo.val_fraction": 0.25, "algo.gold_as_chosen": True},
+)
+
+if __name__ == "__main__":
+    main(STAGE, run)

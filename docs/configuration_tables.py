@@ -1,0 +1,89 @@
+"""The tables of docs/configuration.md, from the dataclasses.
+
+`python -m docs.configuration_tables` rewrites them.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils.data.settings import DatasetConfig
+from utils.frame.command_line import FrameOptions, describe_keys, plain
+from utils.frame.files import REPO_ROOT, write_text
+from utils.frame.pipeline import OBJECTIVES, SCRIPTS
+from utils.frame.stage_plan import NoOptions, Stage, load_script
+from utils.models.settings import ModelConfig
+
+DOCUMENT = REPO_ROOT / "docs" / "configuration.md"
+BEGIN = "<!-- tables: made by python -m docs.configuration_tables -->\n"
+END = "<!-- end of tables -->\n"
+HEAD = ("| key | default | what it is |", "|---|---|---|")
+
+
+def stages() -> list[Stage]:
+    """Return the stages of all numbered scripts there are, in order."""
+    scripts = [script for script in dict.fromkeys(SCRIPTS.values()) if (REPO_ROOT / script).exists()]
+    found = [load_script(script).STAGE for script in scripts]
+    return [
+        one for stage in found for one in (stage, *(stage.choice.others.values() if stage.choice else ()))
+    ]
+
+
+def tables(found: list[Stage]) -> str:
+    """Return a Markdown table of every key of every tier and of every stage's options."""
+    blocks = [_table("Options of every stage", "", FrameOptions())]
+    tiers: dict[str, dict[type, list[str]]] = {"model": {ModelConfig: []}, "dataset": {DatasetConfig: []}}
+    for stage in found:
+        for tier, (cls, default) in stage.tiers.items():
+            files = tiers.setdefault(tier, {}).setdefault(cls, [])
+            if default not in files:
+                files.append(default)
+    for tier in ("model", "dataset", "reward", "algo"):
+        for cls, files in tiers.get(tier, {}).items():
+            named = " and ".join(f"`{file}`" for file in files)
+            title = f"{tier.capitalize()} tier: `{cls.__name__}`" + (f" ({named})" if named else "")
+            blocks.append(_table(title, f"{tier}.", cls()))
+    for stage in found:
+        if stage.choice is not None:
+            blocks.append(_choice(stage))
+        if stage.options is not NoOptions:
+            blocks.append(_table(f"Options of `{_script(stage)}`", "", stage.options()))
+    return "\n".join(blocks)
+
+
+def _script(stage: Stage) -> str:
+    return " ".join([SCRIPTS[stage.folder], *OBJECTIVES.get(stage.folder, ())])
+
+
+def _choice(stage: Stage) -> str:
+    choice = stage.choice
+    named = " \\| ".join([choice.default, *choice.others])
+    row = f"| `{choice.option}` | `{choice.default}` | {choice.help} [{named}] |"
+    return "\n".join([f"### What `{_script(stage)}` does", "", *HEAD, row]) + "\n"
+
+
+def _table(title: str, prefix: str, values: Any) -> str:
+    lines = [f"### {title}", "", *HEAD]
+    for key, note, value in describe_keys(values):
+        cells = (f"`{prefix}{key}`", f"`{plain(value)}`", note)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(document: str, found: list[Stage]) -> str:
+    """Return the document with the text between its two marks replaced by fresh tables."""
+    head, mark, rest = document.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"the document must hold the marks {BEGIN.strip()} and {END.strip()}")
+    return f"{head}{BEGIN}\n{tables(found)}\n{END}{tail}"
+
+
+def main(document: Path = DOCUMENT) -> int:
+    """Rewrite the tables in place."""
+    write_text(document, with_tables(document.read_text(encoding="utf-8"), stages()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""What differs between the manifests of two runs, most consequential first.
+
+Data come before configuration, configuration before code, code before outputs: an output differs because
+something above it does. What follows from another difference is marked as its consequence, and only counted
+in the text: inputs that an earlier stage wrote, and outputs of a stage of which something else differs. An
+output that differs though nothing else of its stage does is no consequence and is shown. A value that
+differs alike in several stages is one line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from utils.frame.command_line import output_root, parse, resolve
+from utils.frame.files import UserError, read_json, resolve_path, write_json
+from utils.frame.stage import Stage
+
+CATEGORIES = ("stages", "data", "config", "code", "outputs")
+ABSENT = "(absent)"
+_LABELS = ("schema_version", "stage", "variant", "run_id")
+
+
+# Configuration by its effect on results, the largest first; by the beginning of the dotted key.
+_BY_EFFECT = (
+    "quick_test",
+    "dataset.",
+    "model.model.",
+    "model.lora.",
+    "reward.",
+    "algo.",
+    "options.",
+    "model.",
+)
+_BY_EFFECT += ("", "seed")
+# Values that no result depends on.
+_HARMLESS = (
+    "model.metadata.",
+    "model.paths.",
+    "model.teacher_cache.",
+    "model.training.logging_steps",
+    "model.training.save_steps",
+    "model.training.report_to",
+    "model.training.dataloader_num_workers",
+    "model.validation.num_saved_samples",
+)
+NAMED = 3  # stages that a line names
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that differs: in which stage folder, under which key, and what each run has there.
+
+    ``consequence``: it follows from another difference.
+    """
+
+    category: str
+    stage: str
+    key: str
+    a: Any
+    b: Any
+    consequence: bool = False
+
+
+def load_manifests(run: Path) -> dict[str, dict]:
+    """Stage folder relative to the run -> its manifest.
+
+    Raises UserError where the folder does not exist or holds no finished stage.
+    """
+    if not run.is_dir():
+        raise UserError(f"no run at {run}; give a run id under --output_dir, or the run's folder")
+    found = sorted(path for path in run.rglob("manifest.json") if ".in_progress" not in path.parts)
+    if not found:
+        raise UserError(f"{run}: no finished stage (no manifest.json below it)")
+    return {path.parent.relative_to(run).as_posix(): read_json(path) for path in found}
+
+
+def diff_runs(a: dict[str, dict], b: dict[str, dict]) -> list[Difference]:
+    """All differences between two runs' manifests; run ids are labels and never count."""
+    found = []
+    for stage in sorted(set(a) | set(b)):
+        if stage not in a or stage not in b:
+            present = ("finished", ABSENT) if stage in a else (ABSENT, "finished")
+            found.append(Difference("stages", stage, "", *present))
+        else:
+            found.extend(_diff_stage(stage, a[stage], b[stage]))
+    caused = {d.stage for d in found if d.category in ("data", "config", "code")}
+    found = [replace(d, consequence=_follows(d, {**a, **b}, caused)) for d in found]
+    return sorted(
+        found, key=lambda d: (CATEGORIES.index(d.category), d.consequence, *_effect(d), d.stage, d.key)
+    )
+
+
+def _follows(difference: Difference, stages: Collection[str], caused: Collection[str]) -> bool:
+    """Whether it is an input that a stage wrote, or an output of a stage of which something else differs."""
+    if difference.category == "outputs":
+        return difference.stage in caused
+    path = difference.key.removeprefix("input ")
+    return difference.category == "data" and any(path.startswith(stage + "/") for stage in stages)
+
+
+def _effect(difference: Difference) -> tuple[bool, int]:
+    """Sort key of configuration: whether no result depends on the value, and the place of its kind."""
+    if difference.category != "config":
+        return False, 0
+    key, values = difference.key, [difference.a, difference.b]
+    # An option that one run's code did not have yet, and that the other's left empty.
+    unused = ABSENT in values and any(value in ([], {}, "", None, False) for value in values)
+    place = next(
+        (place for place, start in enumerate(_BY_EFFECT) if start and key.startswith(start)),
+        _BY_EFFECT.index(""),
+    )
+    return key.startswith(_HARMLESS) or unused, place
+
+
+def _diff_stage(stage: str, a: dict, b: dict) -> Iterable[Difference]:
+    sections = (
+        ("data", "inputs", "input "),
+        ("config", "config", ""),
+        ("code", "environment", ""),
+        ("outputs", "outputs", ""),
+        ("outputs", "metrics", "metric "),
+    )
+    flat_a, flat_b = {"config": {"seed": a.get("seed")}}, {"config": {"seed": b.get("seed")}}
+    for flat, manifest in ((flat_a, a), (flat_b, b)):
+        for _, section, _ in sections:
+            depth = 1 if section in ("inputs", "outputs") else None
+            flat[section] = flat.get(section, {}) | _flatten(manifest.get(section, {}), depth=depth)
+        known = {section for _, section, _ in sections} | {*_LABELS, "seed"}
+        flat["config"] |= _flatten({key: value for key, value in manifest.items() if key not in known})
+    for category, section, prefix in sections:
+        for key in sorted(set(flat_a[section]) | set(flat_b[section])):
+            left, right = flat_a[section].get(key, ABSENT), flat_b[section].get(key, ABSENT)
+            if left != right:
+                yield Difference(category, stage, prefix + key, left, right)
+
+
+def _flatten(value: Any, prefix: str = "", depth: int | None = None) -> dict[str, Any]:
+    """Nested objects as dotted keys, down to ``depth`` levels (None: to the leaves)."""
+    if not isinstance(value, dict) or depth == 0 or (prefix and not value):
+        return {prefix: value}
+    flat = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key, None if depth is None else depth - 1)
+    return flat
+
+
+@dataclass(frozen=True)
+class Group:
+    """One difference that several stages have alike; ``stages`` in the order of the pipeline."""
+
+    category: str
+    key: str
+    a: Any
+    b: Any
+    stages: list[str]
+
+
+def folded(differences: Sequence[Difference]) -> list[Group]:
+    """The differences that are no consequences, those alike in several stages as one, in their order."""
+    groups: dict[str, Group] = {}
+    for d in differences:
+        if not d.consequence:
+            # Stages that one run lacks are one group for each run, whatever they are called.
+            alike = json.dumps([d.category, d.key, d.a, d.b], sort_keys=True)
+            groups.setdefault(alike, Group(d.category, d.key, d.a, d.b, [])).stages.append(d.stage)
+    return list(groups.values())
+
+
+def render_diff(differences: list[Difference], name_a: str, name_b: str) -> str:
+    """The differences as text: one block per category, one line for what several stages have alike.
+
+    Of consequences only the accuracies of evaluations get lines; the others are counted.
+    """
+    if not differences:
+        return f"{name_a} and {name_b}: no difference (run ids aside)"
+    count = len(differences)
+    groups = folded(differences)
+    lines = [f"{name_a} -> {name_b}: {count} {'difference' if count == 1 else 'differences'}"]
+    for category in CATEGORIES:
+        block = [group for group in groups if group.category == category]
+        if block:
+            lines.append(category if category != "outputs" else "outputs, though nothing else of their stage")
+        for group in block:
+            lines.append(f"  {_line(group, name_a, name_b)}")
+    follow = [d for d in differences if d.consequence]
+    if follow:
+        lines.append("consequences")
+        lines += [
+            f"  {d.stage}: {d.key} {_show(d.a, d.b)} -> {_show(d.b, d.a)}" for d in follow if _is_result(d)
+        ]
+        inputs = [d for d in follow if d.category == "data"]
+        rest = [d for d in follow if d.category == "outputs" and not _is_result(d)]
+        lines.append(
+            f"  not listed (--diff_json FILE has them): {len(inputs)} inputs that an earlier stage wrote, "
+            f"{len(rest)} outputs and metrics of {_stages(len({d.stage for d in rest}))}"
+        )
+    return "\n".join(lines)
+
+
+def _stages(count: int, more: str = "") -> str:
+    return f"{count} {more}{'stage' if count == 1 else 'stages'}"
+
+
+def _is_result(difference: Difference) -> bool:
+    return difference.stage.startswith("10_evaluation/") and difference.key == "metric accuracy"
+
+
+def _line(group: Group, name_a: str, name_b: str) -> str:
+    if group.category == "stages":
+        return f"only in {name_a if group.b == ABSENT else name_b}: {', '.join(group.stages)}"
+    named = ", ".join(group.stages[:NAMED])
+    more = f" and {_stages(len(group.stages) - NAMED, 'more ')}" if len(group.stages) > NAMED else ""
+    return f"{group.key}: {_show(group.a, group.b)} -> {_show(group.b, group.a)}  ({named}{more})"
+
+
+def _show(value: Any, other: Any) -> str:
+    """A value for print; of a file's record only what differs, its hash shortened."""
+    if not isinstance(value, dict):
+        return str(value)
+    same = other if isinstance(other, dict) else {}
+    parts = [
+        f"{key} {inner[:12] if key == 'sha256' else inner}"
+        for key, inner in value.items()
+        if key not in same or same[key] != inner
+    ]
+    return ", ".join(parts)
+
+
+def diff_as_json(differences: list[Difference], name_a: str, name_b: str) -> dict[str, Any]:
+    """The machine-readable form: every difference, and the groups that the text shows."""
+    return {
+        "schema_version": 1,
+        "a": name_a,
+        "b": name_b,
+        "differences": [asdict(difference) for difference in differences],
+        "groups": [asdict(group) for group in folded(differences)],
+    }
+
+
+def diff_command(stage: Stage, argv: Sequence[str]) -> int:
+    """``--diff RUN_A RUN_B [--diff_json FILE]`` with the frame's own options; returns the exit code.
+
+    A run is a run id below the outputs folder, or a run's folder.
+    """
+    try:
+        position = list(argv).index("--diff")
+        names, rest = argv[position + 1 : position + 3], [*argv[:position], *argv[position + 3 :]]
+        if len(names) < 2 or any(name.startswith("--") for name in names):
+            raise UserError("--diff takes two runs: --diff RUN_A RUN_B")
+        arguments = parse(stage, rest)
+        config = resolve(stage, arguments)
+        root = output_root(stage, arguments.frame, config)
+        folders = [root / name if (root / name).is_dir() else resolve_path(name) for name in names]
+        differences = diff_runs(*(load_manifests(folder) for folder in folders))
+        print(render_diff(differences, *names))
+        if config.options.diff_json:
+            write_json(resolve_path(config.options.diff_json), diff_as_json(differences, *names))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

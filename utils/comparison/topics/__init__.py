@@ -1,0 +1,1 @@
+"""One file a topic of a comparison: its columns, text and figures."""

@@ -1,0 +1,398 @@
+"""The embedded data set: small synthetic financial reports in FinQA's schema, deterministic from a seed.
+
+Every report has a company, a table of line items by year, and a handful of questions; a question's
+answer is a FinQA program over table cells. ``level`` is the number of program steps, capped at 4:
+
+    1  one step      change, total, ratio, comparison, extreme or mean of a row
+    2  two steps     percent change, mean of two years, share of a total
+    3  three steps   mean of three years, gap between two changes, change of a total
+    4  four or more  percent change of a total, gap between two percent changes
+
+Gold programs (``qa.program``) are always right. ``qa.demonstration`` is what the annotator wrote, and is
+what SFT teaches: in the question families of ``ANNOTATOR_SLIPS`` annotators slip with the stated
+probability (operands swapped, the wrong year as the base, the last step forgotten). The slips are
+planted on purpose: they give the methods that follow SFT something real to correct. They appear only in
+the train split's demonstrations, never in a gold program and never in an evaluation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from utils.frame.files import UserError, derive_seed, read_json, write_json
+
+SPLIT_SIZES = {"train": 2000, "dev": 200, "test": 500}
+QUESTIONS_PER_REPORT = 4
+MAX_LEVEL = 4
+VALUES = (10, 99)  # table cells are two-digit amounts (millions)
+
+LINE_ITEMS = [
+    "cash",
+    "debt",
+    "sales",
+    "rent",
+    "wages",
+    "taxes",
+    "equity",
+    "profit",
+    "income",
+    "interest",
+    "goodwill",
+    "inventory",
+    "payables",
+    "assets",
+    "pensions",
+    "leases",
+    "royalties",
+    "fees",
+    "grants",
+    "deposits",
+    "bonds",
+    "loans",
+    "premiums",
+    "claims",
+    "freight",
+    "fuel",
+    "power",
+    "repairs",
+    "legal",
+    "audit",
+    "travel",
+    "software",
+    "hardware",
+    "licenses",
+    "dividends",
+    "reserves",
+    "subsidies",
+    "refunds",
+    "warranties",
+    "advertising",
+    "training",
+    "insurance",
+    "research",
+    "marketing",
+    "utilities",
+    "supplies",
+    "franchise",
+    "brokerage",
+]
+_FIRST = [
+    "alder",
+    "beacon",
+    "cobalt",
+    "delta",
+    "ember",
+    "falcon",
+    "garnet",
+    "harbor",
+    "indigo",
+    "juniper",
+    "kestrel",
+    "lumen",
+]
+_SECOND = [
+    "airways",
+    "bank",
+    "brands",
+    "energy",
+    "foods",
+    "foundry",
+    "health",
+    "media",
+    "mining",
+    "motors",
+    "rail",
+    "textiles",
+]
+FIRST_YEARS = tuple(range(2001, 2018))
+
+Table = dict[str, dict[int, int]]  # line item -> year -> amount
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about a report, with its gold program and the annotator's demonstration."""
+
+    family: str
+    level: int
+    text: str
+    evidence: tuple[str, ...]
+    program: str
+    demonstration: str
+    answer: float | str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A family's wording, the cells it needs, its gold program and the program of a slipping annotator."""
+
+    text: str
+    evidence: tuple[str, ...]
+    program: str
+    slip: str
+    answer: float | str  # from the table directly, independent of the program
+
+
+def _facts(table: Table, *cells: tuple[str, int]) -> tuple[str, ...]:
+    return tuple(f"{row} {year} {table[row][year]}" for row, year in cells)
+
+
+def _change(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, (y1, y2) = rows[0], sorted(rng.sample(years, 2))
+    a, b = t[r][y1], t[r][y2]
+    text = f"what was the change in {r} from {y1} to {y2} ?"
+    return Draft(text, _facts(t, (r, y1), (r, y2)), f"subtract({b}, {a})", f"subtract({a}, {b})", b - a)
+
+
+def _total(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, s, y = rows[0], rows[1], rng.choice(years)
+    a, b = t[r][y], t[s][y]
+    text = f"what was the total of {r} and {s} in {y} ?"
+    return Draft(text, _facts(t, (r, y), (s, y)), f"add({a}, {b})", f"subtract({a}, {b})", a + b)
+
+
+def _ratio(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, s, y = rows[0], rows[1], rng.choice(years)
+    a, b = t[r][y], t[s][y]
+    text = f"what was the ratio of {r} to {s} in {y} ?"
+    return Draft(text, _facts(t, (r, y), (s, y)), f"divide({a}, {b})", f"divide({b}, {a})", a / b)
+
+
+def _greater(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, (y1, y2) = rows[0], sorted(rng.sample(years, 2))
+    a, b = t[r][y1], t[r][y2]
+    text = f"was {r} greater in {y2} than in {y1} ?"
+    answer = "yes" if b > a else "no"
+    return Draft(text, _facts(t, (r, y1), (r, y2)), f"greater({b}, {a})", f"greater({a}, {b})", answer)
+
+
+def _row_operation(
+    word: str, op: str, wrong: str, value: Callable[[list[int]], float]
+) -> Callable[..., Draft]:
+    def draft(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+        r = rows[0]
+        text = f"what was the {word} {r} of all years ?"
+        return Draft(text, (r,), f"{op}({r}, none)", f"{wrong}({r}, none)", value(list(t[r].values())))
+
+    return draft
+
+
+def _percent_change(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, (y1, y2) = rows[0], sorted(rng.sample(years, 2))
+    a, b = t[r][y1], t[r][y2]
+    text = f"what was the percent change in {r} from {y1} to {y2} ?"
+    steps = "subtract({b}, {a}), divide(#0, {base})"
+    return Draft(
+        text,
+        _facts(t, (r, y1), (r, y2)),
+        steps.format(a=a, b=b, base=a),
+        steps.format(a=a, b=b, base=b),
+        (b - a) / a,
+    )
+
+
+def _mean_of_two(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, (y1, y2) = rows[0], sorted(rng.sample(years, 2))
+    a, b = t[r][y1], t[r][y2]
+    text = f"what was the mean {r} of {y1} and {y2} ?"
+    gold = f"add({a}, {b}), divide(#0, const_2)"
+    return Draft(text, _facts(t, (r, y1), (r, y2)), gold, f"add({a}, {b})", (a + b) / 2)
+
+
+def _share(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, s, y = rows[0], rows[1], rng.choice(years)
+    a, b = t[r][y], t[s][y]
+    text = f"what share of {r} and {s} was {r} in {y} ?"
+    gold = f"add({a}, {b}), divide({a}, #0)"
+    return Draft(text, _facts(t, (r, y), (s, y)), gold, f"add({a}, {b}), divide({b}, #0)", a / (a + b))
+
+
+def _mean_of_three(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, (y1, y2, y3) = rows[0], years
+    a, b, c = (t[r][y] for y in years)
+    text = f"what was the mean {r} of {y1} and {y2} and {y3} ?"
+    gold = f"add({a}, {b}), add(#0, {c}), divide(#1, const_3)"
+    facts = _facts(t, *((r, y) for y in years))
+    return Draft(text, facts, gold, f"add({a}, {b}), add(#0, {c})", (a + b + c) / 3)
+
+
+def _two_rows_two_years(t: Table, rows: list[str], years: list[int], rng: random.Random) -> tuple:
+    r, s, (y1, y2) = rows[0], rows[1], sorted(rng.sample(years, 2))
+    facts = _facts(t, (r, y1), (r, y2), (s, y1), (s, y2))
+    return r, s, y1, y2, t[r][y1], t[r][y2], t[s][y1], t[s][y2], facts
+
+
+def _gap_of_changes(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, s, y1, y2, a, b, c, d, facts = _two_rows_two_years(t, rows, years, rng)
+    text = f"what was the gap between the change in {r} and in {s} from {y1} to {y2} ?"
+    gold = f"subtract({b}, {a}), subtract({d}, {c}), subtract(#0, #1)"
+    slip = f"subtract({a}, {b}), subtract({c}, {d}), subtract(#0, #1)"
+    return Draft(text, facts, gold, slip, (b - a) - (d - c))
+
+
+def _change_of_total(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, s, y1, y2, a, b, c, d, facts = _two_rows_two_years(t, rows, years, rng)
+    text = f"what was the change in the total of {r} and {s} from {y1} to {y2} ?"
+    steps = f"add({a}, {c}), add({b}, {d}), "
+    return Draft(text, facts, steps + "subtract(#1, #0)", steps + "subtract(#0, #1)", (b + d) - (a + c))
+
+
+def _percent_change_of_total(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, s, y1, y2, a, b, c, d, facts = _two_rows_two_years(t, rows, years, rng)
+    text = f"what was the percent change in the total of {r} and {s} from {y1} to {y2} ?"
+    steps = f"add({a}, {c}), add({b}, {d}), subtract(#1, #0), "
+    growth = (b + d - a - c) / (a + c)
+    return Draft(text, facts, steps + "divide(#2, #0)", steps + "divide(#2, #1)", growth)
+
+
+def _gap_of_percent_changes(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
+    r, s, y1, y2, a, b, c, d, facts = _two_rows_two_years(t, rows, years, rng)
+    text = f"what was the gap between the percent change in {r} and in {s} from {y1} to {y2} ?"
+    steps = f"subtract({b}, {a}), divide(#0, {{}}), subtract({d}, {c}), divide(#2, {{}}), subtract(#1, #3)"
+    return Draft(text, facts, steps.format(a, c), steps.format(b, d), (b - a) / a - (d - c) / c)
+
+
+# family -> (level, weight within the level, draft)
+FAMILIES: dict[str, tuple[int, float, Callable[..., Draft]]] = {
+    "change": (1, 2.0, _change),
+    "total": (1, 1.0, _total),
+    "ratio": (1, 1.0, _ratio),
+    "greater": (1, 1.0, _greater),
+    "highest": (1, 0.5, _row_operation("highest", "table_max", "table_min", max)),
+    "lowest": (1, 0.5, _row_operation("lowest", "table_min", "table_max", min)),
+    "overall": (1, 0.5, _row_operation("overall", "table_sum", "table_average", sum)),
+    "average": (1, 0.5, _row_operation("average", "table_average", "table_sum", mean)),
+    "percent_change": (2, 2.0, _percent_change),
+    "mean_of_two": (2, 1.0, _mean_of_two),
+    "share": (2, 1.0, _share),
+    "mean_of_three": (3, 1.0, _mean_of_three),
+    "gap_of_changes": (3, 1.0, _gap_of_changes),
+    "change_of_total": (3, 1.0, _change_of_total),
+    "percent_change_of_total": (4, 1.0, _percent_change_of_total),
+    "gap_of_percent_changes": (4, 1.0, _gap_of_percent_changes),
+}
+LEVEL_WEIGHTS = {1: 0.4, 2: 0.3, 3: 0.18, 4: 0.12}
+
+# Probability that an annotator slips, by question family; families not named are annotated without slips.
+ANNOTATOR_SLIPS = {
+    "ratio": 0.65,
+    "greater": 0.6,
+    "percent_change": 0.68,
+    "mean_of_two": 0.25,
+    "share": 0.3,
+    "mean_of_three": 0.68,
+    "gap_of_changes": 0.65,
+    "change_of_total": 0.68,
+    "percent_change_of_total": 0.7,
+    "gap_of_percent_changes": 0.68,
+}
+
+
+def draw_table(rng: random.Random) -> tuple[Table, list[int]]:
+    """A table of three or four line items over three consecutive years; amounts in a row are distinct,
+    so that a swapped operand always changes the answer."""
+    first = rng.choice(FIRST_YEARS)
+    years = [first, first + 1, first + 2]
+    rows = rng.sample(LINE_ITEMS, rng.choice((3, 4)))
+    amounts = range(VALUES[0], VALUES[1] + 1)
+    return {row: dict(zip(years, rng.sample(amounts, 3), strict=True)) for row in rows}, years
+
+
+def draw_question(
+    table: Table, years: list[int], rng: random.Random, slips: dict[str, float], family: str | None = None
+) -> Question:
+    """A question over ``table``; ``slips`` maps a family to the probability that its demonstration slips."""
+    if family is None:
+        level = rng.choices(list(LEVEL_WEIGHTS), list(LEVEL_WEIGHTS.values()))[0]
+        names = [name for name, (lvl, _, _) in FAMILIES.items() if lvl == level]
+        family = rng.choices(names, [FAMILIES[name][1] for name in names])[0]
+    level, _, make = FAMILIES[family]
+    draft = make(table, rng.sample(list(table), 2), years, rng)
+    slipped = rng.random() < slips.get(family, 0.0)
+    answer = draft.answer if isinstance(draft.answer, str) else round(draft.answer, 5)
+    demonstration = draft.slip if slipped else draft.program
+    return Question(family, level, draft.text, draft.evidence, draft.program, demonstration, answer)
+
+
+def draw_heading(rng: random.Random) -> str:
+    """The report's one sentence of text: whose report it is."""
+    return f"{rng.choice(_FIRST)} {rng.choice(_SECOND)} in millions"
+
+
+def grid(table: Table, years: list[int]) -> list[list[str]]:
+    """The table as FinQA stores it: a header row of years, then a row per line item."""
+    return [["", *map(str, years)]] + [[row, *map(str, cells.values())] for row, cells in table.items()]
+
+
+def report_text(rng: random.Random, table: Table) -> str:
+    """A report as the "facts" rendering writes it: heading, then a line per cell."""
+    facts = [f"{row} {year} {amount}" for row, cells in table.items() for year, amount in cells.items()]
+    return "\n".join([draw_heading(rng), *facts])
+
+
+def draw_report(rng: random.Random, slips: dict[str, float], name: str) -> list[dict]:
+    """One report as ``QUESTIONS_PER_REPORT`` FinQA rows that share ``pre_text`` and ``table``."""
+    table, years = draw_table(rng)
+    heading, cells = draw_heading(rng), grid(table, years)
+    rows, asked = [], set()
+    while len(rows) < QUESTIONS_PER_REPORT:
+        question = draw_question(table, years, rng, slips)
+        if question.text in asked:
+            continue
+        asked.add(question.text)
+        qa = {
+            "question": question.text,
+            "program": question.program,
+            "exe_ans": question.answer,
+            "answer": str(question.answer),
+            "evidence": list(question.evidence),
+            "demonstration": question.demonstration,
+            "family": question.family,
+        }
+        rows.append(
+            {
+                "pre_text": [heading],
+                "post_text": [],
+                "table": cells,
+                "filename": name,
+                "id": f"{name}-{len(rows) + 1}",
+                "qa": qa,
+            }
+        )
+    return rows
+
+
+def generate(seed: int = 0) -> dict[str, list[dict]]:
+    """All splits. No report (company, years and table) occurs twice, within a split or across splits."""
+    splits, seen = {}, set()
+    for split, size in SPLIT_SIZES.items():
+        rng = random.Random(derive_seed(seed, "sample", split))
+        slips = ANNOTATOR_SLIPS if split == "train" else {}
+        rows: list[dict] = []
+        while len(rows) < size:
+            report = draw_report(rng, slips, f"{split}_{len(rows) // QUESTIONS_PER_REPORT:04d}")
+            key = str((report[0]["pre_text"], report[0]["table"]))
+            if key not in seen:
+                seen.add(key)
+                rows.extend(report)
+        splits[split] = rows[:size]
+    return splits
+
+
+def ensure(data_root: str | Path, seed: int = 0) -> None:
+    """Write ``{train,dev,test}.json`` under ``data_root`` unless they are there already, unchanged.
+
+    Raises UserError if a file there differs from what ``seed`` generates.
+    """
+    for split, rows in generate(seed).items():
+        path = Path(data_root) / f"{split}.json"
+        if not path.exists():
+            write_json(path, rows)
+        elif read_json(path) != rows:
+            raise UserError(
+                f"{path} is not the embedded data set of seed {seed}: delete it, or choose another data_root"
+            )

@@ -1,0 +1,293 @@
+"""A policy's answers: one greedy completion of every record and, where asked for, sampled ones.
+
+What several prompts begin with, such as the report that they ask about, is encoded once for their greedy
+answers. Every finished batch is appended to a journal, ``samples/predictions.jsonl``. An evaluation that was
+stopped takes whole batches from there when it is run again. Which prompts share a batch, and the random
+numbers of a batch, do not depend on what had been done before, so the answers are the same as without the
+interruption.
+
+Several processes share the batches. Each has a journal of its own (``journal_of``), since two that append to
+one file over a network would write into each other; the first process reads all of them, whatever number of
+processes wrote them, and takes them into its own in the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from utils.data.prompts import render_prompt
+from utils.data.records import Record
+from utils.frame.files import UserError, derive_seed, write_jsonl
+from utils.frame.processes import from_main, gather_lists, is_main_process, process_index, share
+from utils.grading.outside_predictions import Prediction
+from utils.models.loading import load_policy
+from utils.models.prefix.common_prefix import batches_by_prefix
+from utils.models.prefix.shared_prefix import position_limit
+from utils.models.sampling import Completion, batches_by_length, complete
+from utils.models.sampling_memory import Room
+from utils.models.settings import GenerationSection, ModelConfig
+from utils.models.vllm.sampler import vllm_completer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Key = tuple[str, bool]  # a record's id, and whether its samples are meant rather than its greedy answer
+Found = dict[Key, list[Completion]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A policy with its answers: per record, the prompt's token ids, the greedy completion and samples.
+
+    A completion is None, and there are no samples, where prompt and ``max_new_tokens`` exceed the model's
+    positions. ``samples`` is None where none were asked for.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    records: Sequence[Record]
+    prompts: list[list[int]]
+    completions: list[Completion | None]
+    samples: list[list[Completion]] | None = None
+
+    @property
+    def unanswered(self) -> list[str]:
+        """Ids of the records that the policy could not be asked."""
+        pairs = zip(self.records, self.completions, strict=True)
+        return [record.id for record, completion in pairs if completion is None]
+
+    def predictions(self) -> dict[str, Prediction]:
+        """What is graded, by record id; a record that could not be asked has no entry and counts as wrong."""
+        return {
+            record.id: Prediction(
+                response=completion.text,
+                token_count=len(completion.token_ids),
+                truncated=completion.truncated,
+            )
+            for record, completion in zip(self.records, self.completions, strict=True)
+            if completion is not None
+        }
+
+
+def answer_records(
+    records: Sequence[Record],
+    checkpoint: Path | str,
+    config: ModelConfig,
+    num_samples: int,
+    seed: int,
+    journal: Path,
+    runtime: dict[str, Any],
+    progress: Callable[[list], Any] = iter,
+) -> Answers:
+    """The answers of a policy to every record, at least one; speed goes into ``runtime``.
+
+    Every process calls this alike and gets all the answers.
+
+    Args:
+        num_samples: completions drawn for each record, as ``generation`` says, besides the greedy one, which
+            does not depend on them.
+        journal: the file that finished batches are appended to, and taken from if it is there; see
+            ``journal_of`` for several processes.
+
+    Raises UserError where no prompt leaves room for an answer, or logits are not finite.
+    """
+    model, tokenizer = load_policy(checkpoint, config.model)
+    texts = [render_prompt(tokenizer, record.input_text) for record in records]
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    new_tokens, batch_size = config.generation.max_new_tokens, config.generation.largest_batch
+    room, limit = Room(config.generation), position_limit(model)
+    asked = [number for number, prompt in enumerate(prompts) if len(prompt) + new_tokens <= limit]
+    if not asked:
+        raise UserError(
+            f"all {len(prompts)} prompts with max_new_tokens {new_tokens} exceed the "
+            f"model's {limit} positions; lower generation.max_new_tokens"
+        )
+
+    def batches(samples: int) -> list[Batch]:
+        rendered = [prompts[number] for number in asked]
+        # Decoding outweighs the prompts where each is sampled from often: samples keep the plainer way.
+        if samples:
+            found = batches_by_length(rendered, batch_size, samples)
+        else:
+            found = batches_by_prefix(rendered, batch_size)
+        return [
+            Batch(samples, number, tuple(asked[place] for place in places))
+            for number, places in enumerate(found)
+        ]
+
+    plan = batches(0) + (batches(num_samples) if num_samples else [])
+    ids = [record.id for record in records]
+    found = from_main(_resumed(journal, plan, ids) if is_main_process() else {})
+    left = [batch for batch in plan if not all(key in found for key in batch.keys(ids))]
+    by_vllm = vllm_completer(model, tokenizer, config, [prompts[number] for number in asked])
+    completer = by_vllm or functools.partial(complete, model, tokenizer, room=room)
+
+    def answer(batch: Batch) -> Found:
+        try:
+            answers = completer(
+                [prompts[number] for number in batch.members],
+                max_new_tokens=new_tokens,
+                **batch.drawing(config.generation, seed),
+            )
+        except FloatingPointError as error:
+            raise UserError(
+                f"{checkpoint}: {error}, in the batch of items "
+                f"{named([ids[number] for number in batch.members])}; check the weights, "
+                "or set model.torch_dtype: float32"
+            ) from None
+        return dict(zip(batch.keys(ids), answers, strict=True))
+
+    start = time.perf_counter()
+    new = _answer_shares(journal, left, answer, progress)
+    seconds = time.perf_counter() - start
+    found |= new
+    tokens = sum(len(each.token_ids) for of_prompt in new.values() for each in of_prompt)
+    runtime |= {
+        "generation_seconds": round(seconds, 3),
+        "generated_tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1),
+        "batches_resumed": len(plan) - len(left),
+    }
+    return Answers(
+        model,
+        tokenizer,
+        records,
+        prompts,
+        [found[id, False][0] if (id, False) in found else None for id in ids],
+        [found.get((id, True), []) for id in ids] if num_samples else None,
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records that are answered together.
+
+    samples  completions drawn for each; 0 for the greedy one
+    number   of the batch among those of its kind, which its random numbers come from
+    members  indices of the records
+    """
+
+    samples: int
+    number: int
+    members: tuple[int, ...]
+
+    def keys(self, ids: Sequence[str]) -> list[Key]:
+        """Where the answers to its records are kept."""
+        return [(ids[number], self.samples > 0) for number in self.members]
+
+    def complete(self, completions: Sequence[Completion] | None) -> bool:
+        """Whether these are all the completions of one record."""
+        return completions is not None and len(completions) == max(1, self.samples)
+
+    def drawing(self, config: GenerationSection, seed: int) -> dict[str, Any]:
+        """How its completions are drawn, as arguments of ``complete``."""
+        if not self.samples:
+            return {"common_prefixes": True}
+        generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation samples", self.number))
+        return {
+            "num_samples": self.samples,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "top_k": config.top_k,
+            "generator": generator,
+        }
+
+
+def _answer_shares(
+    journal: Path, batches: Sequence[Batch], answer: Callable[[Batch], Found], progress: Callable[[list], Any]
+) -> Found:
+    """The answers to all batches, of which every process gives its share."""
+    own: Found = {}
+    whole: Found = {}
+    with _appending(journal_of(journal, process_index())) as append:
+        for batch in progress(share(batches)):
+            found = answer(batch)
+            append(found)
+            own |= found
+        for process, theirs in enumerate(map(dict, gather_lists(list(own.items())))):
+            if is_main_process() and process > 0:
+                append(theirs)
+                journal_of(journal, process).unlink()
+            whole |= theirs
+    return whole
+
+
+def journal_of(path: Path, process: int) -> Path:
+    """Where a process keeps its finished batches: the first one in ``path``, the others beside it."""
+    return path if process == 0 else path.with_name(f"{path.stem}.process_{process}{path.suffix}")
+
+
+def _resumed(journal: Path, plan: Sequence[Batch], ids: Sequence[str]) -> Found:
+    """The answers to whole batches that earlier processes left; they are all that ``journal`` then holds."""
+    others = sorted(journal.parent.glob(f"{journal.stem}.process_*{journal.suffix}"))
+    done: Found = {}
+    for path in (journal, *others):
+        done |= read_journal(path)
+    kept = [batch for batch in plan if all(batch.complete(done.get(key)) for key in batch.keys(ids))]
+    found = {key: done[key] for batch in kept for key in batch.keys(ids)}
+    write_jsonl(journal, _journal_rows(found))
+    for path in others:
+        path.unlink()
+    return found
+
+
+def read_journal(path: Path) -> Found:
+    """What a journal, or a finished samples/predictions.jsonl, holds.
+
+    It ends with a line that a killed process has left half-written.
+    """
+    found: Found = {}
+    if not path.is_file():
+        return found
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row.get("token_ids") is not None:
+            found[row["id"], False] = [_completion(row)]
+        if row.get("samples"):
+            found[row["id"], True] = [_completion(sample) for sample in row["samples"]]
+    return found
+
+
+def _completion(row: dict[str, Any]) -> Completion:
+    return Completion(row["response"], row["token_ids"], row["truncated"])
+
+
+def _journal_rows(found: Found) -> Iterator[dict[str, Any]]:
+    for (id, sampled), completions in found.items():
+        rows = [
+            {"response": each.text, "token_ids": each.token_ids, "truncated": each.truncated}
+            for each in completions
+        ]
+        yield {"id": id, **({"samples": rows} if sampled else rows[0])}
+
+
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator[Callable[[Found], None]]:
+    """Yield a function that adds to a journal and takes that to the disk."""
+    with open(path, "a", encoding="utf-8", newline="") as file:
+
+        def append(more: Found) -> None:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _journal_rows(more))
+            file.write("".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+        yield append
+
+
+def named(ids: Sequence[str]) -> str:
+    """The first of many ids, for a message."""
+    return ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")

@@ -1,0 +1,132 @@
+"""How far a policy is from another model on response tokens: divergences and agreement.
+
+Both models are given the same prefix, prompt and response up to a token, and what they predict for that token
+is compared over the whole vocabulary (``utils.evaluation.token_values``). The other model is the policy's
+teacher, or the policy that its training started from, its reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.models.divergences import Measure, log_divergence
+from utils.statistics.accuracy_tests import bootstrap_ratios
+
+TOP_K = 5
+# In nats per token, except agreement and overlap (shares) and the cosine.
+NAMES = ("forward_kl", "reverse_kl", "jsd", "top1_agreement", "top5_overlap", "centred_cosine")
+WITHOUT = "--teacher_metrics false evaluates without a teacher"
+
+
+def distances(policy: Tensor, teacher: Tensor) -> Tensor:
+    """Compare the logits of N tokens, [N, V] each: [N, 6] in the order of ``NAMES``.
+
+    With p the teacher's softmax and q the policy's, in float32 (float64 for float64 logits):
+
+        forward_kl      KL(p | q)                                   nats, at least 0
+        reverse_kl      KL(q | p)                                   nats, at least 0
+        jsd             (KL(p | m) + KL(q | m)) / 2, m = (p + q)/2  nats, 0 to ln 2
+        top1_agreement  1 where both put the same token first, else 0
+        top5_overlap    how many of the five likeliest tokens they share, by five
+        centred_cosine  cosine of the logits, each less its mean over the vocabulary: what is added to all
+                        logits alike changes no probability, and dominates a plain cosine
+    """
+    wide = torch.promote_types(torch.promote_types(policy.dtype, teacher.dtype), torch.float32)
+    policy, teacher = policy.to(wide), teacher.to(wide)
+    log_q, log_p = policy.log_softmax(-1), teacher.log_softmax(-1)
+    forward, reverse, jsd = (
+        log_divergence(log_p, log_q, Measure(kind)) for kind in ("forward_kl", "reverse_kl", "jsd")
+    )
+    k = min(TOP_K, policy.shape[-1])
+    best_q, best_p = policy.topk(k).indices, teacher.topk(k).indices
+    overlap = (best_q[:, :, None] == best_p[:, None, :]).any(-1).to(wide).mean(-1)
+    cosine = nn.functional.cosine_similarity(
+        policy - policy.mean(-1, keepdim=True), teacher - teacher.mean(-1, keepdim=True), dim=-1
+    )
+    same = (policy.argmax(-1) == teacher.argmax(-1)).to(wide)
+    # Rounding alone takes a divergence of equal distributions below 0. A NaN stays one.
+    return torch.stack(
+        [forward.clamp(min=0), reverse.clamp(min=0), jsd.clamp(min=0), same, overlap, cosine], dim=1
+    )
+
+
+def against(
+    values: Iterable[Mapping[str, np.ndarray]], other: str, rng: np.random.Generator
+) -> dict[str, Any]:
+    """How far the policy is from one other model on one text of each item: their ``summary``.
+
+    Args:
+        values: of each item's text, from ``token_values.values_of_texts``.
+        other: the name of the model.
+        rng: of the bootstrap intervals.
+    """
+    tables = [each[f"distances/{other}"] for each in values]
+    return summary([table.sum(0) for table in tables], list(map(len, tables)), rng)
+
+
+def kl_per_text(
+    values: Iterable[Mapping[str, np.ndarray]], other: str, rng: np.random.Generator
+) -> dict[str, Any]:
+    """{"kl_per_text": {"value", "ci95", "n"}}: KL(policy | other) summed over a text, nats, mean over items.
+
+    Along the text as it is: for a sampled text its expectation would be the KL of whole texts, for a greedy
+    one it is not. {} where nothing was compared.
+    """
+    place = NAMES.index("reverse_kl")
+    sums = np.array([[each[f"distances/{other}"][:, place].sum()] for each in values])
+    if not len(sums):
+        return {}
+    ends = bootstrap_ratios(sums, np.ones(len(sums)), rng) if len(sums) > 1 else [None]
+    return {"kl_per_text": {"value": float(sums.mean()), "ci95": ends[0] and list(ends[0]), "n": len(sums)}}
+
+
+def summary(sums: Sequence[np.ndarray], tokens: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
+    """Means over all tokens with bootstrap intervals over items.
+
+    Returns ``items`` and ``tokens`` that were compared and, unless there are none, each of ``NAMES`` as
+    {"value", "ci95", "n"} with n items; the interval is null for a single item.
+    """
+    tokens = np.asarray(tokens, dtype=float)
+    result: dict[str, Any] = {"items": len(tokens), "tokens": int(tokens.sum())}
+    if not tokens.sum():
+        return result
+    table = np.stack(sums)
+    means = table.sum(0) / tokens.sum()
+    ends = bootstrap_ratios(table, tokens, rng) if len(tokens) > 1 else [None] * len(NAMES)
+    for name, mean, ci95 in zip(NAMES, means, ends, strict=True):
+        result[name] = {
+            "value": float(mean),
+            "ci95": None if ci95 is None else [float(end) for end in ci95],
+            "n": len(tokens),
+        }
+    return result
+
+
+def distance_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What the stage says of the comparisons in metrics.json: a line per other model and text."""
+    others = (("teacher", "the teacher"), ("reference", "the SFT policy"))
+    return [line for key, whom in others if key in metrics for line in _lines(metrics[key], whom)]
+
+
+def _lines(metrics: Mapping[str, Any], whom: str) -> list[str]:
+    lines = []
+    for name, title in (("on_responses", "its own answers"), ("on_gold", "the gold text")):
+        part = metrics[name]
+        left = f", {part['left_out']} items left out (too long, or no text)" if part["left_out"] else ""
+        if not part["tokens"]:
+            lines.append(f"  against {whom} on {title}: nothing to compare{left}")
+            continue
+        agreement, *nats = (
+            part[key]["value"] for key in ("top1_agreement", "forward_kl", "reverse_kl", "jsd")
+        )
+        lines.append(
+            f"  against {whom} on {title}: agreement {100 * agreement:.1f} %, forward KL {nats[0]:.4g}, "
+            f"reverse KL {nats[1]:.4g}, JSD {nats[2]:.4g} nats per token "
+            f"({part['tokens']} tokens of {part['items']} items{left})"
+        )
+    return lines

@@ -1,0 +1,139 @@
+"""What several samples per item say: pass@k and majority@k, both unbiased, both in closed form.
+
+A policy's n samples of an item stand for its distribution of answers. pass@k is the chance that k of them,
+drawn without replacement, hold a right one; majority@k the chance that the answer most often given by k of
+them is right (self-consistency, Wang et al. 2022, arXiv 2203.11171).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.data.records import Record
+from utils.grading.grade import Grade, grade
+from utils.grading.tasks.gsm8k import extract_strict, normalize_number
+from utils.grading.tasks.hendrycks_math import normalize_answer
+from utils.models.settings import GenerationSection
+from utils.statistics.accuracy_tests import bootstrap_ratios, wilson_interval
+from utils.statistics.pass_at_k import majority_at_k, pass_at_k, sample_ks
+
+if TYPE_CHECKING:
+    from utils.models.sampling import Completion
+
+
+@dataclass(frozen=True)
+class GradedSample:
+    """One sampled answer; ``value`` is what was graded, as text, "" where nothing could be read."""
+
+    completion: Completion
+    value: str
+    correct: bool
+
+    def row(self) -> dict[str, Any]:
+        """The sample as predictions.jsonl has it."""
+        return {
+            "response": self.completion.text,
+            "value": self.value,
+            "correct": self.correct,
+            "tokens": len(self.completion.token_ids),
+            "truncated": self.completion.truncated,
+            "token_ids": self.completion.token_ids,
+        }
+
+
+def grade_samples(
+    record: Record, samples: Sequence[Completion], required_fields: Sequence[str] = ()
+) -> list[GradedSample]:
+    """Grade the samples of one record by its data set's official rule; equal texts are graded once."""
+    grades = {
+        text: grade(record, text, required_fields, program_accuracy=False)
+        for text in dict.fromkeys(sample.text for sample in samples)
+    }
+    return [
+        GradedSample(sample, _value(record, sample.text, grades[sample.text]), grades[sample.text].correct)
+        for sample in samples
+    ]
+
+
+def _value(record: Record, text: str, graded: Grade) -> str:
+    if record.form == "gsm8k":
+        return extract_strict(text) or ""
+    return "" if graded.value is None else str(graded.value)
+
+
+def votes(samples: Sequence[GradedSample]) -> tuple[int, tuple[int, ...], int]:
+    """How the samples of an item vote: (right ones, wrong ones by value in ascending order, unreadable ones).
+
+    Right answers vote together, however they are written. Wrong ones do where they are equal as numbers, or
+    as ``normalize_answer`` leaves them. What nothing could be read from has no vote.
+    """
+    right = sum(sample.correct for sample in samples)
+    wrong = Counter(_voted(sample.value) for sample in samples if not sample.correct and sample.value)
+    return right, tuple(sorted(wrong.values())), len(samples) - right - sum(wrong.values())
+
+
+def _voted(value: str) -> str:
+    number = normalize_number(value)
+    return normalize_answer(value) if number is None else str(number.normalize())
+
+
+def sample_metrics(
+    samples: Sequence[Sequence[GradedSample]],
+    num_samples: int,
+    generation: GenerationSection,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """What metrics.json says of the samples, over all items; one without samples counts as wrong.
+
+    ``pass_at_k`` and ``majority_at_k`` have, by k, the mean over items as {"value", "ci95", "n"}, with a
+    percentile interval of a bootstrap over items (Wilson's where all items agree: a bootstrap sees nothing).
+    """
+    ks = sample_ks(num_samples)
+    table = np.zeros((len(samples), 2 * len(ks)))
+    for number, of_item in enumerate(samples):
+        if of_item:
+            right, wrong, unreadable = votes(of_item)
+            table[number] = [pass_at_k(num_samples, right, k) for k in ks] + [
+                majority_at_k(right, wrong, unreadable, k) for k in ks
+            ]
+    means = _means(table, rng)
+    drawn = [sample for of_item in samples for sample in of_item]
+    return {
+        "num_samples": num_samples,
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "top_k": generation.top_k,
+        "pass_at_k": {str(k): mean for k, mean in zip(ks, means[: len(ks)], strict=True)},
+        "majority_at_k": {str(k): mean for k, mean in zip(ks, means[len(ks) :], strict=True)},
+        "readable": sum(bool(sample.value) for sample in drawn) / len(drawn),
+        "truncated": sum(sample.completion.truncated for sample in drawn) / len(drawn),
+        "distinct_per_item": sum(len({s.completion.text for s in of_item}) for of_item in samples)
+        / len(samples),
+    }
+
+
+def _means(table: np.ndarray, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Means of the columns of shares [items, M] with their intervals."""
+    n = len(table)
+    ends = bootstrap_ratios(table, np.ones(n), rng) if n > 1 else [(0.0, 0.0)] * table.shape[1]
+    means = []
+    for column, (low, high) in zip(table.T, ends, strict=True):
+        if np.ptp(column) == 0 or n == 1:
+            low, high = wilson_interval(round(column.mean() * n), n)
+        means.append({"value": float(column.mean()), "ci95": [low, high], "n": n})
+    return means
+
+
+def sample_lines(metrics: dict[str, Any]) -> list[str]:
+    """What the stage says of the samples: a line for pass@k and one for majority@k."""
+    head = f"{metrics['num_samples']} samples at temperature {metrics['temperature']:g}"
+    return [
+        f"  {name}@k of {head}: "
+        + ", ".join(f"{k}: {100 * rate['value']:.1f} %" for k, rate in metrics[key].items())
+        for name, key in (("pass", "pass_at_k"), ("majority", "majority_at_k"))
+    ]

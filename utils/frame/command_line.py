@@ -1,0 +1,256 @@
+"""The command line every stage shares: `--key value` for frame options, stage options and any tier key."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin
+
+from utils.frame.config import PathsSection, StageConfig, absolute_if_local, load_tier, read_yaml
+from utils.frame.files import REPO_ROOT, UserError, shown
+from utils.frame.typed_settings import Text, build, field_types, leaf_keys, setting, suggestion, type_name
+
+TIER_FLAGS = {
+    "model": "config",
+    "algo": "algo_config",
+    "dataset": "dataset_config",
+    "reward": "reward_config",
+}
+
+
+@dataclass
+class FrameOptions:
+    """Options every stage has."""
+
+    run_id: str = setting("run_001", "name of the run; its folder below the outputs folder")
+    config: str | None = setting(
+        None, "model tier (YAML); a stage without models reads its paths section alone"
+    )
+    algo_config: str | None = setting(None, "algorithm tier (YAML)")
+    dataset_config: str | None = setting(None, "dataset tier (YAML)")
+    reward_config: str | None = setting(None, "reward tier (YAML)")
+    output_dir: str | None = setting(None, "folder that holds the runs (default: paths.outputs of --config)")
+    seed: int = setting(0, "seed of everything random in the stage")
+    quick_test: bool = setting(False, "a small version of the stage, in seconds")
+    overwrite: bool = setting(False, "redo a finished stage, deleting what it wrote")
+
+    def validate(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.run_id):
+            raise ValueError(f'run_id must be letters, digits, ".", "_" and "-", found "{self.run_id}"')
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and 2**32 - 1, found {self.seed}")
+
+
+@dataclass
+class Arguments:
+    """A parsed command line: the frame's options, and overrides by tier (or "options") and key."""
+
+    frame: FrameOptions
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def wants_help(argv: list[str]) -> bool:
+    """Tell whether the command line asks for help."""
+    return any(word in ("-h", "--help") for word in argv)
+
+
+def parse(stage: Any, argv: list[str]) -> Arguments:
+    """Parse a stage's command line. Raises UserError for an unknown, ambiguous or incomplete option."""
+    frame_keys = {name for name in field_types(FrameOptions) if name not in _unused_flags(stage)}
+    keys = _known_keys(stage)
+    frame: dict[str, Any] = {}
+    overrides: dict[str, dict[str, Any]] = {}
+    for name, value in _pairs(argv, lambda word: _is_switch(word, stage, keys)):
+        if name in frame_keys:
+            frame[name] = value
+        else:
+            owner, key = _locate(name, keys, frame_keys)
+            overrides.setdefault(owner, {})[key] = value
+    arguments = Arguments(build(FrameOptions, frame, "command line"), overrides)
+    if arguments.frame.quick_test:
+        _apply_quick(stage, arguments, keys)
+    return arguments
+
+
+def _apply_quick(stage: Any, arguments: Arguments, keys: dict[str, Any]) -> None:
+    """Put the stage's quick-test values under what the user typed, which wins."""
+    for name, value in stage.quick.items():
+        owner, key = _locate(name, keys, set())
+        arguments.overrides.setdefault(owner, {}).setdefault(key, value)
+
+
+def _unused_flags(stage: Any) -> set[str]:
+    """Flags of tiers the stage does not have; --config always counts, for its `paths` section."""
+    return {flag for tier, flag in TIER_FLAGS.items() if tier not in stage.tiers} - {"config"}
+
+
+def _known_keys(stage: Any) -> dict[str, tuple[str, str, Any]]:
+    """Return full dotted key -> (owner, key within owner, type); a stage's own options have no prefix."""
+    keys = {name: ("options", name, hint) for name, (hint, _) in leaf_keys(stage.options).items()}
+    for tier, (cls, _) in stage.tiers.items():
+        keys |= {f"{tier}.{name}": (tier, name, hint) for name, (hint, _) in leaf_keys(cls).items()}
+    return keys
+
+
+def _pairs(argv: list[str], is_switch: Any) -> list[tuple[str, Text]]:
+    """Split `--key value`, `--key=value` and bare switches into (key, text) pairs."""
+    pairs = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise UserError(f'unexpected argument "{word}": options are written --key value (see --help)')
+        name, equals, text = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if not equals:
+            has_value = bool(words) and not words[0].startswith("--")
+            if is_switch(name) and not (has_value and words[0].lower() in ("true", "false")):
+                text = "true"
+            elif has_value:
+                text = words.pop(0)
+            else:
+                raise UserError(f"option --{name} needs a value (see --help)")
+        pairs.append((name, Text(text)))
+    return pairs
+
+
+def _is_switch(name: str, stage: Any, keys: dict[str, Any]) -> bool:
+    frame = field_types(FrameOptions)
+    if name in frame:
+        return frame[name] is bool
+    return any(hint is bool for key, (_, _, hint) in keys.items() if _matches(name, key))
+
+
+def _matches(name: str, key: str) -> bool:
+    return key == name or key.endswith("." + name)
+
+
+def _locate(name: str, keys: dict[str, tuple[str, str, Any]], frame_keys: set[str]) -> tuple[str, str]:
+    """Return (owner, key) for an option: its full dotted key, or any ending of it that is unique."""
+    if name in keys:
+        return keys[name][:2]
+    found = [key for key in keys if _matches(name, key)]
+    if len(found) == 1:
+        return keys[found[0]][:2]
+    if found:
+        raise UserError(f"option --{name} is ambiguous: write --{' or --'.join(sorted(found))}")
+    # An entry of a mapping-valued key, e.g. --reward.weights.exact.
+    mapping, _, entry = name.rpartition(".")
+    found = [key for key in keys if mapping and _matches(mapping, key) and _holds_mapping(keys[key][2])]
+    if len(found) == 1:
+        owner, within, _ = keys[found[0]]
+        return owner, f"{within}.{entry}"
+    valid = [f"--{key}" for key in (*keys, *frame_keys)]
+    raise UserError(f"unknown option --{name}{suggestion('--' + name, valid) or ' (see --help)'}")
+
+
+def _holds_mapping(hint: Any) -> bool:
+    return hint is dict or get_origin(hint) is dict
+
+
+def tier_file(stage: Any, tier: str, frame: FrameOptions) -> Path:
+    """Return the YAML file of a tier: the one on the command line, else the stage's default."""
+    given = getattr(frame, TIER_FLAGS[tier])
+    if given is None:
+        return REPO_ROOT / stage.tiers[tier][1]
+    path = Path(given).expanduser()
+    return path if path.is_absolute() or path.exists() else REPO_ROOT / path
+
+
+def resolve(stage: Any, arguments: Arguments) -> StageConfig:
+    """Load all tiers and the stage's options. Raises UserError naming file, key and nearest valid key."""
+    frame, overrides = arguments.frame, arguments.overrides
+    tiers = {
+        tier: load_tier(cls, tier_file(stage, tier, frame), overrides.get(tier))
+        for tier, (cls, _) in stage.tiers.items()
+    }
+    paths = {name for name, (_, field) in leaf_keys(stage.options).items() if field.metadata.get("path")}
+    given = {
+        name: absolute_if_local(value) if name in paths else value
+        for name, value in overrides.get("options", {}).items()
+    }
+    options = build(stage.options, given, "command line")
+    return StageConfig(**tiers, options=options, seed=frame.seed, quick_test=frame.quick_test)
+
+
+def output_root(stage: Any, frame: FrameOptions, config: StageConfig) -> Path:
+    """Return the folder that holds the runs: --output_dir, else `paths.outputs` of the model tier."""
+    if frame.output_dir is not None:
+        return Path(frame.output_dir).expanduser().absolute()
+    if config.model is not None:
+        outputs = config.model.paths.outputs
+    elif frame.config is not None:
+        # A stage without a model still writes where the run's other stages do.
+        file = tier_file(stage, "model", frame)
+        outputs = build(PathsSection, read_yaml(file).get("paths") or {}, shown(file), "paths.").outputs
+    else:
+        outputs = PathsSection().outputs
+    return REPO_ROOT / Path(outputs).expanduser()
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+def help_text(stage: Any, script: str, choice: Any = None) -> str:
+    """Return `--help`: what the stage reads and writes, then every option and tier key with its default.
+
+    `choice` is the option that makes the script another stage, whose keys `--help` shows beside it.
+    """
+    blocks = [
+        f"usage: python {script} [--key value ...]",
+        stage.summary,
+        f"reads:  {stage.reads}\nwrites: {stage.writes}",
+    ]
+    if choice is not None:
+        named = " | ".join([choice.default, *choice.others])
+        note = f"{choice.help} [{named}] (default: {choice.default}; with --help: the options of that one)"
+        blocks.append(f"what to do:\n  --{choice.option}  {note}")
+    unused = _unused_flags(stage)
+    frame = FrameOptions()
+    for tier, (_, default) in stage.tiers.items():
+        setattr(frame, TIER_FLAGS[tier], default)
+    blocks.append(_block("options of every stage", "", frame, unused))
+    if leaf_keys(stage.options):
+        blocks.append(_block("options of this stage", "", stage.options()))
+    for tier, (cls, default) in stage.tiers.items():
+        file = REPO_ROOT / default
+        values = load_tier(cls, file if file.exists() else None)
+        blocks.append(_block(f"{tier} tier, defaults from {default}", f"{tier}.", values))
+    blocks.append(
+        "A key may be shortened to any ending that is unique: --learning_rate for --algo.learning_rate.\n"
+        "Exit codes: 0 done or up to date, 1 failed, 2 a mistake to mend, 130 interrupted."
+    )
+    return "\n\n".join(blocks) + "\n"
+
+
+def _block(title: str, prefix: str, values: Any, skip: Iterable[str] = ()) -> str:
+    rows = [
+        (f"--{prefix}{key}", f"{note} (default: {plain(value)})")
+        for key, note, value in describe_keys(values)
+        if key not in skip
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([f"{title}:", *(f"  {name:<{width}}  {note}" for name, note in rows)])
+
+
+def describe_keys(values: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield (dotted key, what it is with its type, value) for every value of a dataclass tree."""
+    for key, (hint, spec) in leaf_keys(type(values)).items():
+        value = values
+        for part in key.split("."):
+            value = getattr(value, part)
+        yield key, f"{spec.metadata.get('help', '')} [{type_name(hint)}]", value
+
+
+def plain(value: Any) -> str:
+    """Return a value as YAML would write it on one line."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(plain(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {plain(item)}" for key, item in value.items()) + "}"
+    if dataclasses.is_dataclass(value):
+        return plain(dataclasses.asdict(value))
+    return str(value) if value != "" else '""'

@@ -1,0 +1,171 @@
+"""Reading the configuration tiers (model, algo, dataset, reward) from YAML, and all that a stage was told.
+
+The tiers themselves are typed dataclasses: utils/models/settings.py, utils/data/settings.py; a method's
+hyper-parameters and the reward specification lie beside the code that uses them.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from utils.frame.files import REPO_ROOT, UserError, resolve_path, shown
+from utils.frame.typed_settings import Text, build, leaf_keys, setting, suggestion
+
+__all__ = [
+    "StageConfig",
+    "absolute_if_local",
+    "load_tier",
+    "portable",
+    "read_yaml",
+    "relative_name",
+    "setting",
+]
+
+T = TypeVar("T")
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, refusing a key given twice (plain YAML lets the last one win in silence)."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if str(key) in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f'key "{key}" is given twice', problem_mark=key_node.start_mark
+            )
+        seen.add(str(key))
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_UniqueKeyLoader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
+    lambda loader, node: _unique_mapping(loader, node, deep=True),
+)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises UserError naming file (and line) when missing, damaged or not a mapping."""
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            data = yaml.load(file, Loader=_UniqueKeyLoader)  # noqa: S506 - subclass of the safe loader
+    except FileNotFoundError:
+        others = [shown(other) for other in path.parent.glob("*.yaml")]
+        raise UserError(f"{shown(path)}: no such file{suggestion(shown(path), others)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{shown(path)}: is a folder, not a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)}: not UTF-8 text (byte {error.start})") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{shown(path)}{line}: not valid YAML ({error.problem})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{shown(path)}: not valid YAML ({' '.join(str(error).split())})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"{shown(path)}: must hold a mapping of keys, found {type(data).__name__}")
+    return data
+
+
+def load_tier(cls: type[T], path: str | Path | None, overrides: dict[str, Any] | None = None) -> T:
+    """Load one tier: dataclass defaults, then the YAML file, then overrides (dotted key -> value).
+
+    `path` None stands for an empty file. Raises UserError naming file, key and nearest valid key.
+    """
+    data = read_yaml(path) if path is not None else {}
+    where = shown(path) if path is not None else cls.__name__
+    # The file is checked alone first, so that an error names the file or the command line, whichever has it.
+    loaded = build(cls, data, where)
+    if not overrides:
+        return loaded
+    for key, value in overrides.items():
+        section = data
+        *parents, name = key.split(".")
+        for parent in parents:
+            section[parent] = section.get(parent) or {}
+            section = section[parent]
+        section[name] = absolute_if_local(value) if _is_path(cls, key) else value
+    return build(cls, data, f"command line (over {where})")
+
+
+def _is_path(cls: type, key: str) -> bool:
+    leaf = leaf_keys(cls).get(key)
+    return leaf is not None and leaf[1].metadata.get("path", False)
+
+
+def absolute_if_local(value: Any) -> Any:
+    """A path typed on the command line is meant from the working directory, where it exists there."""
+    if isinstance(value, Text) and value.value and Path(value.value).expanduser().exists():
+        return Text(os.path.abspath(Path(value.value).expanduser()))
+    return value
+
+
+# --------------------------------------------------------------------------------------- a stage's whole
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Everything a stage was told: its tiers (None for a tier it has not), its own options and the seed."""
+
+    model: Any = None
+    algo: Any = None
+    dataset: Any = None
+    reward: Any = None
+    options: Any = None
+    seed: int = 0
+    quick_test: bool = False
+
+    def to_dict(self, run_dir: Path | None = None) -> dict[str, Any]:
+        """Return every resolved value, with no absolute path and nothing that names the run.
+
+        Where outputs go does not change what they are, so `model.paths.outputs` is left out.
+        """
+        tiers = {}
+        for name in ("model", "algo", "dataset", "reward", "options"):
+            value = getattr(self, name)
+            if value is not None:
+                tiers[name] = portable(dataclasses.asdict(value), run_dir)
+        tiers.get("model", {}).get("paths", {}).pop("outputs", None)
+        return tiers | {"quick_test": self.quick_test}
+
+
+def portable(value: Any, run_dir: Path | None = None) -> Any:
+    """Return plain JSON data in which absolute paths are written relative to the run or the repository."""
+    if isinstance(value, dict):
+        return {str(key): portable(item, run_dir) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item, run_dir) for item in value]
+    if isinstance(value, Path) or isinstance(value, str) and os.path.isabs(value) and "\n" not in value:
+        return relative_name(resolve_path(value), run_dir)
+    return value
+
+
+def relative_name(path: Path, run_dir: Path | None = None) -> str:
+    """Return the name a manifest gives a path.
+
+    Relative to the run for a file of the run, to the repository for one in it, else "external/<basename>".
+    """
+    path = Path(os.path.abspath(path))
+    for root in (run_dir, REPO_ROOT):
+        if root is not None and path.is_relative_to(os.path.abspath(root)):
+            return path.relative_to(os.path.abspath(root)).as_posix()
+    return f"external/{path.name}"
+
+
+@dataclass
+class PathsSection:
+    """Folders, relative to the repository unless absolute. `--output_dir` overrides `outputs`."""
+
+    outputs: str = setting("outputs", "where runs are written", path=True)
+    datasets: str = setting("datasets", "where download.sh puts data", path=True)

@@ -1,0 +1,265 @@
+"""Manifests: what a stage read, was told and wrote, as content hashes that two runs can be compared by.
+
+`manifest.json` holds nothing volatile (no time, host or absolute path), so identical work gives identical
+bytes; `runtime.json` beside it holds the rest. `run_manifest.json` at the run's root points to all of them.
+"""
+
+import csv
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.frame.config import relative_name
+from utils.frame.credentials import redact
+from utils.frame.files import (
+    REPO_ROOT,
+    UserError,
+    dump_json,
+    read_json,
+    sha256_of,
+    sha256_of_tree,
+    visible_files,
+    write_text,
+)
+from utils.frame.processes import num_processes
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+RUNTIME = "runtime.json"
+RUN_MANIFEST = "run_manifest.json"
+# What 11 says of seconds, which differ between two executions of the same work.
+TIMING = ("timing.csv", "timing.md", "timing.png")
+# Folders in logs/ where trackers write, in files with times and names of their own making.
+TRACKERS = (("logs", "tensorboard"), ("logs", "wandb"))
+
+PACKAGES = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "math-verify",
+    "numpy",
+    "peft",
+    "safetensors",
+    "scipy",
+    "sympy",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+)
+
+
+# -------------------------------------------------------------------------------- describing files
+
+
+def is_output(relative: Path) -> bool:
+    """Tell whether a file of a stage folder counts as output.
+
+    Left out: manifest.json, runtime.json, *.log, logs/timings.jsonl, the stage's own timing.{csv,md,png}, all
+    below resume/ and below the trackers' folders in logs/, and hidden names.
+    """
+    parts = relative.parts
+    return not (
+        relative.name in (MANIFEST, RUNTIME)
+        or relative.as_posix() in TIMING
+        or relative.suffix == ".log"
+        or parts[-2:] == ("logs", "timings.jsonl")
+        or "resume" in parts[:-1]
+        or parts[:2] in TRACKERS
+        or any(part.startswith(".") for part in parts)
+    )
+
+
+def output_files(folder: Path) -> list[Path]:
+    """Return all output files below a stage folder (or a folder in it), sorted."""
+    return [file for file in visible_files(folder) if is_output(file.relative_to(folder))]
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return {sha256, bytes} of a file, and `rows` for .jsonl (non-blank lines) and .csv (without header)."""
+    facts = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    if path.suffix == ".jsonl":
+        with open(path, "rb") as file:
+            facts["rows"] = sum(1 for line in file if line.strip())
+    elif path.suffix == ".csv":
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            facts["rows"] = max(0, sum(1 for _ in csv.reader(file)) - 1)
+    return facts
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return the facts of an input: a file's, or for a directory {sha256, bytes, files}."""
+    if not path.is_dir():
+        return describe_file(path)
+    files = output_files(path)
+    return {
+        "sha256": sha256_of_tree({file.relative_to(path).as_posix(): sha256_of(file) for file in files}),
+        "bytes": sum(file.stat().st_size for file in files),
+        "files": len(files),
+    }
+
+
+def describe_inputs(inputs: dict[str, Path], run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return relative path -> facts for a stage's inputs."""
+    described: dict[str, dict[str, Any]] = {}
+    for name, path in inputs.items():
+        key = relative_name(path, run_dir)
+        if key in described and key.startswith("external/"):
+            # Two outside files of one basename: the input's name tells them apart.
+            key = f"external/{name}/{path.name}"
+        described[key] = describe(path)
+    return described
+
+
+def describe_outputs(out: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return relative path -> facts for everything a stage folder holds."""
+    return {relative_name(file, run_dir): describe_file(file) for file in output_files(out)}
+
+
+# ------------------------------------------------------------------------------------ environment
+
+
+def environment() -> dict[str, Any]:
+    """Return python, package versions, device kind, number of processes, git commit and dirty flag
+    (null outside a checkout).
+    """
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    commit = _git("rev-parse", "HEAD")
+    # Run outputs may lie inside the checkout, so of untracked files only code and configuration count.
+    changed = _git("status", "--porcelain", "--untracked-files=no") or _git(
+        "ls-files", "--others", "--exclude-standard", "--", "*.py", "configs"
+    )
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": device_kind(packages["torch"]),
+        "num_processes": num_processes(),
+        "git_commit": commit,
+        "git_dirty": bool(changed) if commit else None,
+    }
+
+
+def device_kind(torch_version: str | None) -> str:
+    """Return "cuda" or "cpu" without importing torch."""
+    if torch_version is None or torch_version.endswith("+cpu"):
+        return "cpu"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return "cpu"
+    return "cuda" if Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(REPO_ROOT), *arguments], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+# ----------------------------------------------------------------------------- writing and reading
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest atomically, with access tokens of the environment blotted out."""
+    write_text(path, redact(dump_json(manifest)))
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return a stage folder's manifest, None where it has none. Raises UserError when it is damaged."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+        raise UserError(f"{path}: not a stage manifest; redo the stage with --overwrite")
+    return manifest
+
+
+def identity(stage_folder: str, variant: str, seed: int, config: dict, inputs: dict) -> dict[str, Any]:
+    """Return what makes two executions of a stage the same work."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "stage": stage_folder,
+        "variant": variant,
+        "seed": seed,
+        "config": config,
+        "inputs": inputs,
+    }
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    """Yield "key: old -> new" for every leaf in which two nested mappings differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{prefix}{' ' if prefix else ''}{key}")
+    elif old != new:
+        yield f"{prefix}: {_short(old)} -> {_short(new)}"
+
+
+def identity_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return how two identities differ, inputs first, then configuration, then the rest."""
+    found = []
+    for name in sorted(old.get("inputs", {}).keys() | new["inputs"].keys()):
+        before, after = old.get("inputs", {}).get(name), new["inputs"].get(name)
+        if before is None or after is None:
+            found.append(f"input {name}: {'not read' if before is None else 'read'} before")
+        elif before["sha256"] != after["sha256"]:
+            found.append(f"input {name}: content changed")
+    for part in ("config", "seed", "variant", "stage", "schema_version"):
+        label = "" if part == "config" else part
+        found += [
+            line.replace(" ", ".", line.split(":")[0].count(" "))
+            for line in differences(old.get(part), new[part], label)
+        ]
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def damaged_output(manifest: dict[str, Any], run_dir: Path, below: str = "") -> str | None:
+    """Return "<name> is missing" or "… has changed" for the first such recorded output, else None."""
+    for name, facts in sorted(manifest["outputs"].items()):
+        if below and name != below and not name.startswith(below + "/"):
+            continue
+        path = run_dir / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["bytes"] or sha256_of(path) != facts["sha256"]:
+            return f"{name} has changed"
+    return None
+
+
+def update_run_manifest(run_dir: Path) -> dict[str, Any]:
+    """Write `run_manifest.json`: stage folder -> path, hash and headline metrics of its manifest.
+
+    The hash leaves `run_id` out, so that the same work under two run ids differs in `run_id` alone.
+    """
+    stages = {}
+    for path in sorted([*run_dir.glob(f"*/{MANIFEST}"), *run_dir.glob(f"*/*/{MANIFEST}")]):
+        manifest = read_manifest(path.parent)
+        content = {key: value for key, value in manifest.items() if key != "run_id"}
+        stages[path.parent.relative_to(run_dir).as_posix()] = {
+            "manifest": path.relative_to(run_dir).as_posix(),
+            "sha256_without_run_id": hashlib.sha256(dump_json(content).encode()).hexdigest(),
+            "metrics": manifest.get("metrics", {}),
+        }
+    whole = {"schema_version": SCHEMA_VERSION, "run_id": run_dir.name, "stages": stages}
+    write_manifest(run_dir / RUN_MANIFEST, whole)
+    return whole

@@ -1,0 +1,278 @@
+"""What a stage is and what running it would do: skip, resume or start, with its inputs checked first."""
+
+import contextlib
+import importlib.util
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from utils.frame import manifest as manifests
+from utils.frame.command_line import Arguments, output_root, parse, resolve
+from utils.frame.config import StageConfig
+from utils.frame.files import REPO_ROOT, UserError, read_json, shown
+from utils.frame.pipeline import NESTED, OBJECTIVES, SCRIPTS, VARIANTS
+
+IN_PROGRESS = ".in_progress.json"
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A stage without options of its own."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option by which a script is one of several stages, each with a folder and tiers of its own.
+
+    `default` is the option's value for the stage that has the choice, `others` the stages of all other
+    values. It is no part of a stage's configuration: the stage's folder says which was chosen.
+    """
+
+    option: str
+    help: str
+    default: str
+    others: dict[str, "Stage"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a numbered script is: its place in the pipeline, its configuration and what it reads.
+
+    `tiers` maps model, algo, dataset or reward to (dataclass, default YAML); `options` is the dataclass of
+    the stage's own options; `inputs(config, run_dir)` names the paths it reads, without heavy imports;
+    `quick` holds the values of `--quick_test` by dotted key; `variant` is the folder's suffix (10: its
+    sub-folder); `choice` is the option that makes the script another stage; `several_processes`: it can run
+    in several processes at once, as `accelerate launch` starts them (docs/distributed.md).
+    """
+
+    number: str
+    folder: str
+    summary: str
+    reads: str
+    writes: str
+    tiers: dict[str, tuple[type, str]] = field(default_factory=dict)
+    options: type = NoOptions
+    inputs: Callable[[StageConfig, Path], dict[str, Path]] = lambda config, run_dir: {}
+    quick: dict[str, Any] = field(default_factory=dict)
+    variant: Callable[[StageConfig], str] | str = ""
+    choice: Choice | None = None
+    several_processes: bool = False
+
+    def chosen(self, argv: Sequence[str]) -> tuple["Stage", list[str]]:
+        """Return the stage that a command line asks for, and the command line without the choice.
+
+        Raises UserError where the choice has no value, or an unknown one.
+        """
+        if self.choice is None:
+            return self, list(argv)
+        switch, value, rest = f"--{self.choice.option}", self.choice.default, []
+        words = iter(argv)
+        for word in words:
+            name, equals, text = word.partition("=")
+            if name == switch:
+                value = text if equals else next(words, "")
+            else:
+                rest.append(word)
+        stages = {self.choice.default: self, **self.choice.others}
+        if value not in stages:
+            raise UserError(f'{switch} must be one of {", ".join(stages)}, found "{value}"')
+        return stages[value], rest
+
+    def variant_of(self, config: StageConfig) -> str:
+        """Return the variant's name, "" for the plain stage."""
+        return self.variant(config) if callable(self.variant) else self.variant
+
+    def out_dir(self, config: StageConfig, run_dir: Path) -> Path:
+        """Return the stage's folder in a run."""
+        variant = self.variant_of(config)
+        if self.folder in NESTED:
+            return run_dir / self.folder / variant
+        return run_dir / (f"{self.folder}_{variant}" if variant else self.folder)
+
+
+class Prepared(NamedTuple):
+    """A stage looked at but not run; `status` is missing, up_to_date, interrupted or "stale: <why>"."""
+
+    config: StageConfig
+    run_dir: Path
+    out: Path
+    status: str
+
+
+@dataclass
+class Plan:
+    """One execution of a stage, resolved; `check_inputs` fills in `inputs` and `identity`."""
+
+    stage: Stage
+    arguments: Arguments
+    config: StageConfig
+    run_dir: Path
+    out: Path
+    inputs: dict[str, Path] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The stage folder's path in the run, e.g. "03_sft" or "10_evaluation/grpo"."""
+        return self.out.relative_to(self.run_dir).as_posix()
+
+
+def load_script(name: str) -> ModuleType:
+    """Import a numbered script, e.g. "03_sft_train.py" (a name that no import statement takes)."""
+    module_name = f"stage_{Path(name).stem}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, REPO_ROOT / name)
+        module = importlib.util.module_from_spec(spec)
+        # Dataclasses look their module up by name while it is being executed.
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    return sys.modules[module_name]
+
+
+def make_plan(stage: Stage, argv: list[str]) -> Plan:
+    """Resolve a command line. Raises UserError for a mistake in it or in a configuration file."""
+    stage, argv = stage.chosen(argv)
+    arguments = parse(stage, argv)
+    config = resolve(stage, arguments)
+    run_dir = output_root(stage, arguments.frame, config) / arguments.frame.run_id
+    return Plan(stage, arguments, config, run_dir, stage.out_dir(config, run_dir))
+
+
+def prepare(stage: Stage, argv: list[str] | None = None) -> Prepared:
+    """Say what running a stage would do, without running it. Raises UserError for a wrong option."""
+    plan = make_plan(stage, sys.argv[1:] if argv is None else argv)
+    try:
+        check_inputs(plan)
+    except UserError as error:
+        finished = (plan.out / manifests.MANIFEST).exists()
+        return Prepared(plan.config, plan.run_dir, plan.out, f"stale: {error}" if finished else "missing")
+    return Prepared(plan.config, plan.run_dir, plan.out, status_of(plan))
+
+
+def check_inputs(plan: Plan) -> None:
+    """Verify every input, then note what makes this execution the same work as another.
+
+    Raises UserError where an input is missing or is not what the stage that wrote it recorded.
+    """
+    plan.inputs = {name: Path(path) for name, path in plan.stage.inputs(plan.config, plan.run_dir).items()}
+    for path in plan.inputs.values():
+        _verify_input(path, plan)
+    plan.identity = manifests.identity(
+        plan.stage.folder,
+        plan.stage.variant_of(plan.config),
+        plan.config.seed,
+        plan.config.to_dict(plan.run_dir),
+        manifests.describe_inputs(plan.inputs, plan.run_dir),
+    )
+
+
+def _verify_input(path: Path, plan: Plan) -> None:
+    run_dir = _run_of(path, plan.run_dir)
+    if run_dir is None:
+        if not path.exists():
+            raise UserError(f"missing input {shown(path)}{_how_to_get(path)}")
+        return
+    relative = path.relative_to(run_dir)
+    depth = 2 if relative.parts[0] in NESTED and len(relative.parts) > 2 else 1
+    folder = Path(*relative.parts[:depth])
+    command = command_for(folder, run_dir.name, plan.arguments.frame.output_dir)
+    recorded = manifests.read_manifest(run_dir / folder)
+    if recorded is None:
+        unfinished = (run_dir / folder / IN_PROGRESS).exists()
+        state = f"{shown(run_dir / folder)} is unfinished" if unfinished else f"missing input {shown(path)}"
+        raise UserError(f"{state}: run `{command}` first")
+    name = relative.as_posix()
+    if not any(output == name or output.startswith(name + "/") for output in recorded["outputs"]):
+        raise UserError(
+            f"missing input {shown(path)}: {folder}/manifest.json does not list it; "
+            f"run `{command} --overwrite`"
+        )
+    damage = manifests.damaged_output(recorded, run_dir, below=name)
+    if damage:
+        raise UserError(
+            f"input {damage} since {folder}/manifest.json was written: run `{command} --overwrite` to redo it"
+        )
+
+
+def _run_of(path: Path, run_dir: Path) -> Path | None:
+    """Return the run a path belongs to: this one, or one beside it where the path is in a stage's folder."""
+    if path.is_relative_to(run_dir):
+        return run_dir
+    if path.is_relative_to(run_dir.parent):
+        run, *rest = path.relative_to(run_dir.parent).parts
+        if rest and _script_of(rest[0]):
+            return run_dir.parent / run
+    return None
+
+
+def _script_of(folder: str) -> str | None:
+    """Return the script that writes a stage folder (a variant's included), None if no stage does."""
+    return SCRIPTS.get(without_variant(folder))
+
+
+def without_variant(folder: str) -> str:
+    """Return the stage's name of a stage folder (a variant's included), "" where no stage writes it."""
+    known = [name for name in SCRIPTS if folder == name or folder.startswith(name + "_")]
+    return max(known, key=len, default="")
+
+
+def _options_for(folder: str) -> list[str]:
+    """Return the options that make a script write a stage folder, e.g. of its reward and its curriculum."""
+    stage = without_variant(folder)
+    words, suffix = list(OBJECTIVES.get(stage, ())), folder.removeprefix(stage)
+    while name := next((name for name in VARIANTS if f"{suffix}_".startswith(f"_{name}_")), None):
+        words += VARIANTS[name]
+        suffix = suffix.removeprefix(f"_{name}")
+    return words
+
+
+def _how_to_get(path: Path) -> str:
+    name = manifests.relative_name(path)
+    if name.startswith("datasets/"):
+        return f": run `./download.sh {name.split('/')[1]}` first"
+    return ": no such file or folder"
+
+
+def command_for(folder: Path, run_id: str, output_dir: str | None) -> str:
+    """Return the command that makes a stage folder of a run."""
+    stage = folder.parts[0]
+    words = ["python", _script_of(stage) or f"{stage[:2]}_….py", "--run_id", run_id, *_options_for(stage)]
+    if output_dir is not None:
+        words += ["--output_dir", output_dir]
+    return shlex.join(words)
+
+
+def status_of(plan: Plan) -> str:
+    """Compare the stage folder with the plan: missing, up_to_date, interrupted or "stale: <why>"."""
+    try:
+        recorded = manifests.read_manifest(plan.out)
+    except UserError as error:
+        return f"stale: {error}"
+    if recorded is None:
+        return "interrupted" if started(plan.out).get("identity") == plan.identity else "missing"
+    changed = manifests.identity_differences(recorded, plan.identity)
+    if changed:
+        return f"stale: {_first(changed)}"
+    damage = manifests.damaged_output(recorded, plan.run_dir)
+    return f"stale: output {damage}" if damage else "up_to_date"
+
+
+def started(out: Path) -> dict[str, Any]:
+    """Return what an unfinished execution noted down when it began; {} if there is none."""
+    with contextlib.suppress(UserError):
+        noted = read_json(out / IN_PROGRESS)
+        return noted if isinstance(noted, dict) else {}
+    return {}
+
+
+def _first(changed: list[str], count: int = 3) -> str:
+    more = f" (and {len(changed) - count} more)" if len(changed) > count else ""
+    return "; ".join(changed[:count]) + more

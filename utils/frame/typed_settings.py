@@ -1,0 +1,261 @@
+"""Typed dataclasses from plain mappings; an unknown key, wrong type or impossible value is one clear error.
+
+Supported field types: bool, int, float, str, Path, None, Literal, unions, list, tuple[X, ...], dict[str, X]
+and nested dataclasses. A dataclass may define `validate(self)` and raise ValueError to refuse a combination.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from utils.frame.files import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A value typed on the command line: still text, to be read as whatever type its key has."""
+
+    value: str
+
+
+def setting(default: Any, help: str, path: bool = False) -> Any:
+    """Declare a dataclass field with its default, its line in `--help` and whether it names a path."""
+    metadata = {"help": help, "path": path}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def at_least(minimum: float, **values: float | None) -> None:
+    """Raise ValueError naming the first of ``values`` below ``minimum``; None is no value."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, found {value}")
+
+
+def above(minimum: float, **values: float | None) -> None:
+    """Raise ValueError naming the first of ``values`` that is not above ``minimum``; None is no value."""
+    for name, value in values.items():
+        if value is not None and value <= minimum:
+            raise ValueError(f"{name} must be above {minimum}, found {value}")
+
+
+def within(low: float, high: float, **values: float) -> None:
+    """Raise ValueError naming the first of ``values`` that is not between ``low`` and ``high``."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be between {low} and {high}, found {value}")
+
+
+@lru_cache(maxsize=256)
+def field_types(cls: type) -> dict[str, Any]:
+    """Return name -> resolved type of the dataclass's fields."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def leaf_keys(cls: type, prefix: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
+    """Return dotted key -> (type, field) for every value a dataclass tree holds."""
+    leaves: dict[str, tuple[Any, dataclasses.Field]] = {}
+    hints = field_types(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            leaves |= leaf_keys(hint, f"{prefix}{field.name}.")
+        else:
+            leaves[prefix + field.name] = (hint, field)
+    return leaves
+
+
+def suggestion(key: str, valid: Iterable[str]) -> str:
+    """Return '; did you mean "…"?' for the nearest valid key, or the valid keys when none is near."""
+    valid = sorted(valid)
+    # Matching on the last part lets `lr` in the wrong section find its home.
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    if not near:
+        last = {name.rsplit(".", 1)[-1]: name for name in reversed(valid)}
+        near = [
+            last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
+        ]
+    if near:
+        return f'; did you mean "{near[0]}"?'
+    return f"; valid: {', '.join(valid)}" if 0 < len(valid) <= 12 else ""
+
+
+def build(cls: type[T], data: Any, where: str, prefix: str = "") -> T:
+    """Build `cls` from a mapping. Raises UserError naming `where` (the file), key and nearest valid key."""
+    if isinstance(data, cls):
+        return data
+    if data is None:  # a section's name with nothing under it
+        data = {}
+    if not isinstance(data, dict):
+        label = f'key "{prefix.rstrip(".")}"' if prefix else "the file"
+        raise UserError(f"{where}: {label} must hold a mapping of keys, found {describe(data)}")
+    hints = field_types(cls)
+    values = {}
+    for key, value in data.items():
+        if key not in hints:
+            raise UserError(f'{where}: unknown key "{prefix}{key}"{suggestion(str(key), hints)}')
+        values[key] = coerce(value, hints[key], where, prefix + key)
+    missing = [f.name for f in dataclasses.fields(cls) if _required(f) and f.name not in values]
+    if missing:
+        raise UserError(f'{where}: missing key "{prefix}{missing[0]}"')
+    try:
+        built = cls(**values)
+        if hasattr(built, "validate"):
+            built.validate()
+    except ValueError as error:
+        raise UserError(f"{where}: {prefix}{error}") from None
+    return built
+
+
+def coerce(value: Any, hint: Any, where: str, key: str) -> Any:
+    """Return `value` as type `hint`; raises UserError naming file and key."""
+    if isinstance(value, Text) and dataclasses.is_dataclass(hint):
+        raise UserError(
+            f'{where}: "{key}" is a section; set one of its keys{suggestion(key, field_types(hint))}'
+        )
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where, key + ".")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return parse_scalar(value.value) if isinstance(value, Text) else value
+    if origin is Literal:
+        return _coerce_literal(value, arguments, where, key)
+    if origin in (Union, types.UnionType):
+        return _coerce_union(value, arguments, hint, where, key)
+    if origin in (list, tuple, dict) or hint in (list, tuple, dict):
+        return _coerce_container(value, origin or hint, arguments, where, key)
+    converted = _coerce_scalar(value, hint)
+    if converted is None and hint is not type(None):
+        raise UserError(f'{where}: key "{key}" must be {type_name(hint)}, found {describe(value)}')
+    return converted
+
+
+def _coerce_scalar(value: Any, hint: Any) -> Any:
+    """Return the value as bool, int, float, str, Path or None; None where it cannot be read as that."""
+    text = isinstance(value, Text)
+    raw = value.value if text else value
+    if hint is str:
+        return raw if isinstance(raw, str) else None
+    if hint is Path:
+        return Path(raw) if isinstance(raw, (str, Path)) and str(raw) else None
+    if hint is float and isinstance(raw, str):
+        # YAML 1.1 reads 1e-4 (no dot) as text, so text that is a number is a number here.
+        try:
+            raw = float(raw)
+        except ValueError:
+            return None
+    elif text and hint is int:
+        # Plain decimal: YAML would read 010 as 8 and 1:30 as 90.
+        raw = int(raw) if re.fullmatch(r"[+-]?[0-9]{1,18}", raw) else raw
+    elif text:
+        raw = parse_scalar(raw)
+    if hint is bool:
+        return raw if isinstance(raw, bool) else None
+    if hint is int:
+        return raw if isinstance(raw, int) and not isinstance(raw, bool) else None
+    if hint is float:
+        number = isinstance(raw, (int, float)) and not isinstance(raw, bool) and math.isfinite(raw)
+        return float(raw) if number else None
+    return None
+
+
+def _coerce_literal(value: Any, choices: tuple, where: str, key: str) -> Any:
+    raw = value.value if isinstance(value, Text) else value
+    for choice in choices:
+        same = str(choice) == raw if isinstance(value, Text) else type(choice) is type(raw) and choice == raw
+        if same:
+            return choice
+    near = difflib.get_close_matches(str(raw), map(str, choices), n=1)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    raise UserError(
+        f'{where}: key "{key}" must be one of {", ".join(map(str, choices))}, found {describe(value)}{hint}'
+    )
+
+
+def _coerce_union(value: Any, members: tuple, hint: Any, where: str, key: str) -> Any:
+    raw = value.value if isinstance(value, Text) else value
+    if type(None) in members and (raw is None or isinstance(value, Text) and raw.lower() in ("null", "none")):
+        return None
+    # Text matches every str, so str is tried last.
+    for member in sorted(members, key=lambda m: m is str):
+        if member is type(None):
+            continue
+        try:
+            return coerce(value, member, where, key)
+        except UserError:
+            continue
+    raise UserError(f'{where}: key "{key}" must be {type_name(hint)}, found {describe(value)}')
+
+
+def _coerce_container(value: Any, kind: type, arguments: tuple, where: str, key: str) -> Any:
+    raw = value
+    if isinstance(value, Text):
+        flow = value.value.strip()
+        if kind is dict or flow.startswith("["):
+            raw = parse_scalar(flow)
+        else:
+            raw = [Text(part.strip()) for part in flow.split(",")] if flow else []
+    if kind is dict:
+        if not isinstance(raw, dict):
+            raise UserError(f'{where}: key "{key}" must be a mapping, found {describe(value)}')
+        if not arguments:
+            return dict(raw)
+        return {
+            coerce(name, arguments[0], where, key): coerce(item, arguments[1], where, f"{key}.{name}")
+            for name, item in raw.items()
+        }
+    if not isinstance(raw, (list, tuple)):
+        raise UserError(f'{where}: key "{key}" must be a list, found {describe(value)}')
+    item_type = arguments[0] if arguments else Any
+    return kind(coerce(item, item_type, where, f"{key}[{i}]") for i, item in enumerate(raw))
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def parse_scalar(text: str) -> Any:
+    """Read command-line text as YAML would (numbers, true/false, null, [lists]); else as itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def describe(value: Any) -> str:
+    """Return a value for a message: its text, cut at 60 characters, and its type."""
+    if isinstance(value, Text):
+        return f'"{value.value}"'
+    if isinstance(value, dict):
+        return "a mapping"
+    text = repr(value)
+    return f"{text[:60] + '…' if len(text) > 60 else text} ({type(value).__name__})"
+
+
+def type_name(hint: Any) -> str:
+    """Return a type as the documentation writes it, e.g. "int or null", "float", "list of str"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_name(member) for member in arguments)
+    if origin in (list, tuple):
+        return f"list of {type_name(arguments[0])}" if arguments else "list"
+    if origin is dict:
+        return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
+    if hint is type(None):
+        return "null"
+    return {Path: "path", Any: "any"}.get(hint) or getattr(hint, "__name__", str(hint))

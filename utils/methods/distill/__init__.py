@@ -1,0 +1,1 @@
+"""Distillation of a teacher, on the student's own samples or on gold text."""

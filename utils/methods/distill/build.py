@@ -1,0 +1,161 @@
+"""Distillation as a stage: its start, its teacher and gold text, and whether there is anything to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from utils.data.prompts import render_prompt
+from utils.data.records import Record
+from utils.frame.files import UserError, derive_seed
+from utils.frame.stage import StageContext
+from utils.methods.distill.gold_text import gold_completions
+from utils.methods.distill.settings import DistillAlgo
+from utils.methods.distill.trainer import GroupDistillationConfig, GroupDistillationTrainer
+from utils.methods.sft.trainer import check_left_out
+from utils.models.loading import add_lora, load_policy
+from utils.models.prefix.shared_prefix import position_limit
+from utils.models.settings import ModelConfig
+from utils.models.teacher import Teacher
+from utils.models.vllm.sampler import vllm_arguments
+from utils.rewards.spec import RewardSpec
+from utils.rollouts.batches import rollout_batches
+from utils.rollouts.follows_curriculum import follow_curriculum
+from utils.rollouts.reward_state import open_pipeline
+from utils.rollouts.shared_prefix_trainer import updates_per_rollout
+from utils.rollouts.start import check_prompts
+from utils.training.run import trainer_arguments
+
+# On gold text, a start policy at this agreement and these KLs (nats per token) says what its teacher says.
+AGREEMENT, SMALL_KL = 0.95, 0.01
+
+
+class NothingToLearn(TrainerCallback):
+    """Warns, after the start policy's validation, where student and teacher already agree on gold text."""
+
+    def __init__(self, ctx: StageContext):
+        self.ctx = ctx
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.global_step or "val_agreement" not in (logs or {}):
+            return
+        agreement, forward, reverse = (
+            logs[f"val_{name}"] for name in ("agreement", "forward_kl", "reverse_kl")
+        )
+        if agreement >= AGREEMENT and max(forward, reverse) <= SMALL_KL:
+            self.ctx.log(
+                "warning: there is little to learn from this teacher: before training the student already "
+                f"has its likeliest token at {100 * agreement:.1f} % of the gold tokens, KL {forward:.4f} "
+                f"and {reverse:.4f} nats per token. Try: another model.teacher_name_or_path, or --start base"
+            )
+
+
+def build_distill_trainer(
+    ctx: StageContext, records: Sequence[Record], spec: RewardSpec
+) -> tuple[GroupDistillationTrainer, PreTrainedTokenizerBase]:
+    """The trainer for ``ctx``'s configuration, from the SFT policy or, with ``--start base``, the base model.
+
+    Where gold text is read, records with one longer than ``generation.max_new_tokens`` are left out. Raises
+    UserError where those are most, where a prompt is longer than ``model.max_prompt_length``, where prompt
+    and completion do not fit the teacher, and as `Teacher.load`.
+    """
+    config: ModelConfig = ctx.config.model
+    algo: DistillAlgo = ctx.config.algo
+    if ctx.config.options.start == "sft":
+        model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
+    else:
+        model, tokenizer = load_policy(config.model.name_or_path, config.model, trainable=True)
+        if config.lora.enabled:
+            model = add_lora(model, config.lora, derive_seed(ctx.seed, "lora"))
+    teacher = Teacher.load(config.model, tokenizer)
+    reads_gold = algo.on_policy_fraction < 1 or algo.ce_weight > 0 or ctx.config.options.curriculum == "sec"
+    gold = gold_completions(records, tokenizer)
+    if reads_gold:
+        records, gold = _with_short_gold(ctx, records, gold)
+    prompts = [render_prompt(tokenizer, record.input_text) for record in records]
+    check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
+    _check_teacher_length(teacher, prompts, records, tokenizer, config.generation.max_new_tokens)
+    trainer = GroupDistillationTrainer(
+        model=model,
+        teacher=teacher,
+        pipeline=open_pipeline(records, spec, "task", config, tokenizer),  # grades alone, for the log
+        gold=gold,
+        args=_arguments(ctx),
+        train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))}),
+        processing_class=tokenizer,
+    )
+    trainer.add_callback(NothingToLearn(ctx))
+    follow_curriculum(ctx, trainer, records, algo.num_rollouts, signal="confidence_gap")
+    if reads_gold:
+        trainer.check_gold(list(zip(prompts, gold, strict=True)), records)
+    return trainer, tokenizer
+
+
+def _with_short_gold(
+    ctx: StageContext, records: Sequence[Record], gold: Sequence[list[int]]
+) -> tuple[list[Record], list[list[int]]]:
+    """Records and gold completions where these are no longer than a sample can be, as in SFT.
+
+    The others are named. Raises UserError where most are longer.
+    """
+    limit = ctx.config.model.generation.max_new_tokens
+    pairs = list(zip(records, gold, strict=True))
+    left_out = [record.id for record, ids in pairs if len(ids) > limit]
+    check_left_out(left_out, records, ctx.config.model)
+    if left_out:
+        ctx.log(
+            f"{len(left_out)} of {len(records)} records are left out, whose gold text is longer than "
+            f"generation.max_new_tokens ({limit}): {left_out[:5]} …"
+        )
+    ctx.metrics["left_out"] = len(left_out)
+    kept = [pair for pair in pairs if len(pair[1]) <= limit]
+    return [record for record, _ in kept], [ids for _, ids in kept]
+
+
+def _arguments(ctx: StageContext) -> GroupDistillationConfig:
+    algo: DistillAlgo = ctx.config.algo
+    generation = ctx.config.model.generation
+    updates = updates_per_rollout(algo)
+    return GroupDistillationConfig(
+        **trainer_arguments(ctx, updates),
+        learning_rate=algo.learning_rate,
+        lr_scheduler_type=algo.lr_scheduler_type,
+        warmup_steps=algo.warmup_steps,
+        weight_decay=algo.weight_decay,
+        max_steps=algo.num_rollouts * updates,
+        **rollout_batches(algo, algo.num_generations, ctx.config.model.training.max_micro_batch),
+        num_generations=algo.num_generations,
+        num_iterations=algo.num_iterations,
+        divergence=algo.divergence,
+        beta=algo.beta,
+        divergence_temperature=algo.temperature,
+        teacher_top_k=algo.top_k,
+        ce_weight=algo.ce_weight,
+        on_policy_fraction=algo.on_policy_fraction,
+        max_completion_length=generation.max_new_tokens,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        top_k=generation.top_k,
+        **vllm_arguments(ctx, correction=False, equal_shares=algo.on_policy_fraction in (0, 1)),
+    )
+
+
+def _check_teacher_length(
+    teacher: Teacher,
+    prompts: Sequence[str],
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+) -> None:
+    """Raise UserError where the longest prompt and sample exceed the teacher's positions."""
+    limit = position_limit(teacher.model)
+    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] + max_new_tokens - 1 > limit:
+        raise UserError(
+            f"the prompt of {records[longest].id} has {lengths[longest]} tokens, generation.max_new_tokens "
+            f"is {max_new_tokens} and the teacher has {limit} positions: lower dataset.max_input_tokens or "
+            "generation.max_new_tokens, or set another model.teacher_name_or_path"
+        )

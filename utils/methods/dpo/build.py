@@ -1,0 +1,183 @@
+"""DPO as a stage: its pairs, its start, which is also the reference, and its validation.
+
+Prompts and completions are tokenised apart and without further special tokens, as sampling sees them, and
+nothing is cut. The trainer is in `dpo_trainer.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, Trainer
+from trl import DPOConfig
+
+from utils.data.prompts import render_prompt
+from utils.data.records import load_records
+from utils.documents.training_curves import plot_curves
+from utils.frame.files import UserError, derive_seed, read_jsonl, shown
+from utils.frame.processes import is_main_process
+from utils.frame.stage import StageContext
+from utils.methods.dpo.settings import DpoAlgo
+from utils.methods.dpo.trainer import PairTrainer
+from utils.methods.ppo.losses import k1, k3
+from utils.models.loading import load_policy
+from utils.models.prefix.shared_prefix import evaluating
+from utils.models.sampling import generate
+from utils.models.settings import ModelConfig
+from utils.rewards.spec import load_reward_spec
+from utils.rollouts.batches import share_batches
+from utils.training.memory import train_within_memory
+from utils.training.run import compute_reproducibly, run_training, trainer_arguments
+from utils.training.validation import GenerationValidation
+
+
+class PreferenceValidation(GenerationValidation):
+    """GenerationValidation, and a row about the held-out pairs and the distance to the reference.
+
+    Logs ``val_preference_{accuracy,margin,loss}`` (`PairTrainer.held_out_metrics`) and, from one sample of
+    each validation prompt at ``generation.temperature``, ``val_kl_sequence`` (k1, nats per completion) and
+    ``val_kl`` (k3, nats per token). The samples come from the same random numbers every time.
+    """
+
+    def __init__(self, *args: Any, seed: int):
+        super().__init__(*args)
+        self.seed = seed
+
+    def validate(self) -> dict[str, float]:
+        """As GenerationValidation's; then the row of preferences."""
+        metrics = super().validate()
+        more = self.trainer.held_out_metrics() | self.measure_kl()
+        Trainer.log(self.trainer, {name: round(value, 6) for name, value in more.items()})
+        return metrics | more
+
+    def measure_kl(self) -> dict[str, float]:
+        """KL(pi || pi_ref) on the policy's own samples."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        generation = self.config.generation
+        prompts = [render_prompt(self.tokenizer, record.input_text) for record in self.records]
+        completions = generate(
+            model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=generation.max_new_tokens,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            batch_size=generation.largest_batch,
+            room=self.room,
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, "validation_kl")),
+            across_processes=True,
+        )
+        prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        sequences, tokens, count = 0.0, 0.0, 0
+        for start in range(0, len(prompts), generation.largest_batch):
+            part = slice(start, start + generation.largest_batch)
+            ids = [completion.token_ids for completion in completions[part]]
+            with evaluating(model):
+                log_ratio = self.trainer.divergence(prompt_ids[part], ids, generation.temperature).double()
+            sequences += k1(log_ratio).sum().item()
+            tokens += k3(log_ratio).sum().item()
+            count += sum(map(len, ids))
+        return {"val_kl_sequence": sequences / len(prompts), "val_kl": tokens / count}
+
+
+def tokenize_pairs(
+    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, model: ModelConfig
+) -> Dataset:
+    """``prompt_ids, chosen_ids, rejected_ids`` of the rows of 08: prompt and completions tokenised apart.
+
+    Raises UserError where a prompt exceeds ``model.max_prompt_length`` or a completion
+    ``generation.max_new_tokens``.
+    """
+    columns = {}
+    for name, limit, key in (
+        ("prompt", model.model.max_prompt_length, "model.max_prompt_length"),
+        ("chosen", model.generation.max_new_tokens, "generation.max_new_tokens"),
+        ("rejected", model.generation.max_new_tokens, "generation.max_new_tokens"),
+    ):
+        ids = tokenizer([row[name] for row in rows], add_special_tokens=False)["input_ids"] if rows else []
+        for row, tokens in zip(rows, ids, strict=True):
+            if len(tokens) > limit:
+                raise UserError(
+                    f"{name} of pair {row['id']} has {len(tokens)} tokens, {key} is {limit}: raise it"
+                )
+        columns[f"{name}_ids"] = ids
+    return Dataset.from_dict(columns)
+
+
+def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokenizerBase]:
+    """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
+
+    Raises UserError where there are no pairs to train on, or none held out.
+    """
+    model_config: ModelConfig = ctx.config.model
+    algo: DpoAlgo = ctx.config.algo
+    start = ctx.inputs["checkpoint"]
+    model, tokenizer = load_policy(start, model_config.model, trainable=True)
+    datasets = {}
+    for name in ("pairs", "val_pairs"):
+        rows = read_jsonl(ctx.inputs[name])
+        if not rows:
+            raise UserError(
+                f"{shown(ctx.inputs[name])}: holds no pairs: run 08_build_prefs.py again with "
+                "algo.val_fraction above 0"
+            )
+        datasets[name] = tokenize_pairs(rows, tokenizer, model_config)
+    batches = share_batches(
+        algo.per_device_train_batch_size,
+        algo.gradient_accumulation_steps,
+        largest=model_config.training.max_micro_batch,
+        whole_micro_batches=False,
+    )
+    arguments = DPOConfig(
+        **trainer_arguments(ctx),
+        learning_rate=algo.learning_rate,
+        lr_scheduler_type=algo.lr_scheduler_type,
+        warmup_steps=algo.warmup_steps,
+        num_train_epochs=algo.num_train_epochs,
+        max_steps=algo.max_steps,
+        **batches.arguments(),
+        weight_decay=algo.weight_decay,
+        beta=algo.beta,
+        loss_type=list(algo.loss_type),
+        loss_weights=list(algo.loss_weights) or None,
+        label_smoothing=algo.label_smoothing,
+        precompute_ref_log_probs=True,
+        max_length=None,  # nothing is cut: too long ones are an error above
+    )
+    # Adapters keep the reference beside the policy; a full model needs a second one for the KL.
+    reference = None if hasattr(model, "peft_config") else load_policy(start, model_config.model)[0]
+    trainer = PairTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=datasets["pairs"],
+        eval_dataset=datasets["val_pairs"],
+        processing_class=tokenizer,
+    )
+    if trainer.stock:
+        ctx.log(f"prompts are encoded once per completion: {trainer.stock}")
+    ctx.metrics |= {"pairs": len(datasets["pairs"]), "held_out_pairs": len(datasets["val_pairs"])}
+    return trainer, tokenizer
+
+
+def train_dpo(ctx: StageContext, panels: dict[str, Sequence[str]]) -> None:
+    """The stage from its inputs to its curves; validation as in every method, and on the held-out pairs."""
+    compute_reproducibly()
+    model = ctx.config.model
+    records = load_records(ctx.inputs["val"])[: model.validation.num_items]
+    spec = load_reward_spec(ctx.inputs["reward_spec"])
+
+    def attempt() -> list[dict[str, Any]]:
+        trainer, tokenizer = build_dpo_trainer(ctx)
+        validation = PreferenceValidation(records, spec, model, tokenizer, ctx.out, "dpo", seed=ctx.seed)
+        return run_training(ctx, trainer, validation)
+
+    history = train_within_memory(ctx, attempt)
+    if is_main_process():
+        plot_curves(history, panels, ctx.out / "logs" / "curves.png")
+    last = [row for row in history if "val_kl" in row][-1]
+    ctx.metrics |= {name: last[name] for name in ("val_preference_accuracy", "val_kl_sequence")}

@@ -1,0 +1,128 @@
+"""What a set of preference pairs looks like: a readable summary, and a histogram of its margins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.frame.files import atomic_path
+from utils.methods.dpo.pairs import REASONS, RULE_OF_GOLD, Pair, PreferenceSet
+
+QUANTILES = (0, 10, 25, 50, 75, 90, 100)
+LENGTH_BIAS = 0.6  # share of pairs whose chosen (or rejected) completion is the longer one, ties as halves
+
+# Okabe and Ito's palette, told apart by colour-blind readers.
+_COLOURS = {
+    "correct_over_wrong": "#0072B2",
+    RULE_OF_GOLD: "#E69F00",
+    "valid_over_invalid": "#009E73",
+    "higher_reward": "#999999",
+}
+
+
+def longer_chosen(pairs: Sequence[Pair]) -> float:
+    """Share of the pairs whose chosen completion has more tokens than the rejected one, ties as halves."""
+    difference = np.array([pair.chosen.tokens - pair.rejected.tokens for pair in pairs])
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def length_warning(pairs: Sequence[Pair]) -> str:
+    """One line where length alone would tell what is chosen too often, else ""."""
+    share = longer_chosen(pairs)
+    if max(share, 1 - share) < LENGTH_BIAS:
+        return ""
+    longer = "chosen" if share > 0.5 else "rejected"
+    return (
+        f"the {longer} completion is the longer one in {100 * max(share, 1 - share):.0f} % of the pairs "
+        "(ties as halves): DPO can learn length from them; watch val_length"
+    )
+
+
+def describe(found: PreferenceSet, reward: str, rules: Sequence[str], min_margin: float) -> str:
+    """The summary as text: counts, reasons, quantiles and lengths."""
+    pairs = [*found.train, *found.held_out]
+    prompts = found.prompts
+    sampled = sum(each.sampled for each in prompts)
+    lost = sum(each.lost for each in prompts)
+    lines = [
+        f"Preference pairs by --reward {reward}, margin {min_margin:g} or more",
+        "",
+        f"prompts      {len(prompts):6}   with pairs {sum(bool(each.pairs) for each in prompts)}",
+        f"candidates   {sampled:6}   different within their prompt "
+        f"{sum(each.different for each in prompts)}, left out {lost} (their text does not give back the "
+        "sampled tokens)",
+        f"pairs        {len(pairs):6}",
+        f"  to train on{len(found.train):6}   of {_prompts(found.train)} prompts",
+        f"  held out   {len(found.held_out):6}   of {_prompts(found.held_out)} other prompts",
+        "",
+        "pairs by rule",
+    ]
+    by_rule = Counter(pair.rule for pair in pairs)
+    names = [name for name in _COLOURS if by_rule[name] or name in rules]
+    lines += [f"  {name:<20}{by_rule[name]:6}" for name in names]
+    lines += ["", "by level             prompts  with pairs   pairs"]
+    for level in sorted({each.level for each in prompts}, key=lambda level: (level is None, level)):
+        members = [each for each in prompts if each.level == level]
+        lines.append(
+            f"  {'none' if level is None else level:<17}{len(members):9}"
+            f"{sum(bool(each.pairs) for each in members):12}{sum(len(each.pairs) for each in members):8}"
+        )
+    lines += ["", f"prompts without a pair: {sum(found.reasons.values())}"]
+    lines += [f"  {reason:<38}{count:6}   {REASONS[reason]}" for reason, count in found.reasons.items()]
+    lines += ["", "quantiles, %    " + "".join(f"{quantile:>9}" for quantile in QUANTILES)]
+    for name, values in (
+        ("margin", [pair.margin for pair in pairs]),
+        ("chosen reward", [pair.chosen.reward for pair in pairs]),
+        ("rejected reward", [pair.rejected.reward for pair in pairs]),
+    ):
+        lines.append(f"{name:<16}" + "".join(f"{value:9.3f}" for value in np.percentile(values, QUANTILES)))
+    for name, lengths in (
+        ("chosen tokens", [pair.chosen.tokens for pair in pairs]),
+        ("rejected tokens", [pair.rejected.tokens for pair in pairs]),
+    ):
+        lines.append(f"{name:<16}" + "".join(f"{value:9.0f}" for value in np.percentile(lengths, QUANTILES)))
+    lines += [
+        "",
+        f"the chosen completion is the longer one in {100 * longer_chosen(pairs):.1f} % (ties as halves)",
+    ]
+    if warning := length_warning(pairs):
+        lines.append(f"warning: {warning}")
+    return "\n".join(lines) + "\n"
+
+
+def _prompts(pairs: Sequence[Pair]) -> int:
+    return len({pair.prompt for pair in pairs})
+
+
+def plot_margins(path: Path, pairs: Sequence[Pair], min_margin: float) -> None:
+    """A histogram of the margins, stacked by rule (PNG). Its bytes depend on the pairs alone."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = [name for name in _COLOURS if any(pair.rule == name for pair in pairs)]
+    margins = [[pair.margin for pair in pairs if pair.rule == name] for name in names]
+    largest = max(max(values) for values in margins)
+    with rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(7.5, 4), layout="constrained")
+        axis = figure.subplots()
+        axis.hist(
+            margins,
+            bins=np.linspace(min(min_margin, 0.0), largest or 1.0, 41),
+            stacked=True,
+            color=[_COLOURS[name] for name in names],
+            label=[
+                f"{name.replace('_', ' ')} ({len(values)})"
+                for name, values in zip(names, margins, strict=True)
+            ],
+        )
+        axis.axvline(min_margin, color="#444444", linewidth=1, linestyle="--")
+        axis.annotate(
+            f" least margin {min_margin:g}", (min_margin, 1), xycoords=("data", "axes fraction"), va="top"
+        )
+        axis.set(xlabel="margin (reward of the chosen less that of the rejected)", ylabel="pairs")
+        axis.legend(frameon=False)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

@@ -1,0 +1,45 @@
+"""The settings of GRPO (configs/algorithms/grpo.yaml). Light to import."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.frame.config import setting
+from utils.rollouts.settings import GroupAlgo
+
+
+@dataclass
+class GrpoAlgo(GroupAlgo):
+    """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300; configs/algorithms/grpo.yaml).
+
+    A rollout holds ``per_device_train_batch_size * steps_per_generation`` completions,
+    ``num_generations`` of each prompt, and is used for ``num_iterations`` passes. (Where
+    ``gradient_accumulation_steps`` is more than a rollout serves, what one optimizer step takes counts as one
+    rollout.) In this stage the model tier's ``training.save_steps``, ``training.logging_steps`` and
+    ``validation.eval_steps`` count rollouts.
+    """
+
+    num_generations: int = setting(8, "completions per prompt (G)")
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = setting(
+        "dapo", "clipping and averaging of token losses (docs/grpo.md)"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = setting("group", "what advantages are divided by")
+    importance_sampling_level: Literal["token", "sequence"] = setting("token", "level of the ratio")
+    supervision: Literal["outcome", "process"] = setting(
+        "outcome", "process: the teacher's token rewards give every token an advantage of its own"
+    )
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts drawn in all, over all processes."""
+        return self.sampled_completions // self.num_generations
+
+    def validate(self) -> None:
+        self._validate_groups("num_generations", self.num_generations)
+        if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
+            raise ValueError(
+                "loss_type cispo caps the ratio itself at epsilon_high, which must be at least 1 "
+                f"(5.0 is usual), found {self.epsilon_high}"
+            )
+        level = {"luspo": "sequence", "vespo": "token"}.get(self.loss_type)
+        if level and self.importance_sampling_level != level:
+            raise ValueError(f"loss_type {self.loss_type} needs importance_sampling_level {level}")

@@ -1,0 +1,109 @@
+"""GRPO: TRL's GRPOTrainer with shared prefixes, on verified and intrinsic outcome rewards.
+
+Departures from stock TRL: prompts are encoded once per group for sampling, scoring and the gradient
+(``SharedPrefix``); prompts are tokenised as everywhere else in this project, without special
+tokens beyond the rendered ones; and under process supervision every token has an advantage of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+
+from utils.data.records import Record
+from utils.frame.stage import StageContext
+from utils.methods.grpo.settings import GrpoAlgo
+from utils.rewards.reward_pipeline import RolloutRewards, at_last_token
+from utils.rewards.spec import RewardSpec
+from utils.rollouts.advantages import process_advantages
+from utils.rollouts.follows_curriculum import FollowsCurriculum, follow_curriculum
+from utils.rollouts.reward_state import KeepsRewardState
+from utils.rollouts.shared_prefix_trainer import SharedPrefix
+from utils.rollouts.start import (
+    OutcomeRewards,
+    RenderedPrompts,
+    Start,
+    group_arguments,
+)
+
+__all__ = ["OutcomeRewards", "SharedPrefixGRPOTrainer", "build_grpo_trainer"]
+
+
+class SharedPrefixGRPOTrainer(
+    RenderedPrompts, FollowsCurriculum, KeepsRewardState, SharedPrefix, GRPOTrainer
+):
+    """TRL's GRPOTrainer, every prompt encoded once per group, on a reward pipeline (``pipeline``).
+
+    ``process_rewards``, where it is set, holds the rewards of the rollout's tokens: each token's advantage is
+    then that of its completion's other rewards, and what its later tokens earn from the teacher.
+    """
+
+    process_rewards: OutcomeRewards | None = None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The stock rollout; advantages [B], or [B, C] under process supervision."""
+        rollout = super()._generate_and_score_completions(inputs)
+        mask = rollout["completion_mask"]
+        if self.process_rewards is not None:
+            paid = self.process_rewards.paid
+            tokens = intrinsic_tokens(paid, self.process_rewards.mask)
+            advantages = process_advantages(tokens, mask, self.num_generations) * paid.weights["intrinsic"]
+            rollout["advantages"] = (advantages + rollout["advantages"][:, None].double()).float()
+            self._log_total(self.accelerator.gather(paid.total))
+        advantages = rollout["advantages"]
+        weights = mask if advantages.ndim == 2 else torch.ones_like(advantages)
+        sums = torch.stack([(advantages.abs() * weights).sum(), weights.sum().float()])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._metrics["train"]["advantages/abs_mean"].append(total / max(count, 1))
+        return rollout
+
+    def _log_total(self, total: Tensor) -> None:
+        """Log as ``reward`` what is paid in all; TRL knows the outcome's part alone."""
+        self._metrics["train"]["reward"][-1] = total.mean().item()
+        self._metrics["train"]["reward_std"][-1] = total.std().item()
+
+
+def intrinsic_tokens(paid: RolloutRewards, mask: Tensor) -> Tensor:
+    """The teacher's part of the token rewards, as paid, float64 [B, C].
+
+    What else a completion earns is on its last unmasked token, and is taken off there.
+    """
+    others = sum(paid.components[name].double() for name in paid.components if name != "intrinsic")
+    return paid.token_rewards.double() - at_last_token(others, mask)
+
+
+def build_grpo_trainer(
+    ctx: StageContext, records: Sequence[Record], spec: RewardSpec
+) -> tuple[SharedPrefixGRPOTrainer, PreTrainedTokenizerBase]:
+    """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
+
+    Raises UserError as `Start.of` and `follow_curriculum`.
+    """
+    algo: GrpoAlgo = ctx.config.algo
+    by_token = algo.supervision == "process"
+    start = Start.of(ctx, records, spec, tokens=by_token)
+    arguments = GRPOConfig(
+        **group_arguments(ctx, algo.num_generations, correction=True),
+        loss_type=algo.loss_type,
+        scale_rewards=algo.scale_rewards,
+        importance_sampling_level=algo.importance_sampling_level,
+        # Under process supervision the teacher's part is not in the outcome that groups compare.
+        reward_weights=[float(name != "intrinsic") for name in start.rewards.names] if by_token else None,
+    )
+    trainer = SharedPrefixGRPOTrainer(
+        model=start.model,
+        reward_funcs=start.rewards.functions(),
+        args=arguments,
+        train_dataset=start.dataset,
+        processing_class=start.tokenizer,
+    )
+    trainer.pipeline, trainer.outcomes = start.pipeline, start.rewards
+    follow_curriculum(ctx, trainer, records, algo.all_rollouts)
+    if by_token:
+        trainer.process_rewards = start.rewards
+    return trainer, start.tokenizer

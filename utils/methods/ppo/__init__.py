@@ -1,0 +1,1 @@
+"""Token-level proximal policy optimisation with a critic."""

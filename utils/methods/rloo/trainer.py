@@ -1,0 +1,147 @@
+"""RLOO: TRL's RLOOTrainer with shared prefixes, REINFORCE with the mean of the other samples as baseline.
+
+Of a completion, R is what it is paid less beta times log pi - log pi_ref, summed over its tokens; its
+advantage A is R - b, b its baseline; its loss is -min(rho A, clip(rho) A), rho the ratio of the whole
+completion's probabilities. Departures from stock TRL: prompts are encoded once per group (``SharedPrefix``);
+other baselines can be chosen; and numbers that are not finite stop the run, where TRL sets their advantages
+to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl import RLOOConfig, RLOOTrainer
+
+from utils.data.records import Record
+from utils.frame.files import UserError
+from utils.frame.processes import gather_items, is_main_process
+from utils.frame.stage import StageContext
+from utils.methods.rloo.settings import RlooAlgo
+from utils.rewards.spec import RewardSpec
+from utils.rollouts.advantages import baselines, normalised
+from utils.rollouts.follows_curriculum import FollowsCurriculum, follow_curriculum
+from utils.rollouts.reward_state import KeepsRewardState
+from utils.rollouts.rollout_log import RolloutLog, by_group
+from utils.rollouts.shared_prefix_trainer import SharedPrefix
+from utils.rollouts.start import RenderedPrompts, Start, group_arguments
+
+
+@dataclass
+class BaselineRLOOConfig(RLOOConfig):
+    """RLOOConfig with a choice of baselines."""
+
+    baseline_type: str = field(default="loo", metadata={"help": "loo, mean or none."})
+
+
+class SharedPrefixRLOOTrainer(
+    RenderedPrompts, FollowsCurriculum, KeepsRewardState, SharedPrefix, RLOOTrainer
+):
+    """TRL's RLOOTrainer, every prompt encoded once per group, on a reward pipeline (``pipeline``).
+
+    ``rollout_log``, where it is set, gets every rollout's rewards, KL, baselines and advantages.
+    """
+
+    args: BaselineRLOOConfig
+    rollout_log: RolloutLog | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._log_probs: list[Tensor] = []  # of the rollout under way: the policy's, then the reference's
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any):
+        """The stock scores; those of a rollout are kept until it is complete."""
+        scores = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self._log_probs.append(scores[0])
+        return scores
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The stock rewards, [B of all processes, functions]; kept until the rollout is complete."""
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The stock rollout, with the advantages of the chosen baseline.
+
+        The stock step returns neither rewards nor KL, so they are taken down on its way. With the
+        leave-one-out baseline the advantages are those of the stock step, bit by bit.
+        """
+        self._log_probs = []
+        rollout = super()._generate_and_score_completions(inputs)
+        rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+        returns, kl = rewards, torch.zeros_like(rewards)
+        if self.reward_clip_range:
+            returns = returns.clamp(*self.reward_clip_range)
+        if self.beta:
+            policy, reference = self._log_probs
+            kl = self.accelerator.gather(((policy - reference) * rollout["completion_mask"]).sum(-1))
+            returns = returns - self.beta * kl
+        if not returns.isfinite().all():
+            raise UserError(
+                f"rewards or KL that are not finite at step {self.state.global_step}: lower "
+                "algo.learning_rate, or use model.torch_dtype float32; the last resume point is kept"
+            )
+        baseline = baselines(returns, self.num_generations, self.args.baseline_type)
+        advantages = returns - baseline
+        if self.args.normalize_advantages:
+            advantages = normalised(advantages)
+        first = self.accelerator.process_index * len(inputs)
+        rollout["advantages"] = advantages[first : first + len(inputs)]
+        self._log_rollout(inputs, rewards, kl, baseline, advantages)
+        return rollout
+
+    def _log_rollout(
+        self, inputs: list[dict[str, Any]], rewards: Tensor, kl: Tensor, baseline: Tensor, advantages: Tensor
+    ) -> None:
+        """Log the rollout of all processes: means for the metrics, every number for the rollout log."""
+        metrics = self._metrics["train"]
+        metrics["advantages/abs_mean"].append(advantages.abs().mean().item())
+        metrics["baselines/mean"].append(baseline.mean().item())
+        metrics["kl_sequence"].append(kl.mean().item())
+        if self.rollout_log is None:
+            return
+        size = self.num_generations
+        records = gather_items([row["record"] for row in inputs])[::size]
+        if is_main_process():
+            row = {
+                "ids": [self.pipeline.records[index].id for index in records],
+                "rewards": by_group(rewards, size),
+                "kl": by_group(kl, size),
+                "baselines": by_group(baseline, size),
+                "advantages": by_group(advantages, size),
+            }
+            self.rollout_log.write(self.state.global_step, row)
+
+
+def build_rloo_trainer(
+    ctx: StageContext, records: Sequence[Record], spec: RewardSpec
+) -> tuple[SharedPrefixRLOOTrainer, PreTrainedTokenizerBase]:
+    """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
+
+    It writes ``logs/rollouts.jsonl``. Raises UserError as `Start.of` and `follow_curriculum`.
+    """
+    algo: RlooAlgo = ctx.config.algo
+    start = Start.of(ctx, records, spec)
+    arguments = BaselineRLOOConfig(
+        **group_arguments(ctx, algo.num_samples),
+        baseline_type=algo.baseline_type,
+        normalize_advantages=algo.normalize_advantages,
+    )
+    trainer = SharedPrefixRLOOTrainer(
+        model=start.model,
+        reward_funcs=start.rewards.functions(),
+        args=arguments,
+        train_dataset=start.dataset,
+        processing_class=start.tokenizer,
+    )
+    trainer.pipeline, trainer.outcomes = start.pipeline, start.rewards
+    follow_curriculum(ctx, trainer, records, algo.all_rollouts)
+    trainer.rollout_log = RolloutLog(ctx.out / "resume" / "rollouts", ctx.out / "logs" / "rollouts.jsonl")
+    trainer.add_callback(trainer.rollout_log)
+    return trainer, start.tokenizer

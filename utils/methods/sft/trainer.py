@@ -1,0 +1,116 @@
+"""Supervised fine-tuning: TRL's SFTTrainer on prompt and completion, loss on completion tokens only.
+
+Prompt and completion are tokenised apart, as sampling sees them, and handed to TRL as token ids with a
+completion mask, so that no merge of tokens across the boundary can blur what is taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from utils.data.prompts import render_completion, render_prompt
+from utils.data.records import Record
+from utils.frame.files import UserError, derive_seed
+from utils.frame.stage import StageContext
+from utils.methods.sft.settings import SftAlgo
+from utils.models.loading import add_lora, load_policy
+from utils.models.settings import ModelConfig
+from utils.rollouts.batches import share_batches
+from utils.training.cost import CountsCost
+from utils.training.filled_batches import FillsBatches, fillers_needed
+from utils.training.memory import KeepsAdapterFormat
+from utils.training.run import trainer_arguments
+
+
+class CountingSFTTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, SFTTrainer):
+    """TRL's SFTTrainer, counting the tokens it teaches."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        taught = (inputs["labels"] != -100).sum(1)
+        self.cost.trained(int(self.accelerator.reduce(taught.sum())))
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.fillers:  # of one token each, which TRL has counted
+            self._total_train_tokens -= int(self.accelerator.reduce((taught == 0).sum()))
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return found
+
+
+def tokenize_demonstrations(
+    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, model: ModelConfig
+) -> tuple[list[dict], list[str]]:
+    """``input_ids`` and ``completion_mask`` (1 on taught tokens) per record, and the ids of records left out.
+
+    Left out are those whose prompt exceeds ``model.max_prompt_length`` or whose completion exceeds
+    ``generation.max_new_tokens``: at inference neither could occur. Raises UserError if that is most of them.
+    """
+    rows, left_out = [], []
+    for record in records:
+        prompt, completion = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (
+                render_prompt(tokenizer, record.input_text),
+                render_completion(tokenizer, record.target_text),
+            )
+        )
+        if len(prompt) > model.model.max_prompt_length or len(completion) > model.generation.max_new_tokens:
+            left_out.append(record.id)
+        else:
+            mask = [0] * len(prompt) + [1] * len(completion)
+            rows.append({"input_ids": prompt + completion, "completion_mask": mask})
+    check_left_out(left_out, records, model)
+    return rows, left_out
+
+
+def check_left_out(left_out: Sequence[str], records: Sequence[Record], model: ModelConfig) -> None:
+    """Raise UserError where most of the records are left out for their length."""
+    if len(left_out) * 2 > len(records):
+        raise UserError(
+            f"{len(left_out)} of {len(records)} demonstrations exceed model.max_prompt_length "
+            f"({model.model.max_prompt_length}) or generation.max_new_tokens "
+            f"({model.generation.max_new_tokens}); raise them, or lower dataset.max_input_tokens in 01"
+        )
+
+
+def build_sft_trainer(
+    ctx: StageContext, records: Sequence[Record]
+) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
+    """The trainer for ``ctx``'s configuration; counts of rows go into ``ctx.metrics``."""
+    model_config: ModelConfig = ctx.config.model
+    algo: SftAlgo = ctx.config.algo
+    model, tokenizer = load_policy(model_config.model.name_or_path, model_config.model, trainable=True)
+    if model_config.lora.enabled:
+        model = add_lora(model, model_config.lora, derive_seed(ctx.seed, "lora"))
+    rows, left_out = tokenize_demonstrations(records, tokenizer, model_config)
+    if left_out:
+        ctx.log(
+            f"{len(left_out)} of {len(records)} demonstrations are too long and left out: {left_out[:5]} …"
+        )
+    ctx.metrics |= {"demonstrations": len(rows), "left_out": len(left_out)}
+    batches = share_batches(
+        algo.per_device_train_batch_size,
+        algo.gradient_accumulation_steps,
+        largest=model_config.training.max_micro_batch,
+    )
+    fillers = fillers_needed(len(rows), batches.per_device_train_batch_size)
+    rows += [{"input_ids": [tokenizer.eos_token_id], "completion_mask": [0]}] * fillers
+    arguments = SFTConfig(
+        **trainer_arguments(ctx),
+        learning_rate=algo.learning_rate,
+        lr_scheduler_type=algo.lr_scheduler_type,
+        warmup_steps=algo.warmup_steps,
+        num_train_epochs=algo.num_train_epochs,
+        max_steps=algo.max_steps,
+        **batches.arguments(),
+        weight_decay=algo.weight_decay,
+        completion_only_loss=True,
+        max_length=None,  # nothing is cut here: too long demonstrations are left out above
+    )
+    trainer = CountingSFTTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    trainer.fillers = fillers
+    return trainer, tokenizer

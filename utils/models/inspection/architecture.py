@@ -1,0 +1,149 @@
+"""What a model is made of, from its configuration alone: no weights are loaded.
+
+The model is built on the meta device, where tensors have shapes and no contents, so that a 32B model takes as
+long as a small one and whatever Transformers knows is read from the model itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from utils.frame.files import UserError, first_line
+from utils.models.loading import located, other_class
+from utils.models.prefix.shared_prefix import obstacle, position_limit
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The linear layers of one name: how many, and the widths of their inputs and outputs, added up."""
+
+    count: int
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A causal language model's sizes.
+
+    name         as it was asked for: a folder or hub name
+    kind         Transformers' model_type
+    parameters   all weights, tied ones once
+    linear       the weights of `targets`
+    targets      name of linear layers inside the blocks -> what they are like; what LoRA adapts
+    layers, hidden, vocabulary, positions   positions are infinite where the configuration names no limit
+    cache_width  key and value numbers that a token leaves in each layer's cache
+    unshared     why prefixes cannot be shared (utils/models/prefix/shared_prefix.py), or None
+    untargeted   weights of the blocks that are in no linear layer, norms aside: experts fused into one tensor
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    linear: int
+    targets: dict[str, Linear]
+    layers: int
+    hidden: int
+    vocabulary: int
+    positions: float
+    cache_width: int
+    unshared: str | None
+    untargeted: int
+
+    def lora_parameters(self, rank: int) -> int:
+        """Weights of an adapter on every target."""
+        return sum(rank * (found.inputs + found.outputs) for found in self.targets.values())
+
+
+def inspect_model(name_or_path: str | Path) -> Architecture:
+    """The architecture of a local folder or hub name.
+
+    Raises UserError where there is no configuration, it cannot be built, or it is no causal language model.
+    """
+    name = str(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(located(name))
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"{name}: no model configuration found ({_reason(error)})") from None
+    if other := other_class(config):
+        raise UserError(f"{name}: no causal language model but {other}; nothing here could train it")
+    try:
+        with init_empty_weights(include_buffers=True):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever a made-up configuration brings a model's constructor to raise
+        raise UserError(f"{name}: its configuration describes no model ({_reason(error)})") from None
+    return describe(name, model)
+
+
+def describe(name: str, model: PreTrainedModel) -> Architecture:
+    """The architecture of a model that is built. Raises UserError where it has no linear layers or blocks."""
+    config = model.config.get_text_config()
+    targets = lora_targets(model)
+    layers = getattr(config, "num_hidden_layers", 0)
+    if not targets or layers < 1 or model.get_output_embeddings() is None:
+        raise UserError(f"{name}: its configuration describes no transformer with linear layers")
+    shapes = {target: [_shape(module) for module in modules] for target, modules in targets.items()}
+    linear = sum(module.weight.numel() for modules in targets.values() for module in modules)
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    others = [
+        parameter.numel()
+        for parameter in model.base_model.parameters()
+        if parameter.dim() > 2  # matrices are linear layers and embeddings; experts are stacked
+    ]
+    return Architecture(
+        name=name,
+        kind=config.model_type,
+        parameters=model.num_parameters(),
+        linear=linear,
+        targets={
+            target: Linear(len(found), *map(sum, zip(*found, strict=True)))
+            for target, found in shapes.items()
+        },
+        layers=layers,
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        positions=position_limit(model),
+        cache_width=2 * key_heads * head_width,
+        unshared=obstacle(model),
+        untargeted=sum(others),
+    )
+
+
+def lora_targets(model: PreTrainedModel) -> dict[str, list[nn.Module]]:
+    """Name -> modules of the linear layers that LoRA adapts: all but the head and the routers of experts.
+
+    Linear layers are torch's and GPT-2's (a transposed one). A router has an output for each expert; adapters
+    on it would unbalance what pre-training has balanced.
+    """
+    config = model.config.get_text_config()
+    experts = {
+        getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
+    }
+    found: dict[str, list[nn.Module]] = defaultdict(list)
+    for path, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, Conv1D)) or module is model.get_output_embeddings():
+            continue
+        if _shape(module)[1] not in experts - {None}:
+            found[path.rsplit(".", 1)[-1]].append(module)
+    return dict(found)
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """Numbers in and out."""
+    rows, columns = module.weight.shape
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, or the error behind a checked configuration's, which is the clearer."""
+    return first_line(error.__cause__ or error if isinstance(error, StrictDataclassError) else error)

@@ -1,0 +1,173 @@
+"""Per-token scores of completions over shared prefixes: log-probability, entropy, teacher's Q and V."""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
+
+from utils.models.prefix.shared_prefix import CompletionBatch, completion_states, output_head, unwrapped
+
+LOGIT_BYTES = 2**26  # float32 logits held at once
+
+
+@dataclass
+class TokenScores(ModelOutput):
+    """Scores of N completion tokens, float32 [N] each, from the logits f divided by the temperature T.
+
+    logit      f(a)/T of the token a that was chosen; for a teacher, Q = T * logit
+    logsumexp  log sum_b exp(f(b)/T); for a teacher, V = T * logsumexp
+    entropy    of the softmax of f/T, in nats; None unless asked for
+    value      of the state before the token, by the model's value head; None unless asked for
+    states     the hidden states before the tokens, [N, H]; None unless asked for
+
+    A float64 model gets float64 scores.
+    """
+
+    logit: Tensor | None = None
+    logsumexp: Tensor | None = None
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+    states: Tensor | None = None
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Log-probability of the chosen token, float32 [N]."""
+        return self.logit - self.logsumexp
+
+
+def token_scores(
+    head: Callable[[Tensor], Tensor],
+    states: Tensor,
+    tokens: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    vocab_size: int | None = None,
+) -> TokenScores:
+    """Score chosen tokens, int64 [N], from the states before them, [N, H].
+
+    The [N, V] logits are never held whole: they are made in pieces of at most `LOGIT_BYTES`, and again in the
+    backward pass where there is more than one piece. `vocab_size` drops the columns beyond the tokenizer.
+    """
+    score = functools.partial(_score_piece, head, temperature, entropy, vocab_size)
+    width = getattr(head, "out_features", None) or head.weight.shape[0]
+    rows = max(1, LOGIT_BYTES // (4 * width))
+    if len(states) <= rows:
+        pieces = [score(states, tokens)]
+    else:
+        pieces = [
+            checkpoint(score, piece, chosen, use_reentrant=False)
+            for piece, chosen in zip(states.split(rows), tokens.split(rows), strict=True)
+        ]
+    logit, logsumexp, entropies = (
+        None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True)
+    )
+    return TokenScores(logit=logit, logsumexp=logsumexp, entropy=entropies)
+
+
+def _score_piece(
+    head: Callable[[Tensor], Tensor],
+    temperature: float,
+    entropy: bool,
+    vocab_size: int | None,
+    states: Tensor,
+    tokens: Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    logits = head(states)[:, :vocab_size]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1.0:
+        logits = logits / temperature
+    logsumexp = logits.logsumexp(-1)
+    logit = logits.gather(-1, tokens[:, None]).squeeze(-1)
+    return logit, logsumexp, logsumexp - (logits.softmax(-1) * logits).sum(-1) if entropy else None
+
+
+def full_states(model: nn.Module, batch: CompletionBatch) -> Tensor:
+    """As `completion_states`, from one forward pass over whole sequences: for models that cannot share.
+
+    Every prompt is encoded once per completion. Works under gradient checkpointing and with any attention.
+    """
+    model = unwrapped(model)
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+    mask = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
+    positions = {}
+    if "position_ids" in inspect.signature(model.base_model.forward).parameters:
+        counted = mask if batch.positions == "content" else torch.ones_like(mask)
+        positions["position_ids"] = (counted.cumsum(1) - 1).clamp(min=0)
+    output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False, **positions)
+    before = output.last_hidden_state[:, batch.prompt_ids.shape[1] - 1 : -1]
+    return before[batch.completion_mask.bool()]
+
+
+def states_before(model: nn.Module, batch: CompletionBatch, shared: bool = True) -> Tensor:
+    """The hidden states before the unmasked completion tokens, [N, H], over shared prefixes or full rows."""
+    return completion_states(model, batch) if shared else full_states(model, batch)
+
+
+def score_completions(
+    model: nn.Module,
+    batch: CompletionBatch,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    value: bool = False,
+    states: bool = False,
+    shared: bool = True,
+    vocab_size: int | None = None,
+) -> TokenScores:
+    """Score every unmasked completion token of `batch`; see `TokenScores`, `completion_states` (for errors).
+
+    `batch.scatter` brings each [N] result to [B, C]. Differentiable; wrap in `torch.no_grad()` for a frozen
+    model. `value` asks the model's `value_head`; `shared=False` runs whole sequences.
+    """
+    before = states_before(model, batch, shared)
+    scores = token_scores(
+        output_head(model),
+        before,
+        batch.tokens(),
+        temperature=temperature,
+        entropy=entropy,
+        vocab_size=vocab_size,
+    )
+    if value:
+        scores.value = unwrapped(model).value_head(before)
+    if states:
+        scores.states = before
+    return scores
+
+
+def accept_shared_prefix(model: nn.Module) -> None:
+    """Let `model(shared_prefix=batch, temperature=…, entropy=…)` return `TokenScores`; other calls stay.
+
+    Takes the keywords of `score_completions`. Wrappers (PEFT, DDP, autocast) then see one ordinary forward
+    pass, so that their hooks run, value head included. Patches the instance, below its PEFT wrapper if it has
+    one, as TRL's fused head does.
+    """
+    model = unwrapped(model)
+    original = model.forward
+
+    # The unbound signature, since `generate` validates its arguments against the bound one.
+    @functools.wraps(type(model).forward)
+    def forward(
+        self,
+        *args,
+        shared_prefix=None,
+        temperature=1.0,
+        entropy=False,
+        value=False,
+        shared=True,
+        **kwargs,  # what PEFT adds, all None
+    ):
+        if shared_prefix is None:
+            return original(*args, **kwargs)
+        return score_completions(
+            self, shared_prefix, temperature=temperature, entropy=entropy, value=value, shared=shared
+        )
+
+    model.forward = types.MethodType(forward, model)

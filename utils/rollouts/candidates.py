@@ -1,0 +1,142 @@
+"""Candidates: K sampled answers per prompt with their rewards, and what they say about the policy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.data.prompts import render_prompt
+from utils.data.records import Record
+from utils.frame.files import derive_seed
+from utils.frame.stage import StageContext
+from utils.models.loading import device, load_policy
+from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.models.sampling import generate
+from utils.models.sampling_memory import Room
+from utils.models.vllm.sampler import announce_sampler, vllm_completer
+from utils.rewards.spec import RewardSpec
+from utils.rewards.task import graded_row
+from utils.rollouts.reward_state import close_pipeline, open_pipeline
+from utils.statistics.pass_at_k import pass_at_k
+from utils.training.cost import Cost
+
+
+def sample_candidates(
+    ctx: StageContext, records: Sequence[Record], spec: RewardSpec, num_candidates: int, reward: str
+) -> list[dict[str, Any]]:
+    """A row per record: ``id, level, prompt, candidates``; sampled at ``generation.temperature``.
+
+    Every process calls this alike; they share the models' work, and each gets all the rows.
+
+    A candidate has ``text, tokens, token_ids, truncated, correct, parsed``, ``reward`` (every component as
+    ``reward`` pays it, the intrinsic one by its outcome, and the total) and ``raw`` (unweighted:
+    ``reasoning``, the user's own, and ``intrinsic`` = alpha log pi_hat(completion), null where no teacher is
+    asked).
+    """
+    config = ctx.config.model
+    model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
+    prompts = [render_prompt(tokenizer, record.input_text) for record in records]
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    announce_sampler(ctx)
+    cost = Cost()
+    with cost.phase("sampling"):
+        completions = generate(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=config.generation.max_new_tokens,
+            temperature=config.generation.temperature,
+            top_p=config.generation.top_p,
+            top_k=config.generation.top_k,
+            num_samples=num_candidates,
+            batch_size=config.generation.largest_batch,
+            generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),
+            progress=lambda batches: ctx.progress(batches, description="sampling"),
+            across_processes=True,
+            room=Room(config.generation),
+            completer=vllm_completer(model, tokenizer, config, prompt_ids),
+        )
+    cost.sampled(len(completions), sum(len(completion.token_ids) for completion in completions))
+    pipeline = open_pipeline(records, spec, reward, config, tokenizer, replicated=True)
+    owner = [number for number in range(len(records)) for _ in range(num_candidates)]
+    batch = CompletionBatch.of(
+        [prompt_ids[number] for number in owner], [each.token_ids for each in completions], device()
+    )
+    truncated = torch.tensor([completion.truncated for completion in completions])
+    texts = [completion.text for completion in completions]
+    with cost.phase("scoring"):
+        rewards = pipeline.score_outcomes(owner, batch, texts, truncated)
+    close_pipeline(ctx, pipeline)
+    cost.report(ctx)
+    candidates = []
+    for index, (number, completion) in enumerate(zip(owner, completions, strict=True)):
+        paid = {name: round(part[index].item(), 6) for name, part in rewards.components.items()}
+        raw = {name: round(part[index].item(), 6) for name, part in rewards.raw.items()}
+        reward_row = {
+            "reward": paid | {"total": round(sum(paid.values()), 6)},
+            "raw": {"intrinsic": None} | raw,
+        }
+        row = graded_row(records[number], completion, spec) | {"token_ids": list(completion.token_ids)}
+        candidates.append(row | reward_row)
+    return [
+        {
+            "id": record.id,
+            "level": record.level,
+            "prompt": prompt,
+            "candidates": candidates[number * num_candidates : (number + 1) * num_candidates],
+        }
+        for number, (record, prompt) in enumerate(zip(records, prompts, strict=True))
+    ]
+
+
+def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int) -> dict[str, Any]:
+    """Counts, mean reward components, parse rate, pass@k for k = 1, 2, 4 … K overall and by level, diversity.
+
+    Diversity is the mean number of distinct texts per prompt and the share of prompts whose rewards differ
+    between candidates: the others give group-relative methods no signal.
+    """
+    candidates = [candidate for row in rows for candidate in row["candidates"]]
+    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < num_candidates} | {num_candidates})
+    by_level = defaultdict(list)
+    for row in rows:
+        by_level[row["level"]].append(row)
+    return {
+        "prompts": len(rows),
+        "candidates": len(candidates),
+        "accuracy": _mean([candidate["correct"] for candidate in candidates]),
+        "parse_rate": _mean([candidate["parsed"] for candidate in candidates]),
+        "truncated": _mean([candidate["truncated"] for candidate in candidates]),
+        "mean_tokens": _mean([candidate["tokens"] for candidate in candidates]),
+        "mean_reward": _mean([candidate["reward"]["total"] for candidate in candidates]),
+        "mean_components": {
+            name: _mean([candidate["reward"][name] for candidate in candidates])
+            for name in candidates[0]["reward"]
+        },
+        "pass_at_k": {str(k): _pass_rate(rows, k) for k in ks},
+        "pass_at_k_by_level": {
+            str(level): {str(k): _pass_rate(members, k) for k in ks}
+            for level, members in sorted(by_level.items(), key=lambda pair: str(pair[0]))
+        },
+        "distinct_per_prompt": _mean([len({c["text"] for c in row["candidates"]}) for row in rows]),
+        "prompts_with_signal": _mean(
+            [len({c["reward"]["total"] for c in row["candidates"]}) > 1 for row in rows]
+        ),
+    }
+
+
+def _pass_rate(rows: Sequence[dict[str, Any]], k: int) -> dict[str, Any]:
+    """Mean pass@k over prompts with a normal 95 % interval of that mean (prompts are the sampling unit)."""
+    values = np.array(
+        [pass_at_k(len(row["candidates"]), sum(c["correct"] for c in row["candidates"]), k) for row in rows]
+    )
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    low, high = max(0.0, values.mean() - half), min(1.0, values.mean() + half)
+    return {"value": _mean(values), "ci95": [round(float(low), 6), round(float(high), 6)], "n": len(values)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 6)

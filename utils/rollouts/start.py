@@ -1,0 +1,170 @@
+"""Where PPO, GRPO and RLOO start, and how the completions of the latter two are paid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from utils.data.prompts import render_prompt
+from utils.data.records import Record
+from utils.frame.files import UserError
+from utils.frame.stage import StageContext
+from utils.models.loading import device, load_policy
+from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.models.sampling import eos_token_ids
+from utils.models.settings import ModelConfig
+from utils.models.vllm.sampler import vllm_arguments
+from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
+from utils.rewards.spec import RewardSpec
+from utils.rollouts.batches import rollout_batches
+from utils.rollouts.reward_state import open_pipeline
+from utils.rollouts.settings import GroupAlgo
+from utils.rollouts.shared_prefix_trainer import updates_per_rollout
+from utils.training.run import trainer_arguments
+
+
+class OutcomeRewards:
+    """The rewards of a rollout as TRL asks for them: a function per component, so that it logs each by name.
+
+    Their sum is the total. The data set's ``record`` column indexes the pipeline's records. TRL calls the
+    functions one after the other on the same completions: the first scores them, and logs
+    ``train_accuracy``, the share of right answers in the rollout. ``tokens`` asks the teacher for rewards by
+    token instead of its outcome. ``paid`` and ``mask`` (int64 [B, C]) are those of the last rollout.
+    """
+
+    paid: RolloutRewards
+    mask: Tensor
+
+    def __init__(
+        self,
+        pipeline: RewardPipeline,
+        tokenizer: PreTrainedTokenizerBase,
+        eos: set[int],
+        tokens: bool = False,
+    ):
+        self.pipeline, self.tokenizer, self.eos = pipeline, tokenizer, eos
+        self.score = pipeline.score_tokens if tokens else pipeline.score_outcomes
+        self.names = pipeline.names
+
+    def functions(self) -> list[Callable]:
+        """One reward function per component that can be paid."""
+        return [self._function(name) for name in self.names]
+
+    def _function(self, name: str) -> Callable:
+        def reward(prompts, completions, completion_ids, record, log_metric, **_) -> list[float]:
+            if name == self.names[0]:
+                self._score(prompts, completions, completion_ids, record, log_metric)
+            return self.paid.components[name].tolist()
+
+        reward.__name__ = name
+        return reward
+
+    def _score(self, prompts, completions, completion_ids, record, log_metric) -> None:
+        prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        truncated = torch.tensor([not ids or ids[-1] not in self.eos for ids in completion_ids])
+        batch = CompletionBatch.of(prompt_ids, completion_ids, device())
+        self.mask = batch.completion_mask
+        self.paid = self.score(record, batch, completions, truncated)
+        log_metric("train_accuracy", self.paid.correct.float().mean().item())
+        for name in self.pipeline.combiner.adapted:
+            log_metric(f"weights/{name}", self.paid.weights[name])
+
+
+class RenderedPrompts:
+    """Trainer mixin: prompts are rendered already, and tokenised as everywhere else in this project, without
+    special tokens beyond the rendered ones."""
+
+    def _tokenize_prompts(self, prompts: list[str]):
+        """Token ids of rendered prompts, and TRL's two empty multimodal fields."""
+        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a trainer on rollouts starts from: the SFT policy, the training prompts and how they are paid."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    pipeline: RewardPipeline
+    rewards: OutcomeRewards
+    dataset: Dataset
+
+    @classmethod
+    def of(
+        cls,
+        ctx: StageContext,
+        records: Sequence[Record],
+        spec: RewardSpec,
+        tokens: bool = False,
+        gamma: float = 1.0,
+    ) -> Start:
+        """Load what ``ctx``'s configuration names; ``gamma`` is the trainer's discount.
+
+        Raises UserError where a prompt is longer than ``model.max_prompt_length``, or rewards by ``tokens``
+        are asked of a reward without a teacher.
+        """
+        config: ModelConfig = ctx.config.model
+        reward = ctx.config.options.reward
+        if tokens and not RewardPipeline.needs_teacher(spec, reward):
+            raise UserError(
+                f"algo.supervision process needs the teacher's token rewards, which --reward {reward} does "
+                "not pay under 02_rewards/reward_spec.yaml: use --reward combined with a weight on "
+                "intrinsic, or algo.supervision outcome"
+            )
+        model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
+        prompts = [render_prompt(tokenizer, record.input_text) for record in records]
+        check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
+        pipeline = open_pipeline(records, spec, reward, config, tokenizer, gamma=gamma)
+        rewards = OutcomeRewards(pipeline, tokenizer, eos_token_ids(model, tokenizer), tokens)
+        dataset = Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))})
+        return cls(model, tokenizer, pipeline, rewards, dataset)
+
+
+def group_arguments(ctx: StageContext, num_generations: int, correction: bool = False) -> dict[str, Any]:
+    """The arguments that GRPOConfig and RLOOConfig share, from the algo and the model tier.
+
+    ``correction``: the trainer can correct its loss for completions that vLLM drew.
+    """
+    algo: GroupAlgo = ctx.config.algo
+    generation = ctx.config.model.generation
+    updates = updates_per_rollout(algo)
+    return {
+        **trainer_arguments(ctx, updates),
+        "learning_rate": algo.learning_rate,
+        "lr_scheduler_type": algo.lr_scheduler_type,
+        "warmup_steps": algo.warmup_steps,
+        "weight_decay": algo.weight_decay,
+        "max_steps": algo.num_rollouts * updates,
+        **rollout_batches(algo, num_generations, ctx.config.model.training.max_micro_batch),
+        "num_generations": num_generations,
+        "num_iterations": algo.num_iterations,
+        "beta": algo.beta,
+        "epsilon": algo.epsilon,
+        "epsilon_high": algo.epsilon_high,
+        "mask_truncated_completions": algo.mask_truncated_completions,
+        "max_completion_length": generation.max_new_tokens,
+        "temperature": generation.temperature,
+        "top_p": generation.top_p,
+        "top_k": generation.top_k,
+        **vllm_arguments(ctx, correction=correction),
+    }
+
+
+def check_prompts(
+    prompts: Sequence[str], records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> None:
+    """Raise UserError where a rendered prompt has more than ``limit`` tokens, naming the longest."""
+    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] > limit:
+        raise UserError(
+            f"the prompt of {records[longest].id} has {lengths[longest]} tokens, model.max_prompt_length is "
+            f"{limit}: raise it, or lower dataset.max_input_tokens and prepare again "
+            "with 01_prepare_dataset.py"
+        )

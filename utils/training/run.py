@@ -1,0 +1,240 @@
+"""What every training run shares: resume points, the log that is kept, curves, refusal of broken numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+
+from utils.data.records import Record, load_records
+from utils.documents.training_curves import plot_curves
+from utils.frame.files import TEMPORARY_PREFIX, UserError, write_jsonl
+from utils.frame.processes import from_main, is_main_process, num_processes, shards_on_cpu
+from utils.frame.stage import StageContext
+from utils.models.settings import ModelConfig
+from utils.rewards.spec import RewardSpec, load_reward_spec
+from utils.training.cost import MeasuresUpdates
+from utils.training.health.health_callback import TrainingHealth
+from utils.training.memory import precision, train_within_memory
+from utils.training.trackers import tracker_arguments
+from utils.training.validation import GenerationValidation, best_step
+
+datasets.disable_progress_bars()
+
+# Logged by Transformers and TRL, but different on every execution: kept out of the log that manifests hash.
+# (train_loss is the mean over the steps since the last resumption.)
+VOLATILE = ("runtime", "per_second", "step_time", "_time", "total_flos", "memory", "train_loss")
+
+
+class RefuseNonFinite(TrainerCallback):
+    """Stop at the first loss, reward or gradient norm that is not a finite number, naming step and key."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for key, value in (logs or {}).items():
+            if key in ("loss", "grad_norm", "reward", "kl") and not _is_finite(value):
+                raise UserError(
+                    f"{key} is {value} at step {state.global_step}: lower algo.learning_rate, or use "
+                    "model.torch_dtype float32; the last resume point is kept"
+                )
+
+
+def _is_finite(value: float | None) -> bool:
+    """TRL logs the mean of nothing but NaN as None."""
+    return value is not None and math.isfinite(float(value))
+
+
+class ResumeExactly(TrainerCallback):
+    """What Transformers and TRL leave out for a resumed run to end as an uninterrupted one.
+
+    Everything pending is logged before a resume point is written: sums since the last log are not in it.
+    SFTTrainer's count of tokens, which starts at 0 in every process, goes on from the last one logged. The
+    order of the data is that of the epoch, which does not reach the sampler where several processes resume
+    within one. And no resume point is made of the last step: training would go on from there, past its end.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        counts = [row["num_tokens"] for row in state.log_history if "num_tokens" in row]
+        if counts:
+            self.trainer._total_train_tokens = int(counts[-1])
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        batches = train_dataloader.batch_sampler
+        while hasattr(batches, "batch_sampler"):  # Accelerate's parts of it for each process
+            batches = batches.batch_sampler
+        if hasattr(batches.sampler, "set_epoch"):
+            batches.sampler.set_epoch(int(state.epoch))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save
+        control.should_save &= state.global_step < state.max_steps
+
+
+class Progress(TrainerCallback):
+    """One line per validation."""
+
+    def __init__(self, ctx: StageContext):
+        self.ctx = ctx
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "val_reward" in logs:
+            self.ctx.log(
+                f"step {state.global_step}/{state.max_steps}: val reward {logs['val_reward']:.3f}, "
+                f"val accuracy {100 * logs['val_accuracy']:.1f} %"
+            )
+
+
+def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
+    """The arguments that all TRL configs share, from the model tier, whose intervals count ``unit`` optimizer
+    steps each.
+    """
+    model: ModelConfig = ctx.config.model
+    return {
+        "output_dir": str(ctx.out / "resume"),
+        "seed": ctx.seed,
+        "data_seed": ctx.seed,
+        "save_strategy": "steps",
+        "save_steps": model.training.save_steps * unit,
+        "save_total_limit": 1,
+        "logging_steps": model.training.logging_steps * unit,
+        "logging_nan_inf_filter": False,  # a broken loss is to be seen, not averaged away
+        "max_grad_norm": model.training.max_grad_norm,
+        "optim": model.training.optim,
+        "gradient_checkpointing": model.training.gradient_checkpointing,
+        "dataloader_num_workers": model.training.dataloader_num_workers,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **tracker_arguments(ctx),
+        **precision(model),
+        "disable_tqdm": True,
+        "use_cpu": num_processes() > 1 and not torch.cuda.is_available(),  # Accelerate asks to be told
+        "ddp_find_unused_parameters": False,
+        # Otherwise Transformers forgets what `join_processes` has set up, and does it again.
+        "accelerator_config": {"use_configured_state": num_processes() > 1 and shards_on_cpu()},
+    }
+
+
+def resume_point(folder: Path) -> Path | None:
+    """The latest complete checkpoint below ``folder`` (by number), or None; incomplete ones are removed.
+
+    The trainer's state is the last file of a checkpoint to be written. Of several processes the main one
+    looks, and tells the others.
+    """
+    return from_main(_resume_point(folder) if is_main_process() else None)
+
+
+def _resume_point(folder: Path) -> Path | None:
+    points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for point in points:
+        try:
+            json.loads((point / "trainer_state.json").read_text(encoding="utf-8"))
+            return point
+        except (OSError, ValueError):
+            shutil.rmtree(point)
+    return None
+
+
+def compute_reproducibly() -> None:
+    """Make gradients the same on every execution: on the CPU, threads otherwise add them up in any order.
+
+    Not on CUDA, where some operations have no such form.
+    """
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+
+
+def train_stage(
+    ctx: StageContext,
+    method: str,
+    build: Callable[[list[Record], RewardSpec], tuple[Trainer, PreTrainedTokenizerBase]],
+    panels: dict[str, Sequence[str]],
+    unit: int = 1,
+) -> None:
+    """A training stage from its inputs to its curves: ``build`` makes trainer and tokenizer from the training
+    records and the reward specification; validation uses the first ``validation.num_items`` of val, every
+    ``validation.eval_steps`` times ``unit`` optimizer steps.
+    """
+    compute_reproducibly()
+    spec = load_reward_spec(ctx.inputs["reward_spec"])
+    # Components of the user's own join the built-in ones.
+    own = [f"rewards/{name}/mean" for name in spec.own]
+    panels = {
+        title: [*keys, *own] if "rewards/reasoning/mean" in keys else keys for title, keys in panels.items()
+    }
+    records = load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items]
+
+    def attempt() -> tuple[Trainer, list[dict[str, Any]]]:
+        trainer, tokenizer = build(load_records(ctx.inputs["train"]), spec)
+        validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
+        return trainer, run_training(ctx, trainer, validation)
+
+    trainer, history = train_within_memory(ctx, attempt)
+    if is_main_process():
+        plot_curves(history, panels, ctx.out / "logs" / "curves.png")
+    if hasattr(trainer, "end_stage"):
+        trainer.end_stage(ctx)
+
+
+def run_training(
+    ctx: StageContext, trainer: Trainer, validation: GenerationValidation
+) -> list[dict[str, Any]]:
+    """Train, resuming where an interrupted execution left off; write the final checkpoint and the log.
+
+    Returns the log without volatile numbers, as in ``logs/metrics.jsonl``.
+    """
+    ctx.runtime["micro_batch"] = trainer.args.per_device_train_batch_size
+    trainer.room = validation.room
+    validation.trainer = trainer
+    trainer.remove_callback(PrinterCallback)  # prints every log row as a dict; the log file holds them
+    for callback in (
+        MeasuresUpdates(trainer.cost, samples=hasattr(trainer, "pipeline")),
+        validation,
+        ResumeExactly(trainer),
+        RefuseNonFinite(),
+        Progress(ctx),
+        TrainingHealth(ctx),
+    ):
+        trainer.add_callback(callback)
+    point = resume_point(ctx.out / "resume") if ctx.resuming else None
+    if point:
+        ctx.log(f"resuming from step {point.name.split('-')[1]}")
+    output = trainer.train(resume_from_checkpoint=str(point) if point else None)
+    validation.save_final()
+    history = [stable(row) for row in trainer.state.log_history]
+    history = [row for row in history if set(row) - {"step", "epoch", "sampled_completions"}]
+    ctx.runtime["train_seconds"] = round(output.metrics["train_runtime"], 1)
+    trainer.cost.report(ctx)
+    last = [row for row in history if "val_reward" in row][-1]
+    best = best_step(history)
+    ctx.metrics |= {
+        "steps": trainer.state.global_step,
+        "best_step": best,
+        "best_val_reward": next(
+            row["val_reward"] for row in history if row["step"] == best and "val_reward" in row
+        ),
+        "final_val_reward": last["val_reward"],
+        "final_val_accuracy": last["val_accuracy"],
+    }
+    if is_main_process():
+        write_jsonl(ctx.out / "logs" / "metrics.jsonl", history)
+        # Out of sight first: a resume point that is half deleted must not be taken for a complete one.
+        spent = ctx.out / f"{TEMPORARY_PREFIX}resume"
+        os.replace(ctx.out / "resume", spent)
+        shutil.rmtree(spent)
+    return history
+
+
+def stable(row: dict[str, Any]) -> dict[str, Any]:
+    """A log row without the numbers that differ between executions, its keys in order (a resumed trainer gets
+    them back sorted)."""
+    return {key: row[key] for key in sorted(row) if not any(word in key for word in VOLATILE)}
