@@ -1,0 +1,178 @@
+"""An evaluation that is stopped anywhere and run again leaves the bytes of one that was not."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.stages.test_evaluation_stages import EVALUATE, pretend_finished
+from utils.data.records import Record
+from utils.evaluation import answers as answering
+from utils.evaluation import policy as evaluate
+from utils.evaluation.answers import read_journal
+from utils.frame.files import write_jsonl
+from utils.frame.stage import execute
+from utils.models.sampling import Completion
+
+FILES = (
+    "metrics.json",
+    "breakdown.csv",
+    "samples/predictions.jsonl",
+    "samples/tokens.jsonl",
+    "checkpoints.csv",
+)
+BATCHES = 3 + 5  # five records to ask, two greedy ones a batch; three samples fill a batch of two
+
+
+def prepare_run(run_dir):
+    """A run with six items to evaluate; the last one's prompt is too long to be asked."""
+    texts = ["cash 2001 5" + " ." * i for i in range(5)] + ["cash " * 60]
+    records = [
+        Record(f"t-{i}", "sample", "q?", text, "t", "3.0", "add(1, 2)", level=1 + i % 2)
+        for i, text in enumerate(texts)
+    ]
+    write_jsonl(run_dir / "01_preprocessing" / "test.jsonl", (record.to_json() for record in records))
+    pretend_finished(run_dir / "01_preprocessing")
+    pretend_finished(run_dir / "02_rewards", "reward_spec.yaml")
+    return run_dir
+
+
+def evaluate_run(run_dir, checkpoint, teacher, *more):
+    argv = ["--policy_ckpt", str(checkpoint), "--run_id", run_dir.name, "--output_dir", str(run_dir.parent)]
+    argv += ["--teacher_name_or_path", str(teacher), "--max_new_tokens", "8", "--generation.batch_size", "2"]
+    return execute(EVALUATE.STAGE, EVALUATE.run, [*argv, *more])
+
+
+def written(out):
+    """Every result of an evaluation by name, its runtime and log aside."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+        and (path.relative_to(out).as_posix().endswith(FILES) or path.name == "manifest.json")
+    }
+
+
+SAMPLING = ("--policy", "tiny", "--num_samples", "3", "--temperature", "0.9", "--top_k", "50")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_models, tmp_path_factory):
+    """An evaluation without an interruption: run folder's name -> its results."""
+    run_dir = prepare_run(tmp_path_factory.mktemp("whole") / "run_001")
+    assert evaluate_run(run_dir, tiny_models("llama"), tiny_models("llama"), *SAMPLING) == 0
+    return written(run_dir / "10_evaluation" / "tiny")
+
+
+def count_batches(monkeypatch, stop_after=None):
+    """Count the batches that are answered; interrupt before the one after ``stop_after``."""
+    calls, original = [], answering.complete
+
+    def complete(*args, **kwargs):
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(answering, "complete", complete)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "stop_after,tail", [(0, b""), (2, b""), (4, b'{"id": "t-0", "sam'), (7, b"\x00\x00")]
+)
+def test_a_stopped_evaluation_goes_on_with_the_next_batch(
+    tiny_models, tmp_path, monkeypatch, whole, stop_after, tail, capsys
+):
+    """``tail``: what a killed process or a machine that lost power left at the journal's end."""
+    run_dir = prepare_run(tmp_path / "run_001")
+    model = tiny_models("llama")
+    with monkeypatch.context() as patched:
+        count_batches(patched, stop_after)
+        assert evaluate_run(run_dir, model, model, *SAMPLING) == 130
+    out = run_dir / "10_evaluation" / "tiny"
+    assert not (out / "metrics.json").exists() and not (out / "manifest.json").exists()
+    with open(out / "samples" / "predictions.jsonl", "ab") as file:
+        file.write(tail)
+    calls = count_batches(monkeypatch)
+    assert evaluate_run(run_dir, model, model, *SAMPLING) == 0
+    assert written(out) == whole
+    assert len(calls) == BATCHES - stop_after
+    assert json.loads((out / "runtime.json").read_text())["batches_resumed"] == stop_after
+    assert "resuming" in capsys.readouterr().out
+
+
+def test_an_evaluation_stopped_after_its_answers_asks_nothing_again(
+    tiny_models, tmp_path, monkeypatch, whole
+):
+    """Killed between predictions.jsonl, which then has its final form, and metrics.json."""
+    run_dir, model = prepare_run(tmp_path / "run_001"), tiny_models("llama")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "write_csv", killed)
+        assert evaluate_run(run_dir, model, model, *SAMPLING) == 130
+    calls = count_batches(monkeypatch)
+    assert evaluate_run(run_dir, model, model, *SAMPLING) == 0
+    assert written(run_dir / "10_evaluation" / "tiny") == whole and not calls
+
+
+def test_answers_of_other_work_are_not_taken(tiny_models, tmp_path, monkeypatch):
+    """Another seed draws other samples: what an interrupted run of the first had drawn is thrown away."""
+    run_dir, model = prepare_run(tmp_path / "run_001"), tiny_models("llama")
+    with monkeypatch.context() as patched:
+        count_batches(patched, 6)
+        assert evaluate_run(run_dir, model, model, *SAMPLING) == 130
+    calls = count_batches(monkeypatch)
+    assert evaluate_run(run_dir, model, model, *SAMPLING, "--seed", "1") == 0
+    assert len(calls) == BATCHES
+
+
+def test_greedy_answers_do_not_depend_on_samples(tiny_models, tmp_path, whole):
+    run_dir, model = prepare_run(tmp_path / "run_001"), tiny_models("llama")
+    assert evaluate_run(run_dir, model, model, "--policy", "tiny") == 0
+    found = written(run_dir / "10_evaluation" / "tiny")
+    assert found["samples/tokens.jsonl"] == whole["samples/tokens.jsonl"]
+    rows, more = (
+        [json.loads(line) for line in files["samples/predictions.jsonl"].splitlines()]
+        for files in (found, whole)
+    )
+    assert [row | {"samples": other["samples"]} for row, other in zip(rows, more, strict=True)] == more
+    assert (rows[5]["token_ids"], rows[5]["rewards"], more[5]["samples"]) == (None, None, [])
+    assert "samples" not in rows[0] and "samples" not in json.loads(found["metrics.json"])
+    samples = [sample for row in more for sample in row["samples"]]
+    assert len(samples) == 15 and len({sample["response"] for sample in samples}) > 5
+    assert set(samples[0]) == {"response", "value", "correct", "tokens", "truncated", "token_ids"}
+
+
+def test_non_finite_logits_are_one_line_that_names_the_items(tiny_models, tmp_path, monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise FloatingPointError("non-finite logits for token 0 of completions [1]")
+
+    monkeypatch.setattr(answering, "complete", broken)
+    run_dir, model = prepare_run(tmp_path / "run_001"), tiny_models("llama")
+    assert evaluate_run(run_dir, model, model, "--policy", "tiny") == 2
+    # Besides it there may be progress bars of what was loaded.
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1 and "non-finite logits for token 0" in lines[0] and "items t-0, t-1" in lines[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_journal_cut_anywhere_gives_its_whole_lines(tmp_path_factory, data):
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    ids = st.lists(st.integers(0, 9), min_size=1, max_size=3)
+    completions = st.builds(Completion, text, ids, st.booleans())
+    rows = data.draw(st.lists(st.lists(completions, min_size=1, max_size=2), min_size=1, max_size=5))
+    found = {(f"é{number}", len(row) > 1): row for number, row in enumerate(rows)}
+    path = tmp_path_factory.mktemp("journal") / "predictions.jsonl"
+    with answering._appending(path) as append:
+        append(found)
+    assert read_journal(path) == found
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    assert list(read_journal(path).items()) == list(found.items())[: whole[:cut].count(b"\n")]
