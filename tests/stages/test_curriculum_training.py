@@ -7,18 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.group_stub import (
-    PROMPTS,
-    SIZE,
-    KillAt,
-    Killed,
-    group_trainer,
-    rollout_inputs,
-    run_script,
-    stage_context,
-    stage_inputs,
-    tree,
-)
+from tests.support.group_stub import PROMPTS, SIZE, group_trainer, rollout_inputs
+from tests.support.training_stages import KillAt, Killed, run_script, stage_context, stage_inputs, tree
 from utils.curricula.build import build_curriculum
 from utils.curricula.curriculum import UNKNOWN
 from utils.curricula.pacing import competence, pool_size

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.group_stub import KillAt, Killed, stage_context, stage_inputs, tree
+from tests.support.scripts import execute_stage
+from tests.support.training_stages import KillAt, Killed, stage_context, stage_inputs, tree
 from utils.curricula.settings import CurriculumSettings, SignalWeights
 from utils.frame.files import UserError, read_jsonl
-from utils.frame.stage import execute
 from utils.frame.stage_plan import load_script, make_plan
 from utils.methods.distill.build import build_distill_trainer
 from utils.methods.distill.settings import DistillAlgo
@@ -214,7 +214,7 @@ def test_the_objective_chooses_folder_and_settings(tmp_path, argv, folder, algo)
     ],
 )
 def test_mistakes_have_one_line(argv, message, capsys):
-    assert execute(SCRIPT.STAGE, SCRIPT.run, argv) == 2
+    assert execute_stage("03_sft_train.py", argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -224,7 +224,7 @@ def test_help_is_of_the_chosen_stage(capsys):
         (["--help"], "--algo.num_train_epochs"),
         (["--objective", "distill", "--help"], "--start"),
     ):
-        assert execute(SCRIPT.STAGE, SCRIPT.run, argv) == 0
+        assert execute_stage("03_sft_train.py", argv) == 0
         text = capsys.readouterr().out
         assert key in text and "--objective" in text
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.stages.test_evaluation_resume import BATCHES, count_batches, prepare_run
-from tests.stages.test_evaluation_stages import pretend_finished
 from tests.support import evaluation_processes
+from tests.support.evaluated_runs import BATCHES, count_batches, prepare_run
+from tests.support.finished_runs import pretend_finished
 from utils.evaluation.answers import journal_of, read_journal
 from utils.frame.files import read_json
 from utils.frame.manifest import describe_outputs

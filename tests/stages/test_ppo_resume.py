@@ -12,7 +12,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from tests.stages.test_training import RECORDS, files, model_config, tree  # noqa: F401 - files is a fixture
+from tests.support.records import RECORDS
+from tests.support.training_stages import model_config, tree
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_jsonl
 from utils.frame.stage import StageContext, _clear
@@ -60,7 +61,7 @@ UPDATES = 4  # per rollout
 
 
 @pytest.fixture
-def context(tiny_models, files, tmp_path, unrendered):  # noqa: F811
+def context(tiny_models, files, tmp_path, unrendered):
     """A factory of stage contexts; the teacher is a tiny Qwen2 with the student's tokenizer."""
     write_reward_spec(tmp_path / "reward_spec.yaml", SPEC)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import training_processes
-from tests.support.group_stub import stage_inputs, tree
+from tests.support.training_stages import stage_inputs, tree
 from utils.frame.files import read_json, read_jsonl, write_json, write_jsonl
 from utils.models.loading import load_policy
 from utils.models.settings import ModelSection

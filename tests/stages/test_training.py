@@ -10,98 +10,44 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl
 
-from tests.support.group_stub import KillAt, Killed
+from tests.support.records import RECORDS
+from tests.support.training_stages import (
+    GRPO,
+    SFT,
+    SPEC,
+    KillAt,
+    Killed,
+    kill,
+    model_config,
+    train,
+    varied_rewards,
+)
 from utils.data.prompts import render_completion, render_prompt
-from utils.data.records import Record
 from utils.documents.training_curves import plot_curves
 from utils.frame.config import StageConfig
-from utils.frame.files import UserError, read_json, read_jsonl, write_jsonl
+from utils.frame.files import UserError, read_json, read_jsonl
 from utils.frame.stage import StageContext, _clear
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import OutcomeRewards, build_grpo_trainer
 from utils.methods.sft.settings import SftAlgo
 from utils.methods.sft.trainer import build_sft_trainer, tokenize_demonstrations
-from utils.models.loading import add_lora, load_policy, save_policy
+from utils.models.loading import load_policy
 from utils.models.settings import (
     GenerationSection,
     LoraSection,
-    ModelConfig,
     ModelSection,
     TrainingSection,
     ValidationSection,
 )
-from utils.rewards.spec import IntrinsicSection, RewardSpec, write_reward_spec
+from utils.rewards.spec import IntrinsicSection
 from utils.rewards.task import COMPONENTS, task_reward
+from utils.rollouts.prompt_order import prompt_order
 from utils.rollouts.reward_state import open_pipeline
 from utils.training import run as running
 from utils.training.run import RefuseNonFinite, resume_point, stable, train_stage
 from utils.training.validation import GenerationValidation, best_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-def record(number: int, question: str = "the change ?") -> Record:
-    a, b = 10 + number, 30 + 2 * number
-    program = f"subtract({b}, {a})"
-    return Record(
-        id=f"train-{number}",
-        dataset="sample",
-        question=question,
-        input_text=f"cash 2001 {a} 2002 {b}\n{question}",
-        target_text=json.dumps({"program": program}),
-        target_answer=str(b - a),
-        target_program=program,
-        level=1,
-        table=[["", "2001", "2002"], ["cash", str(a), str(b)]],
-    )
-
-
-RECORDS = [record(number, "the change ?" * (1 + number % 3)) for number in range(8)]
-SPEC = RewardSpec(required_fields=["program"])
-
-
-def model_config(folder, **sections) -> ModelConfig:
-    """Settings for the tiny models (one token per byte) that let validations, saves and logs fall apart."""
-    defaults = {
-        "lora": LoraSection(r=4),
-        "training": TrainingSection(save_steps=2, logging_steps=3),
-        "validation": ValidationSection(eval_steps=3, num_items=3),
-        "generation": GenerationSection(max_new_tokens=40, batch_size=8),
-    }
-    return ModelConfig(
-        model=ModelSection(name_or_path=str(folder), max_prompt_length=200), **{**defaults, **sections}
-    )
-
-
-SFT = SftAlgo(max_steps=7, learning_rate=2e-2, warmup_steps=1, per_device_train_batch_size=3)
-# A rollout of 8 completions serves two optimizer steps; rewards come from the texts' lengths (see below).
-GRPO = GrpoAlgo(
-    num_rollouts=4,
-    learning_rate=2e-2,
-    warmup_steps=0,
-    per_device_train_batch_size=8,
-    steps_per_generation=1,
-    num_generations=4,
-    num_iterations=2,
-    beta=0.05,
-)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, tiny_models):
-    """Inputs of a training stage by name; the checkpoint is a random adapter on the tiny Llama."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_jsonl(folder / "train.jsonl", [row.to_json() for row in RECORDS])
-    write_jsonl(folder / "val.jsonl", [row.to_json() for row in RECORDS])
-    write_reward_spec(folder / "reward_spec.yaml", SPEC)
-    model, tokenizer = load_policy(tiny_models("llama"), ModelSection(), trainable=True)
-    save_policy(add_lora(model, LoraSection(r=4), 0), tokenizer, folder / "checkpoint")
-    return {
-        "train": folder / "train.jsonl",
-        "val": folder / "val.jsonl",
-        "reward_spec": folder / "reward_spec.yaml",
-        "checkpoint": folder / "checkpoint",
-    }
 
 
 @pytest.fixture
@@ -387,32 +333,59 @@ def test_curves_are_the_numbers_alone(tmp_path):
     assert first == second and first.startswith(b"\x89PNG")
 
 
+# --------------------------------------------------------------------------------------------- costs
+
+
+def test_grpo_counts_what_it_samples_and_trains_on(context, monkeypatch):
+    """Four rollouts of 8 completions, each passed over twice; validations do not count."""
+    lengths = []
+    trainer_class = build_grpo_trainer.__globals__["SharedPrefixGRPOTrainer"]
+    sample = trainer_class._sample_turn
+
+    def noted(self, *args, **kwargs):
+        sampled = sample(self, *args, **kwargs)
+        lengths.extend(len(ids) for ids in sampled[0])
+        return sampled
+
+    monkeypatch.setattr(trainer_class, "_sample_turn", noted)
+    ctx = context(algo=GRPO)
+    train(ctx)
+    assert len(lengths) == 32
+    assert ctx.metrics["cost"] == {
+        "sampled_completions": 32,
+        "generated_tokens": sum(lengths),
+        "trained_tokens": 2 * sum(lengths),
+    }
+    assert set(ctx.runtime["seconds_by_phase"]) == {"sampling", "scoring", "updating"}
+    assert all(seconds > 0 for seconds in ctx.runtime["seconds_by_phase"].values())
+    rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
+    assert [row["sampled_completions"] for row in rows] == [8 * -(-row["step"] // 2) for row in rows]
+
+
+def test_sft_counts_the_tokens_it_teaches(context):
+    ctx = context(algo=replace(SFT, max_steps=-1, num_train_epochs=2))
+    train(ctx)
+    tokenizer = build_grpo_trainer(context(algo=GRPO), RECORDS, SPEC)[1]
+    rows, _ = tokenize_demonstrations(RECORDS, tokenizer, ctx.config.model)
+    taught = sum(sum(row["completion_mask"]) for row in rows)
+    assert ctx.metrics["cost"] == {
+        "sampled_completions": 0,
+        "generated_tokens": 0,
+        "trained_tokens": 2 * taught,
+    }
+    rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
+    assert not any("sampled_completions" in row for row in rows)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_prompts_come_in_the_order_of_the_trainers_sampler(context, seed):
+    trainer, _ = build_grpo_trainer(context(algo=GRPO, seed=seed), RECORDS, SPEC)
+    drawn = list(dict.fromkeys(trainer._get_train_sampler()))
+    assert drawn == prompt_order(len(RECORDS), seed)
+    assert drawn != list(range(len(RECORDS)))
+
+
 # ------------------------------------------------------------------------------------------- resuming
-
-
-def varied_rewards(self):
-    """Rewards that differ within the groups of a tiny random model."""
-
-    def exact_match(completions, **_):
-        return [len(set(text)) / 40 for text in completions]
-
-    return [exact_match]
-
-
-def train(ctx, *callbacks):
-    """The whole of a training stage, below ``ctx.out``."""
-
-    def build(records, spec):
-        if isinstance(ctx.config.algo, SftAlgo):
-            trainer, tokenizer = build_sft_trainer(ctx, records)
-        else:
-            trainer, tokenizer = build_grpo_trainer(ctx, records, spec)
-        for callback in callbacks:
-            trainer.add_callback(callback)
-        return trainer, tokenizer
-
-    unit = 2 if isinstance(ctx.config.algo, GrpoAlgo) else 1
-    train_stage(ctx, "x", build, {"loss": ["loss"], "validation": ["val_reward"]}, unit)
 
 
 def tree(folder):
@@ -467,10 +440,6 @@ def test_killed_at_every_turn_the_outputs_are_the_same(context, monkeypatch, alg
         rows = read_jsonl(whole.out / "logs" / "metrics.jsonl")
         assert max(row.get("reward_std", 0) for row in rows) > 0.01
         assert any(row.get("kl", 0) > 0 for row in rows)
-
-
-def kill(*args, **kwargs):
-    raise Killed
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tests.support import curriculum_processes
-from tests.support.group_stub import KillAt, Killed, stage_context
+from tests.support.training_stages import KillAt, Killed, stage_context
 from utils.frame.files import REPO_ROOT, write_json
 from utils.frame.processes import (
     is_main_process,

@@ -1,109 +1,27 @@
 """What methods cost: sums made by hand, one budget or not, and seconds kept out of manifests."""
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.unit.comparison.test_over_seeds import LEVELS, answers
-from tests.unit.comparison.test_paired import result
-from tests.unit.comparison.test_seed_runs import write_stage
+from tests.support.finished_runs import (
+    KEYS,
+    RIGHT,
+    compare_methods,
+    read_csv,
+    trained,
+    write_methods,
+    write_stage,
+)
 from utils.comparison.failed_policies import failed_in_any, parse_failures
-from utils.comparison.lineage import trained_policies
 from utils.comparison.seed_runs import find_seed_runs
 from utils.comparison.topics.cost import Cost, costs_of, with_costs, with_costs_by_run
 from utils.comparison.topics.cost_report import cost_section
 from utils.comparison.topics.timing import PHASES, Seconds, render_timing, times_of, timing_rows
 from utils.evaluation.policy_names import find_evaluations
-from utils.frame.files import UserError, write_csv, write_json, write_jsonl
+from utils.frame.files import UserError, write_json
 from utils.frame.manifest import is_output
-from utils.frame.stage import execute
-from utils.frame.stage_plan import load_script
-
-COMPARE = load_script("11_compare_runs.py")
-KEYS = ("sampled_completions", "generated_tokens", "trained_tokens")
-RIGHT = {"base": 0, "sft": 20, "ppo": 45, "grpo": 40, "dpo": 30}
-STAGE_OF = {"sft": "03_sft", "ppo": "05_ppo", "grpo": "06_grpo", "dpo": "09_dpo"}
-
-# Stage: what it reads, its counts for seed 0, its seconds by phase and in all.
-STAGES = {
-    "03_sft": (["01_preprocessing/train.jsonl"], (0, 0, 500), (0.0, 0.0, 40.0), 50.0),
-    "04_candidates": (["03_sft/ckpt_sft/best"], (64, 1300, 0), (9.0, 1.0, 0.0), 12.0),
-    "05_ppo": (["03_sft/ckpt_sft/best"], (64, 1200, 4800), (8.0, 10.0, 20.0), 45.0),
-    "06_grpo": (["03_sft/ckpt_sft/best"], (64, 1250, 1250), (8.5, 5.0, 10.0), 30.0),
-    "08_preferences": (["04_candidates/candidates.jsonl"], None, None, 2.0),
-    "09_dpo": (["08_preferences/pairs.jsonl", "03_sft/ckpt_sft/best"], (0, 0, 700), (0.0, 3.0, 6.0), 15.0),
-}
-
-
-def log_of(stage, seed):
-    """Validations of a stage: x sampled by step, as the trainers log them, among rows of training."""
-    sampled = stage[:2] in ("05", "06")
-    for step, share in ((0, 0.3), (8, 0.5 + 0.05 * seed), (16, 0.6 + 0.1 * seed)):
-        row = {"step": step, "val_reward": share - 0.1, "val_accuracy": share}
-        yield row | ({"sampled_completions": 4 * step} if sampled else {})
-        yield {"step": step + 1, "loss": 0.1, "sampled_completions": 999}
-
-
-def evaluation(folder, policy, right):
-    scored = result(policy, answers(right), LEVELS)
-    write_json(folder / "metrics.json", scored.metrics)
-    columns = ["id", "correct", "level", "gold"]
-    each = zip(scored.ids, map(int, scored.correct), scored.levels, scored.golds, strict=True)
-    write_csv(folder / "breakdown.csv", (dict(zip(columns, row, strict=True)) for row in each), columns)
-
-
-def write_methods(run, seed, policies=tuple(RIGHT), counts=None, runtime=True):
-    """A finished run of several methods; ``counts`` replaces the counts of stages (None: has none)."""
-    write_stage(run, "01_preprocessing", seed, inputs=["datasets/x.json"])
-    for stage, (inputs, cost, phases, seconds) in STAGES.items():
-        cost = (counts or {}).get(stage, cost and [cost[0], cost[1] + seed, cost[2] + 10 * seed])
-
-        def logs(folder, stage=stage):
-            if stage in STAGE_OF.values():
-                write_jsonl(folder / "logs" / "metrics.jsonl", log_of(stage, seed))
-
-        metrics = {"cost": dict(zip(KEYS, cost, strict=True))} if cost else {}
-        hashed = [(name, f"{name}-{seed}" if name[:2] != "01" else name) for name in inputs]
-        write_stage(run, stage, seed, inputs=hashed, write=logs, metrics=metrics)
-        if runtime:
-            split = {"seconds_by_phase": dict(zip(PHASES, phases, strict=True))} if phases else {}
-            write_json(run / stage / "runtime.json", {"seconds": seconds + seed, "sessions": ["a"]} | split)
-    for policy in policies:
-        best = (
-            (f"{STAGE_OF[policy]}/ckpt_{policy}/best", f"{policy}-{seed}") if policy != "base" else "assets/x"
-        )
-        write_stage(
-            run,
-            f"10_evaluation/{policy}",
-            seed,
-            inputs=["01_preprocessing/test.jsonl", best],
-            write=lambda folder, policy=policy: evaluation(folder, policy, RIGHT[policy] + seed),
-        )
-    return run
-
-
-@pytest.fixture()
-def outputs(tmp_path):
-    for seed in range(3):
-        write_methods(tmp_path / f"s{seed}", seed)
-    return tmp_path
-
-
-def trained(*runs, policies=tuple(RIGHT)):
-    return trained_policies({name: [run / "10_evaluation" / name for run in runs] for name in policies})
-
-
-def compare(outputs, *more, seeds=True):
-    over = ["--runs", "s0,s1,s2", "--by_seed", "--run_id", "seeds"] if seeds else ["--run_id", "s0"]
-    return execute(COMPARE.STAGE, COMPARE.run, ["--output_dir", str(outputs), *over, *more])
-
-
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
 
 # -------------------------------------------------------------------------------------------- counts
 
@@ -241,7 +159,7 @@ def test_only_a_stages_own_timing_is_no_output():
 
 @pytest.mark.usefixtures("unrendered")
 def test_the_comparison_is_the_same_whatever_the_seconds(outputs, capsys):
-    assert compare(outputs) == 0
+    assert compare_methods(outputs) == 0
     out = outputs / "seeds" / "11_comparison"
     first = {
         path.name: path.read_bytes() for path in out.iterdir() if path.name not in ("stage.log", ".lock")
@@ -255,17 +173,17 @@ def test_the_comparison_is_the_same_whatever_the_seconds(outputs, capsys):
     for path in outputs.glob("s*/0*/runtime.json"):
         runtime = json.loads(path.read_text())
         write_json(path, runtime | {"seconds": 3 * runtime["seconds"]})
-    assert compare(outputs) == 0 and "up to date" in capsys.readouterr().out
-    assert compare(outputs, "--overwrite") == 0
+    assert compare_methods(outputs) == 0 and "up to date" in capsys.readouterr().out
+    assert compare_methods(outputs, "--overwrite") == 0
     changed = {name for name, data in first.items() if (out / name).read_bytes() != data}
     assert changed == {"timing.csv", "timing.md", "timing.png", "runtime.json"}
     (out / "timing.md").unlink()  # not an output, so its loss is no damage
-    assert compare(outputs) == 0 and "up to date" in capsys.readouterr().out
+    assert compare_methods(outputs) == 0 and "up to date" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_the_report_and_summary_hold_the_counts(outputs):
-    assert compare(outputs) == 0
+    assert compare_methods(outputs) == 0
     out = outputs / "seeds" / "11_comparison"
     report = (out / "report.md").read_text()
     assert "**One budget**: ppo, grpo and dpo sampled 64 completions each with every seed." in report
@@ -284,7 +202,7 @@ def test_the_report_and_summary_hold_the_counts(outputs):
 def test_a_run_that_was_copied_without_its_runtimes_is_compared_all_the_same(outputs):
     for path in outputs.glob("s0/0*/runtime.json"):
         path.unlink()
-    assert compare(outputs, seeds=False) == 0
+    assert compare_methods(outputs, seeds=False) == 0
     out = outputs / "s0" / "11_comparison"
     assert "05_ppo has no runtime.json that can be read" in (out / "timing.md").read_text()
     assert not (out / "timing.png").exists()
@@ -324,7 +242,7 @@ def test_a_failed_policy_may_be_missing_and_no_other(outputs):
 
 @pytest.mark.usefixtures("unrendered")
 def test_a_policy_that_failed_with_one_seed_is_compared_with_none(outputs, capsys):
-    assert compare(outputs, "--failures", '["s1/dpo: 3 pairs, needs 8"]') == 0
+    assert compare_methods(outputs, "--failures", '["s1/dpo: 3 pairs, needs 8"]') == 0
     out = outputs / "seeds" / "11_comparison"
     rows = read_csv(out / "summary.csv")
     assert [(row["policy"], row["status"]) for row in rows][-1] == ("dpo", "failed")
@@ -340,12 +258,15 @@ def test_a_policy_that_failed_with_one_seed_is_compared_with_none(outputs, capsy
 
 @pytest.mark.usefixtures("unrendered")
 def test_failures_of_one_run_are_shown_and_an_old_evaluation_is_not(outputs, capsys):
-    assert compare(outputs, "--failures", '["dpo: too few pairs", "rloo: not written"]', seeds=False) == 0
+    assert (
+        compare_methods(outputs, "--failures", '["dpo: too few pairs", "rloo: not written"]', seeds=False)
+        == 0
+    )
     out = outputs / "s0" / "11_comparison"
     rows = [(row["policy"], row["status"], row["n"]) for row in read_csv(out / "summary.csv")]
     assert rows[-2:] == [("rloo", "failed", ""), ("dpo", "failed", "")] and rows[2] == ("ppo", "ok", "60")
     report = (out / "report.md").read_text()
     assert "| rloo |  | – failed: not written |" in report and "ppo → dpo" not in report
-    assert compare(outputs, "--failures", "dpo: a, b", "--overwrite", seeds=False) == 2
+    assert compare_methods(outputs, "--failures", "dpo: a, b", "--overwrite", seeds=False) == 2
     said = capsys.readouterr().err
     assert "'b' is not of the form 'policy: reason'" in said and "JSON list" in said and said.count("\n") == 1

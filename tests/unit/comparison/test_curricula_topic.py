@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.stages.test_evaluation_stages import COMPARE, pretend_finished
+from tests.support.finished_runs import pretend_finished
+from tests.support.scripts import execute_stage
 from utils.comparison.topics.curricula import curriculum_groups, curriculum_of
 from utils.comparison.topics.curves import Curve, Point
 from utils.comparison.topics.sample_efficiency import first_reached, geometric_mean, sample_efficiency
 from utils.frame.files import dump_json, write_csv, write_json, write_jsonl
 from utils.frame.manifest import describe_outputs
-from utils.frame.stage import execute
 from utils.statistics.accuracy_tests import rate
 
 
@@ -186,7 +186,7 @@ def outputs(tmp_path):
 
 
 def compare(outputs, *more):
-    return execute(COMPARE.STAGE, COMPARE.run, ["--output_dir", str(outputs), *more])
+    return execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), *more])
 
 
 def summary(folder):

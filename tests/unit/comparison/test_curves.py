@@ -8,16 +8,15 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tests.unit.comparison.test_cost_topic import (
+from tests.support.finished_runs import (
     RIGHT,
-    compare,
+    compare_methods,
     log_of,
-    outputs,
     read_csv,
     trained,
     write_methods,
+    write_stage,
 )
-from tests.unit.comparison.test_seed_runs import write_stage
 from utils.comparison.lineage import training_logs
 from utils.comparison.topics.cost import Cost
 from utils.comparison.topics.cost_plots import (
@@ -36,8 +35,6 @@ from utils.documents.figures import styles_of
 from utils.frame.files import UserError, write_json, write_jsonl
 from utils.frame.manifest import describe_outputs
 from utils.frame.pipeline import POLICIES
-
-__all__ = ["outputs"]  # the fixture
 
 
 def relog(run, stage, rows):
@@ -135,7 +132,7 @@ def test_validations_that_not_every_seed_has_are_not_averaged_and_that_is_said(o
 
 @pytest.mark.usefixtures("unrendered")
 def test_the_stage_reads_the_logs_as_verified_inputs(outputs, capsys):
-    assert compare(outputs) == 0
+    assert compare_methods(outputs) == 0
     out = outputs / "seeds" / "11_comparison"
     inputs = json.loads((out / "manifest.json").read_text())["inputs"]
     assert sum("metrics.jsonl" in name for name in inputs) == 12 and len(inputs) == 12 + 2 * 15
@@ -151,14 +148,14 @@ def test_the_stage_reads_the_logs_as_verified_inputs(outputs, capsys):
     assert "dpo had all completions sampled before training" in report and "(curves.png)" in report
     with open(outputs / "s1" / "05_ppo" / "logs" / "metrics.jsonl", "a") as file:
         file.write("\n")
-    assert compare(outputs) == 2
+    assert compare_methods(outputs) == 2
     said = capsys.readouterr().err
     assert "05_ppo/logs/metrics.jsonl has changed" in said and "05_train_ppo.py" in said
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_one_seed_has_lines_without_bands_and_says_nothing_of_seeds(outputs):
-    assert compare(outputs, seeds=False) == 0
+    assert compare_methods(outputs, seeds=False) == 0
     training = (outputs / "s0" / "11_comparison" / "report.md").read_text().split("## Training")[1]
     training = training.split("##")[0]
     assert "seed" not in training and "Dashed: sft, best checkpoint." in training

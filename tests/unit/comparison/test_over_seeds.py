@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.comparison.test_paired import result
+from tests.support.policy_results import LEVELS, RUNS, SEEDS, answers, experiment, result
 from utils.comparison.over_seeds import (
     by_seed_rows,
     compare_seeds,
@@ -27,24 +27,6 @@ from utils.statistics.accuracy_tests import (
     seed_test,
     sign_flip_test,
 )
-
-RUNS, SEEDS = ["s0", "s1", "s2"], [0, 1, 2]
-LEVELS = [1, 2] * 30
-
-
-def answers(right):
-    """60 items, the first ``right`` of them answered correctly."""
-    return [1] * right + [0] * (60 - right)
-
-
-def experiment(levels=LEVELS, **counts):
-    """Policies by name with their number of right answers for every seed."""
-    results = {
-        name: [result(name, answers(right), levels) for right in by_seed] for name, by_seed in counts.items()
-    }
-    count = len(next(iter(counts.values())))
-    return gather(results, [f"s{i}" for i in range(count)], list(range(count)), seed=0)
-
 
 # SFT 20 to 22 right; GRPO 20 more with every seed; PPO better on average, but by one lucky seed.
 THREE = {"sft": (20, 21, 22), "ppo": (24, 22, 51), "grpo": (41, 40, 42)}

@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.report_folders import POLICIES, make_page, make_run
+from tests.support.scripts import execute_stage
 from utils.comparison.page import page as html_report
 from utils.comparison.page.page_data import BLOCK, Measure, dequantise, page_data, quantise
 from utils.documents.markdown_to_html import figure_of, inline, sections_of
 from utils.frame.files import UserError, read_json, read_jsonl, write_jsonl
-from utils.frame.stage import execute
-from utils.frame.stage_plan import load_script
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>\u202e`*[a](javascript:alert(1))"
 
@@ -231,15 +230,14 @@ def test_stage_11_writes_the_page_and_lists_it(tmp_path):
         tmp_path / "gsm8k" / "test.jsonl",
         [{"question": f"what is {i} + 1?", "answer": f"{i} + 1.\n#### {i + 1}"} for i in range(6)],
     )
-    evaluate, compare = load_script("10_evaluate.py"), load_script("11_compare_runs.py")
     out = ["--output_dir", str(tmp_path / "outputs")]
     data = ["--dataset_config", "configs/datasets/gsm8k.yaml", "--data_root", str(tmp_path / "gsm8k")]
     for policy, step in (("one", 1), ("two", 2)):
         file = tmp_path / f"{policy}.jsonl"
         write_jsonl(file, [{"index": i, "response": f"#### {i + i % step + 1}"} for i in range(6)])
         argv = ["--predictions", str(file), "--policy", policy, *data, *out]
-        assert execute(evaluate.STAGE, evaluate.run, argv) == 0
-    assert execute(compare.STAGE, compare.run, out) == 0
+        assert execute_stage("10_evaluate.py", argv) == 0
+    assert execute_stage("11_compare_runs.py", out) == 0
     folder = tmp_path / "outputs" / "run_001" / "11_comparison"
     assert "11_comparison/report.html" in read_json(folder / "manifest.json")["outputs"]
     index = chunks_of((folder / "report.html").read_text())["index"]

@@ -8,6 +8,7 @@ import zlib
 import pytest
 from scipy import stats
 
+from tests.support.policy_results import result
 from utils.comparison.paired import (
     PolicyResult,
     compare_all,
@@ -21,20 +22,6 @@ from utils.comparison.topics.levels import levels_of
 from utils.frame.files import UserError
 from utils.frame.pipeline import policy_order
 from utils.statistics.accuracy_tests import holm, rate
-
-
-def result(name, correct, levels=None, **changes):
-    ids = [f"test-{i}" for i in range(len(correct))]
-    correct = [bool(c) for c in correct]
-    metrics = {
-        "dataset": "sample",
-        "split": "test",
-        "accuracy": rate(sum(correct), len(correct)),
-        "missing": {"count": 0, "ids": []},
-        "failure_reasons": {"wrong_operand": correct.count(False)},
-    }
-    return PolicyResult(name, ids, correct, levels or [None] * len(ids), ["3"] * len(ids), metrics | changes)
-
 
 # 60 items: 30 right for both, 4 broken, 16 fixed, 10 wrong for both.
 OLD = result("sft", [1] * 30 + [1] * 4 + [0] * 16 + [0] * 10, levels=[1, 2] * 30)

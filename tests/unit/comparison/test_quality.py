@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.comparison.test_cost_topic import COMPARE, evaluation, write_methods
-from tests.unit.comparison.test_over_seeds import LEVELS, answers, experiment
-from tests.unit.comparison.test_paired import result
-from tests.unit.comparison.test_seed_runs import write_stage
+from tests.support.finished_runs import write_evaluation, write_methods, write_stage
+from tests.support.policy_results import LEVELS, answers, experiment, result
+from tests.support.scripts import execute_stage
 from utils.comparison.changes import change_rows, seed_change_rows
 from utils.comparison.paired import compare_all
 from utils.comparison.topics.levels import levels_of
@@ -25,7 +24,6 @@ from utils.comparison.topics.measures import (
 from utils.comparison.topics.students import student_section, students_of, with_students
 from utils.comparison.topics.types import accuracies_by_type, type_section
 from utils.frame.files import read_json, write_json
-from utils.frame.stage import execute
 from utils.statistics.accuracy_tests import rate, wilson_interval
 
 
@@ -153,7 +151,7 @@ def outputs(tmp_path):
             stage = {"sft": "03_sft", "ppo": "05_ppo", "grpo": "06_grpo"}[policy]
 
             def write(folder, policy=policy, right=right, kl=kl, seed=seed):
-                evaluation(folder, policy, right + seed)
+                write_evaluation(folder, policy, right + seed)
                 more = measured(kl=kl + 0.1 * seed, total=right / 60)
                 write_json(folder / "metrics.json", read_json(folder / "metrics.json") | more)
 
@@ -170,7 +168,7 @@ def outputs(tmp_path):
 @pytest.mark.parametrize("seeds", [False, True])
 def test_figures_and_sections_of_a_whole_comparison(outputs, seeds):
     over = ["--by_seed", "--runs", "s*", "--run_id", "c"] if seeds else ["--run_id", "s0"]
-    assert execute(COMPARE.STAGE, COMPARE.run, ["--output_dir", str(outputs), *over]) == 0
+    assert execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), *over]) == 0
     out = outputs / ("c" if seeds else "s0") / "11_comparison"
     report = (out / "report.md").read_text()
     for name in ("level_heatmap.png", "frontier.png", "reward_audit.png"):
@@ -190,7 +188,7 @@ def test_total_rewards_of_different_specifications_are_not_drawn(outputs):
         manifest = read_json(path)
         manifest["inputs"]["02_rewards/reward_spec.yaml"]["sha256"] = policy
         write_json(path, manifest)
-    assert execute(COMPARE.STAGE, COMPARE.run, ["--output_dir", str(outputs), "--run_id", "s0"]) == 0
+    assert execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), "--run_id", "s0"]) == 0
     report = (outputs / "s0" / "11_comparison" / "report.md").read_text()
     assert "follow different specifications and are not comparable" in report
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.curricula.test_curriculum import made
+from tests.support.records import records_of_levels
 from utils.curricula.bandit import Scale, arm_labels, boltzmann, in_order, percentile_of
 from utils.curricula.build import build_curriculum
 from utils.curricula.curriculum import UNKNOWN
@@ -20,7 +20,9 @@ from utils.frame.files import UserError, derive_seed
 
 def bandit(levels, seed=0, types=None, signal="abs_advantage", **changes):
     chosen = build(CurriculumSettings, {"percentile": None, **changes}, "here")
-    return build_curriculum("sec", chosen, made(levels, types), seed=seed, num_rollouts=10, signal=signal)
+    return build_curriculum(
+        "sec", chosen, records_of_levels(levels, types), seed=seed, num_rollouts=10, signal=signal
+    )
 
 
 def reward_of(arm: int, t: int, place: int = 0) -> float:
@@ -198,7 +200,7 @@ def test_a_prompt_is_repeated_only_where_its_arm_has_no_other(sizes, count, seed
 
 
 def test_arms_are_levels_types_or_both():
-    records = made([10, 2, None, 2], ["algebra", "geometry", "algebra", ""])
+    records = records_of_levels([10, 2, None, 2], ["algebra", "geometry", "algebra", ""])
     assert arm_labels(records, "level") == ["10", "2", None, "2"]
     assert arm_labels(records, "type") == ["algebra", "geometry", "algebra", None]
     assert arm_labels(records, "type_level") == ["algebra/10", "geometry/2", None, None]

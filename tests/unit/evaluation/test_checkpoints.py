@@ -11,7 +11,7 @@ import torch
 import transformers.utils.hub
 from safetensors.torch import load_file, save_file
 
-from tests.stages.test_evaluation_resume import count_batches, evaluate_run, prepare_run, written
+from tests.support.evaluated_runs import count_batches, evaluate_run, prepare_run, results_of
 from utils.evaluation.policy_names import (
     Checkpoint,
     checkpoints_in,
@@ -119,8 +119,8 @@ def test_each_checkpoint_has_an_evaluation_of_its_own(whole, folder, tiny_models
     # Alone, a checkpoint is given the same answers and numbers.
     alone = prepare_run(tmp_path / "run_001")
     assert evaluate_run(alone, folder / "final", tiny_models("llama"), "--num_samples", "2") == 0
-    single = written(alone / "10_evaluation" / "grpo_task_final")
-    several = written(out / "final")
+    single = results_of(alone / "10_evaluation" / "grpo_task_final")
+    several = results_of(out / "final")
     single.pop("manifest.json")
     for files in (single, several):
         files["metrics.json"] = json.loads(files["metrics.json"])
@@ -137,7 +137,7 @@ def test_comparisons_pass_over_such_a_folder(whole):
 def test_a_stopped_evaluation_goes_on_with_the_next_checkpoint(
     whole, folder, tiny_models, tmp_path, monkeypatch
 ):
-    expected = written(whole / "10_evaluation" / "grpo_task_checkpoints")
+    expected = results_of(whole / "10_evaluation" / "grpo_task_checkpoints")
     per_checkpoint = 3 + 5
     run_dir = prepare_run(tmp_path / "run_001")
     with monkeypatch.context() as patched:
@@ -145,7 +145,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_checkpoint(
         assert evaluate_run(run_dir, folder, tiny_models("llama"), "--num_samples", "2") == 130
     calls = count_batches(monkeypatch)
     assert evaluate_run(run_dir, folder, tiny_models("llama"), "--num_samples", "2") == 0
-    assert written(run_dir / "10_evaluation" / "grpo_task_checkpoints") == expected
+    assert results_of(run_dir / "10_evaluation" / "grpo_task_checkpoints") == expected
     assert len(calls) == 3 * per_checkpoint - (per_checkpoint + 1)
 
 
@@ -165,7 +165,7 @@ def test_a_hub_name_is_evaluated_from_the_local_cache(tiny_models, tmp_path, mon
     runs = [prepare_run(tmp_path / "outputs" / name) for name in ("run_001", "run_002")]
     for run_dir, checkpoint in zip(runs, ("owner/tiny", tiny_models("llama")), strict=True):
         assert evaluate_run(run_dir, checkpoint, tiny_models("llama"), "--policy", "tiny") == 0
-    hub, local = (written(run_dir / "10_evaluation" / "tiny") for run_dir in runs)
+    hub, local = (results_of(run_dir / "10_evaluation" / "tiny") for run_dir in runs)
     manifests = [json.loads(files.pop("manifest.json")) for files in (hub, local)]
     assert hub == local
     assert manifests[0]["config"]["options"]["policy_ckpt"] == "owner/tiny"

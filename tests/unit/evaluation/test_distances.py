@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.stages.test_evaluation_stages import EVALUATE, pretend_finished
+from tests.support.finished_runs import pretend_finished
+from tests.support.scripts import execute_stage
 from utils.data.records import Record
 from utils.evaluation import distances as against
 from utils.evaluation import token_values as values
 from utils.frame.files import UserError, write_jsonl
-from utils.frame.stage import execute
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.statistics.accuracy_tests import bootstrap_ratios
 
@@ -220,7 +220,7 @@ def run_dir(tmp_path):
 def evaluate(run_dir, policy, teacher, *more):
     argv = ["--policy", "tiny", "--policy_ckpt", str(policy), "--output_dir", str(run_dir.parent)]
     argv += ["--model.teacher_name_or_path", str(teacher), "--max_new_tokens", "8", *more]
-    return execute(EVALUATE.STAGE, EVALUATE.run, argv)
+    return execute_stage("10_evaluate.py", argv)
 
 
 def test_stage_10_holds_a_policy_against_its_teacher(run_dir, tiny_models, capsys):

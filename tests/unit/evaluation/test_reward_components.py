@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.stages.test_evaluation_stages import EVALUATE, pretend_finished
-from tests.stages.test_training import RECORDS
+from tests.support.finished_runs import pretend_finished
+from tests.support.records import RECORDS
+from tests.support.scripts import execute_stage
 from utils.evaluation.critic import KnownScores
 from utils.evaluation.reward_components import reward_components, reward_metrics
 from utils.evaluation.token_pass import TokenPass
 from utils.frame.files import dump_json, read_json, write_jsonl
 from utils.frame.manifest import describe_outputs
-from utils.frame.stage import execute
 from utils.grading.grade import grade
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.sampling import Completion
@@ -158,7 +158,7 @@ def run_dir(tmp_path_factory, tiny_models):
 def evaluate(folder, policy, tiny_models, *more):
     argv = ["--policy", policy, "--output_dir", str(folder.parent), "--max_new_tokens", "8"]
     argv += ["--model.teacher_name_or_path", str(tiny_models("llama")), *more]
-    return execute(EVALUATE.STAGE, EVALUATE.run, argv)
+    return execute_stage("10_evaluate.py", argv)
 
 
 def rows_of(folder, name):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.stages.test_training import RECORDS
+from tests.support.records import RECORDS
 from utils.data.prompts import render_completion, render_prompt
 from utils.evaluation.answers import Answers
 from utils.evaluation.start_policy import reference_inputs

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.training.test_trackers import execute_stage
+from tests.support.scripts import execute_stage
 from utils.data.readers.user import read_own
 from utils.data.records import load_records
 from utils.data.settings import DatasetConfig

@@ -12,15 +12,8 @@ from peft import PeftModel
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from tests.stages.test_training import (  # noqa: F401 - files is a fixture
-    RECORDS,
-    KillAt,
-    Killed,
-    files,
-    kill,
-    model_config,
-    tree,
-)
+from tests.support.records import RECORDS
+from tests.support.training_stages import KillAt, Killed, kill, model_config, tree
 from utils.data.prompts import render_completion, render_prompt
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_jsonl, write_jsonl
@@ -76,7 +69,7 @@ def tokenizer(tiny_models):
 
 
 @pytest.fixture
-def context(tiny_models, files, tokenizer, tmp_path, unrendered):  # noqa: F811
+def context(tiny_models, files, tokenizer, tmp_path, unrendered):
     """A factory of stage contexts that write below tmp_path/<name>: six pairs to train on, two held out."""
     rows = pairs(tokenizer)
     write_jsonl(tmp_path / "pairs.jsonl", rows[:6])
@@ -137,7 +130,7 @@ def plain_log_probs(model, prompt: list[int], completion: list[int]) -> np.ndarr
 
 
 @pytest.fixture
-def policies(apart, files):  # noqa: F811
+def policies(apart, files):
     """The policy of `apart`, and the SFT policy loaded anew, both in evaluation mode."""
     return apart.model.eval(), load_policy(files["checkpoint"], ModelSection())[0]
 
@@ -263,7 +256,7 @@ def test_training_follows_stock_trl(context, tokenizer, monkeypatch, shared):
 # ------------------------------------------------------------------------------------------- reference
 
 
-def test_reference_log_probabilities_are_those_of_the_sft_policy(context, tiny_models, files):  # noqa: F811
+def test_reference_log_probabilities_are_those_of_the_sft_policy(context, tiny_models, files):
     trainer, _ = build_dpo_trainer(context())
     sft, _ = load_policy(files["checkpoint"], ModelSection())
     for dataset in (trainer.train_dataset, trainer.eval_dataset):

@@ -15,20 +15,15 @@ import utils.methods.grpo.trainer as grpo
 from tests.support.group_stub import (
     SIZE,
     WEIGHT,
-    KillAt,
-    Killed,
     completions_of,
     group_trainer,
     log_probs_of,
     move,
     outcome,
     rollout_inputs,
-    run_script,
-    stage_context,
-    stage_inputs,
     token_reward,
-    tree,
 )
+from tests.support.training_stages import KillAt, Killed, run_script, stage_context, stage_inputs, tree
 from utils.frame.files import UserError, read_jsonl
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer

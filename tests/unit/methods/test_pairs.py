@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import make_tiny_tokenizer
+from tests.support.tiny_models import make_tiny_tokenizer
 from utils.data.settings import DatasetConfig
 from utils.data.sources import gold_records
 from utils.frame.config import StageConfig, load_tier

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from tests.support.ppo_formulas import numpy_gae, numpy_policy_loss, numpy_value_loss
 from tests.support.ppo_stub import (
     feed_by_prompt,
     logged,
@@ -18,7 +19,6 @@ from tests.support.ppo_stub import (
     token_values,
     trained_weights,
 )
-from tests.unit.methods.test_ppo_losses import numpy_gae, numpy_policy_loss, numpy_value_loss
 from utils.frame.files import UserError
 from utils.methods.ppo.config import PPOConfig
 from utils.models.prefix.shared_prefix import CompletionBatch

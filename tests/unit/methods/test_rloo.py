@@ -18,20 +18,15 @@ from tests.support.group_stub import (
     PROMPTS,
     SIZE,
     WEIGHT,
-    KillAt,
-    Killed,
     completions_of,
     group_trainer,
     log_probs_of,
     move,
     outcome,
     rollout_inputs,
-    run_script,
-    stage_context,
-    stage_inputs,
     token_reward,
-    tree,
 )
+from tests.support.training_stages import KillAt, Killed, run_script, stage_context, stage_inputs, tree
 from utils.frame.files import UserError, read_jsonl
 from utils.methods.ppo.settings import PpoAlgo
 from utils.methods.rloo import gradient_variance as variance

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
-from tests.support.group_stub import KillAt, Killed, run_script, stage_context, stage_inputs, tree
 from tests.support.stand_ins import make_stand_in
+from tests.support.training_stages import KillAt, Killed, run_script, stage_context, stage_inputs, tree
 from utils.frame.files import UserError, read_json, read_jsonl, write_json
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.sft.settings import SftAlgo

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from tests.unit.models.test_shared_prefix import CONFIGS, build
+from tests.support.small_models import CONFIGS, build
 from utils.models.prefix import prefix_sampling
 from utils.models.prefix.common_prefix import batches_by_prefix, encode_by_prefix, prefix_sets
 from utils.models.prefix.prefix_sampling import DecodingRows, sample_completions

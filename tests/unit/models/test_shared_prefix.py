@@ -6,21 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 from scipy.stats import chisquare
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     Gemma2Config,
     GenerationConfig,
-    GPT2Config,
-    LlamaConfig,
     MistralConfig,
-    Qwen2Config,
     T5Config,
 )
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
+from tests.support.small_models import CONFIGS, SIZES, VOCABULARY, build
 from utils.models.prefix import prefix_scoring
 from utils.models.prefix.prefix_sampling import draw, sample_completions, truncate
 from utils.models.prefix.prefix_scoring import score_completions, token_scores
@@ -31,30 +28,6 @@ from utils.models.prefix.shared_prefix import (
     obstacle,
     pack,
 )
-
-VOCABULARY = 29
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-COMMON = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES, **COMMON, num_key_value_heads=2, max_position_embeddings=64),
-    "qwen2": Qwen2Config(**SIZES, **COMMON, num_key_value_heads=2, max_position_embeddings=64),
-    "gpt2": GPT2Config(
-        n_embd=16, n_layer=2, n_head=4, n_positions=64, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0, **COMMON
-    ),
-}
-
-
-def build(name: str, lora: bool = False, attention: str = "sdpa", seed: int = 0):
-    """A tiny random model with weights large enough that its predictions are far from uniform."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=attention)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8 if parameter.ndim > 1 else 1)
-    if lora:
-        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        model = get_peft_model(model, config)
-    return model
 
 
 def rollouts(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tests.support.scripts import execute_stage
 from utils.frame import manifest as manifests
 from utils.frame.files import UserError, read_json, write_jsonl
-from utils.frame.stage import execute, load_script
 from utils.rewards.audit.audit import FEWEST_PROMPTS, RESAMPLES, audit, write_audit
 from utils.rewards.audit.audit_candidates import paid_otherwise
 from utils.rewards.spec import RewardSpec, RewardWeights, write_reward_spec
@@ -398,8 +398,7 @@ def stage_run(tmp_path, rows, **weights):
 
 
 def audit_stage(tmp_path, *options):
-    script = load_script("02_build_rewards.py")
-    return execute(script.STAGE, script.run, ["--audit", "--output_dir", str(tmp_path), *options])
+    return execute_stage("02_build_rewards.py", ["--audit", "--output_dir", tmp_path, *options])
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -448,7 +447,6 @@ def test_stage_without_candidates_says_what_to_run(tmp_path, capsys):
 
 
 def test_candidates_without_audit_is_a_mistake(tmp_path, capsys):
-    script = load_script("02_build_rewards.py")
     arguments = ["--candidates", "mine.jsonl", "--output_dir", str(tmp_path)]
-    assert execute(script.STAGE, script.run, arguments) == 2
+    assert execute_stage("02_build_rewards.py", arguments) == 2
     assert "candidates is for --audit alone" in capsys.readouterr().err

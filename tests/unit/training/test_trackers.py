@@ -10,20 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from tests.support.scripts import execute_stage
 from utils.frame.config import load_tier
 from utils.frame.files import UserError, read_json, read_jsonl
-from utils.frame.stage import execute
-from utils.frame.stage_plan import load_script
 from utils.models.settings import ModelConfig, TrainingSection
 from utils.training.trackers import tracker_arguments
 
 VARIABLES = ("WANDB_PROJECT", "WANDB_DIR", "WANDB_DISABLE_CODE", "TENSORBOARD_LOGGING_DIR")
-
-
-def execute_stage(script: str, argv: list[str]) -> int:
-    """Run a numbered script in this process; returns its exit code."""
-    module = load_script(script)
-    return execute(module.STAGE, module.run, argv)
 
 
 @pytest.fixture(autouse=True)
