@@ -13,14 +13,55 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.tiny_models import make_tiny_model
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+UNIT = REPO_ROOT / "tests" / "unit"
+
+# No example is timed: a machine may be busy.
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=20, **UNTIMED)
+settings.register_profile("thorough", max_examples=150, derandomize=True, **UNTIMED)
+
+
+def only_fast(config: pytest.Config) -> bool:
+    """Whether this is the inner loop, `pytest -m fast`."""
+    return config.option.markexpr.strip() == "fast"
+
+
+def can_be_fast(path: Path) -> bool:
+    """Whether a test file belongs to the inner loop: units, but of no trainer.
+
+    A trainer's tests train, and the libraries of training take longer to import than most tests to run.
+    """
+    return path.is_relative_to(UNIT) and "trainer" not in path.stem
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As many examples as there is time for, and the slowest tests said where speed is what counts."""
+    if config.getoption("--hypothesis-profile", default=None) is None:
+        settings.load_profile("fast" if only_fast(config) else "thorough")
+    if only_fast(config) and config.option.durations is None:
+        config.option.durations, config.option.durations_min = 10, 1.0
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In the inner loop other files are not even imported."""
+    if only_fast(config) and collection_path.name.startswith("test_") and not can_be_fast(collection_path):
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most pipeline tests first: they are long, and should not be what all others wait for."""
+    """Mark what is fast: all that can be and is not marked slow.
+
+    Files with the most pipeline tests go first: they are long, and should not be what all others wait for.
+    """
+    for item in items:
+        if can_be_fast(item.path) and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
     long = Counter(item.path for item in items if item.get_closest_marker("pipeline"))
     items.sort(key=lambda item: -long[item.path])
 

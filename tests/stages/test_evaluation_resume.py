@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.evaluated_runs import (
@@ -109,7 +109,6 @@ def test_non_finite_logits_are_one_line_that_names_the_items(tiny_models, tmp_pa
     assert len(lines) == 1 and "non-finite logits for token 0" in lines[0] and "items t-0, t-1" in lines[0]
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_journal_cut_anywhere_gives_its_whole_lines(tmp_path_factory, data):
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -1,8 +1,7 @@
-"""SFT and GRPO on tiny models: what is taught, what is logged, what is refused, and resuming after a kill."""
+"""SFT and GRPO on tiny models: what is taught, what is logged, what is refused, and what the seed decides."""
 
 import json
 import math
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,10 +14,10 @@ from tests.support.training_stages import (
     GRPO,
     SFT,
     SPEC,
-    KillAt,
-    Killed,
-    kill,
     model_config,
+    run_script,
+    stage_context,
+    stage_inputs,
     train,
     varied_rewards,
 )
@@ -26,7 +25,7 @@ from utils.data.prompts import render_completion, render_prompt
 from utils.documents.training_curves import plot_curves
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_json, read_jsonl
-from utils.frame.stage import StageContext, _clear
+from utils.frame.stage import StageContext
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import OutcomeRewards, build_grpo_trainer
 from utils.methods.sft.settings import SftAlgo
@@ -34,7 +33,6 @@ from utils.methods.sft.trainer import build_sft_trainer, tokenize_demonstrations
 from utils.models.loading import load_policy
 from utils.models.settings import (
     GenerationSection,
-    LoraSection,
     ModelSection,
     TrainingSection,
     ValidationSection,
@@ -43,7 +41,6 @@ from utils.rewards.spec import IntrinsicSection
 from utils.rewards.task import COMPONENTS, task_reward
 from utils.rollouts.prompt_order import prompt_order
 from utils.rollouts.reward_state import open_pipeline
-from utils.training import run as running
 from utils.training.run import RefuseNonFinite, resume_point, stable, train_stage
 from utils.training.validation import GenerationValidation, best_step
 
@@ -385,7 +382,49 @@ def test_prompts_come_in_the_order_of_the_trainers_sampler(context, seed):
     assert drawn != list(range(len(RECORDS)))
 
 
-# ------------------------------------------------------------------------------------------- resuming
+# --------------------------------------------------------------------------------- process supervision
+
+
+PROCESS = replace(GRPO, supervision="process")
+
+
+@pytest.fixture
+def supervised(tiny_models, tmp_path, unrendered):
+    """A factory of contexts of 06 that write below tmp_path/<name>; the model is its own teacher."""
+    model, folder = tiny_models("llama"), tmp_path / "inputs"
+    folder.mkdir()
+    inputs = stage_inputs(folder, model)
+    return lambda name, algo=PROCESS, **options: stage_context(
+        tmp_path / name, inputs, model, algo, **options
+    )
+
+
+def test_process_supervision_is_logged_and_trains_other_weights(supervised):
+    contexts = {"process": supervised("process"), "outcome": supervised("outcome", GRPO)}
+    for ctx in contexts.values():
+        run_script("06", ctx)
+    process, outcome = (
+        (ctx.out / "ckpt_grpo" / "final" / "adapter_model.safetensors").read_bytes()
+        for ctx in contexts.values()
+    )
+    assert process != outcome
+    rows = read_jsonl(contexts["process"].out / "logs" / "metrics.jsonl")
+    rows = [row for row in rows if "advantages/abs_mean" in row]
+    assert rows and all(row["advantages/abs_mean"] > 0 and row["rewards/intrinsic/mean"] < 0 for row in rows)
+    for row in rows:  # the total, although advantages are made of its parts
+        parts = sum(row[key] for key in row if key.startswith("rewards/") and key.endswith("/mean"))
+        assert row["reward"] == pytest.approx(parts, abs=1e-5)
+
+
+def test_process_supervision_needs_a_teacher(supervised):
+    with pytest.raises(
+        UserError, match=r"^algo.supervision process needs .* --reward task does not"
+    ) as caught:
+        run_script("06", supervised("out", reward="task"))
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ seeds and logs
 
 
 def tree(folder):
@@ -394,52 +433,6 @@ def tree(folder):
         for path in folder.rglob("*")
         if path.is_file() and path.name != "stage.log"
     }
-
-
-KILLS = [
-    ("on_step_end", 1),  # before the first resume point
-    ("on_step_begin", 2),  # right after it
-    ("on_step_end", 3),  # between two, before the validation of this step
-    ("on_step_begin", 3),  # and after it
-    ("on_step_end", 4),
-    ("on_step_begin", 5),
-    ("on_step_end", 7),  # SFT's last step, unsaved
-]
-
-
-@pytest.mark.parametrize("algo", [SFT, GRPO], ids=["sft", "grpo"])
-def test_killed_at_every_turn_the_outputs_are_the_same(context, monkeypatch, algo):
-    """Every file, bit by bit: weights, log, samples, curves. The run is killed nine times on its way."""
-    monkeypatch.setattr("utils.methods.grpo.trainer.OutcomeRewards.functions", varied_rewards)
-    dropout = LoraSection(r=4, lora_dropout=0.1)  # so that a lost random state would show
-    whole = context("whole", algo, lora=dropout)
-    train(whole)
-
-    def resumed(*callbacks):
-        ctx = context("killed", algo, resuming=True, lora=dropout)
-        _clear(ctx.out, keep_files=True)  # as the frame does
-        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))  # a new process has its own random state
-        train(ctx, *callbacks)
-        return ctx
-
-    for event, step in KILLS:
-        with pytest.raises(Killed):
-            resumed(KillAt(event, step))
-    for moment in ("save_final", "rmtree"):  # all steps done; resume points about to be deleted
-        with monkeypatch.context() as patch:
-            owner = GenerationValidation if moment == "save_final" else running.shutil
-            patch.setattr(owner, moment, kill)
-            with pytest.raises(Killed):
-                resumed()
-    ctx = resumed()
-    assert not (ctx.out / "resume").exists()
-    assert tree(ctx.out) == tree(whole.out)
-    assert ctx.metrics == whole.metrics
-    assert (ctx.out / "stage.log").read_text().count("resuming from step") >= 6
-    if algo is GRPO:
-        rows = read_jsonl(whole.out / "logs" / "metrics.jsonl")
-        assert max(row.get("reward_std", 0) for row in rows) > 0.01
-        assert any(row.get("kl", 0) > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

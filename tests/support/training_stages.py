@@ -75,6 +75,22 @@ def stage_inputs(folder: Path, model: Path) -> dict[str, Path]:
     return {name.split(".")[0]: folder / name for name in names}
 
 
+def write_pairs(folder: Path, rows: list[dict]) -> dict[str, Path]:
+    """The inputs of DPO that are its own: a preference pair of each of ``rows``, all but five held out."""
+    pairs = [
+        {
+            "id": row["id"],
+            "prompt": row["input_text"],
+            "chosen": "right<eos>",
+            "rejected": "no" * (1 + place % 3) + "<eos>",
+        }
+        for place, row in enumerate(rows)
+    ]
+    write_jsonl(folder / "pairs.jsonl", pairs[:5])
+    write_jsonl(folder / "val_pairs.jsonl", pairs[5:])
+    return {name: folder / f"{name}.jsonl" for name in ("pairs", "val_pairs")}
+
+
 def stage_context(out: Path, inputs: dict[str, Path], model: Path, algo, *, resuming=False, **options):
     """The context of 06 or 07 on the tiny model, which is the teacher as well."""
     config = ModelConfig(
@@ -176,7 +192,3 @@ def train(ctx, *callbacks):
 
     unit = 2 if isinstance(ctx.config.algo, GrpoAlgo) else 1
     train_stage(ctx, "x", build, {"loss": ["loss"], "validation": ["val_reward"]}, unit)
-
-
-def kill(*args, **kwargs):
-    raise Killed

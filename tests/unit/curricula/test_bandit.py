@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.records import records_of_levels
@@ -120,7 +120,6 @@ def test_it_follows_the_best_arm(decay):
 # ---------------------------------------------------------------------------------------------- extremes
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12),
     tau=st.floats(1e-9, 1e9),
@@ -174,7 +173,6 @@ def test_an_arm_gives_every_prompt_once_before_any_again():
         assert len({tuple(part) for part in rounds}) == len(rounds)  # in a new order each time
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     count=st.integers(1, 12),
@@ -210,7 +208,6 @@ def test_arms_are_levels_types_or_both():
     assert curriculum.arms == ["algebra/10", "geometry/2"] and curriculum.left_out == 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30), st.floats(0.1, 100))
 def test_percentiles_equal_numpys(values, percent):
     assert percentile_of(values, percent) == pytest.approx(

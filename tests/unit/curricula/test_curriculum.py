@@ -49,7 +49,6 @@ def test_the_pool_grows_linearly_and_then_holds_everything():
     assert pool_size(0.07, 100) == 7 and 0.07 * 100 > 7  # not 8 for a rounding error
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     levels=st.lists(st.integers(1, 6), min_size=12, max_size=60),
     name=st.sampled_from(ORDERED),
@@ -223,7 +222,7 @@ def feed(curriculum, chosen, draw):
 
 
 @pytest.mark.parametrize("name", CURRICULA[1:])
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(at=st.integers(0, 9), seed=st.integers(0, 99), weighted=st.booleans())
 def test_states_go_through_json_and_choices_go_on(name, at, seed, weighted):
     levels = [None if name != "pass_rate" and row % 7 == 0 else row % 12 for row in range(60)]

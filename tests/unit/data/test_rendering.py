@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.prompts import render_completion, render_prompt
@@ -115,7 +115,6 @@ ROWS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(row=ROWS, limit=st.integers(1, 120), style=st.sampled_from(["rows", "facts"]), gold=st.booleans())
 def test_cutting_keeps_question_and_header_and_never_looks_at_the_gold(row, limit, style, gold):
     whole = render(row, style=style)[0].input_text.split("\n")

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -30,7 +30,6 @@ def enumerated(values, k):
     return np.mean(passed), np.mean(won)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(UNREADABLE, 4), min_size=1, max_size=9), st.data())
 def test_both_equal_the_enumeration_of_all_draws(values, data):
     k = data.draw(st.integers(1, len(values)))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -433,7 +433,6 @@ def texts(request, tokenizer):
 TEXTS = st.text(st.characters(exclude_characters="\ufffd", codec="utf-8"), max_size=30)
 
 
-@settings(max_examples=80, deadline=None)
 @given(text=TEXTS | st.sampled_from(["naïve – 東京 🙂", "a  b", "</script><b>&amp;", " x"]))
 def test_pieces_of_text_join_to_the_text(texts, text):
     ids = texts(text, add_special_tokens=False)["input_ids"]
@@ -444,7 +443,6 @@ def test_pieces_of_text_join_to_the_text(texts, text):
         assert "".join(pieces[:-1]) == texts.decode(ids, clean_up_tokenization_spaces=False)
 
 
-@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_tokens_have_a_piece_each(texts, data):
     ids = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=20))

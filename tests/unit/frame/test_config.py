@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import toy
@@ -116,7 +116,6 @@ ALGO_KEYS = {key: hint for key, (hint, _) in leaf_keys(ToyAlgo).items() if hint 
 overrides = st.fixed_dictionaries({}, optional={key: VALUES[hint] for key, hint in ALGO_KEYS.items()})
 
 
-@settings(max_examples=60, deadline=None)
 @given(overrides.filter(lambda given: given.get("inner.rate", 0) <= 1), st.booleans(), st.booleans())
 def test_every_value_typed_on_the_command_line_arrives(values, dotted, joined):
     argv = []
@@ -129,7 +128,6 @@ def test_every_value_typed_on_the_command_line_arrives(values, dotted, joined):
     assert all(type(found[key]) is type(values[key]) for key in values)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=12), max_size=5))
 def test_no_command_line_gives_anything_but_a_result_or_one_line(words):
     try:

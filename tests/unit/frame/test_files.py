@@ -6,7 +6,7 @@ import math
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.frame import files as common
@@ -27,7 +27,6 @@ def encodable(value) -> bool:
     return True
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=3), max_size=4).filter(encodable))
 def test_jsonl_and_json_give_back_what_was_written(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("json")

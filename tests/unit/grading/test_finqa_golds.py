@@ -248,7 +248,7 @@ STEPS = st.one_of(
 CELLS = st.sampled_from(["1", "-2.5", "$ 3", "-80 ( 80 )", "5%", "( 5 )", "-", "nm", "1,200", ""])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.lists(STEPS, min_size=1, max_size=4).map(written),
     st.lists(st.tuples(NAMES, CELLS, CELLS).map(list), min_size=1, max_size=5),

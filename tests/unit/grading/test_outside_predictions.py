@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.records import Record
@@ -131,7 +131,6 @@ def test_no_file_and_a_folder(tmp_path):
     st.binary(max_size=60),
     st.sampled_from([b"", b"[", b'[{"id":"test-0","predicted":[]}', b'{"id":"test-0"']),
 )
-@settings(max_examples=80, deadline=None)
 def test_any_bytes_are_predictions_or_one_clear_error(tmp_path_factory, noise, start):
     path = write(tmp_path_factory.getbasetemp(), start + noise)
     try:

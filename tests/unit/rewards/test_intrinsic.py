@@ -218,7 +218,7 @@ logits = st.floats(-500, 500)
 completions = st.lists(st.lists(st.tuples(logits, logits), max_size=5), min_size=1, max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(completions, st.sampled_from(FORMS), st.floats(0, 1), st.integers(0, 2))
 def test_rewards_equal_the_formulas_whatever_the_padding_holds(rows, form, gamma, extra):
     width = max(map(len, rows)) + extra

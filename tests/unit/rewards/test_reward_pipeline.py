@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.records import Record
@@ -336,7 +336,6 @@ def test_a_single_token_is_first_and_last():
     close(paid.raw["intrinsic"], [-1.0])
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_total_is_what_the_tokens_get(data):
     """Logits of the usual sizes, any lengths, forms, normalisers, weights."""

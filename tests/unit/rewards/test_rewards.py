@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple, replace
 from typing import get_args, get_type_hints
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.records import Record
@@ -221,7 +221,6 @@ def test_official_token_predictions():
     assert grade_program_tokens(FINQA, []).failure == "program:empty"
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([FINQA, YES, SAMPLE, GSM8K, MATH]),
     st.one_of(

@@ -4,13 +4,12 @@ from itertools import combinations
 from statistics import stdev
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.rollouts.candidates import pass_at_k, summarize_candidates
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_pass_at_k_is_the_share_of_draws_with_a_right_sample(data):
     n = data.draw(st.integers(1, 9))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.ppo_formulas import numpy_gae, numpy_policy_loss, numpy_value_loss
@@ -47,7 +47,6 @@ def masked(array, lengths):
 # ------------------------------------------------------------------------------------------ advantages
 
 
-@settings(max_examples=100, deadline=None)
 @given(batches(2), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from([0.0, 0.95, 1.0]))
 def test_gae_equals_its_definition(batch, gamma, lam):
     (rewards, values), lengths = batch
@@ -61,7 +60,6 @@ def test_gae_equals_its_definition(batch, gamma, lam):
     np.testing.assert_allclose(single.numpy() / scale, expected / scale, atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
 @given(batches(2))
 def test_with_lambda_1_returns_do_not_depend_on_the_values(batch):
     """And are the sums of what is still to come; with lambda 0 advantages are one-step errors."""
@@ -97,7 +95,6 @@ def test_what_lies_behind_the_end_does_not_matter():
 # ---------------------------------------------------------------------------------------- statistics
 
 
-@settings(max_examples=100, deadline=None)
 @given(batches(2))
 def test_whitening_equals_numpy_over_the_unmasked_entries(batch):
     (numbers, others), lengths = batch
@@ -166,7 +163,6 @@ def test_explained_variance_of_known_critics():
 # --------------------------------------------------------------------------------------------- losses
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.05, 0.2, 1.0]), st.sampled_from([0.01, 0.3]))
 def test_losses_equal_their_definitions(seed, c, spread):
     step, old, third = np.random.default_rng(seed).normal(size=(3, 3, 4))

@@ -136,7 +136,7 @@ def saving(run):
     return (len(run) - 1) * prefix
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS)
 def test_sets_save_as_much_as_any_division_may(prompts):
     sets = prefix_sets(prompts)
@@ -151,7 +151,6 @@ def test_sets_save_as_much_as_any_division_may(prompts):
     assert sum((len(members) - 1) * prefix for members, prefix in sets) == best
 
 
-@settings(max_examples=100, deadline=None)
 @given(TEXTS, st.integers(1, 4))
 def test_batches_hold_every_prompt_once(prompts, size):
     batches = batches_by_prefix(prompts, size)

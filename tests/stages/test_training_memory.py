@@ -1,4 +1,4 @@
-"""Training and sampling in little memory: four bits, checkpointed activations, batches that shrink."""
+"""Training in little memory: four bits, checkpointed activations, micro-batches that shrink."""
 
 import os
 import shutil
@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
 
 from tests.support.stand_ins import make_stand_in
-from tests.support.training_stages import KillAt, Killed, run_script, stage_context, stage_inputs, tree
+from tests.support.training_stages import KillAt, Killed, run_script, stage_context, stage_inputs
 from utils.frame.files import UserError, read_json, read_jsonl, write_json
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import load_policy
 from utils.models.sampling import generate
-from utils.models.sampling_memory import Room, ran_out
-from utils.models.settings import GenerationSection, ModelSection
+from utils.models.settings import ModelSection
 from utils.training.memory import FOUND
 
 SFT = SftAlgo(max_steps=4, learning_rate=2e-2, warmup_steps=1, per_device_train_batch_size=4)
@@ -104,13 +103,9 @@ def assert_same_training(number, first, second, tolerance):
 
 
 @pytest.mark.parametrize("number", ["03", "06"])
-def test_qlora_trains_and_survives_kills(execute, inputs, number):
-    """On the CPU, in NF4: every file, bit by bit, and a policy that differs from where it started."""
+def test_qlora_trains(execute, inputs, number):
+    """On the CPU, in NF4: a policy that differs from where it started, and that is loaded and sampled."""
     whole = execute(number, "whole", four_bits=True)
-    for event, step in [("on_step_end", 1), ("on_step_begin", 3)]:
-        with pytest.raises(Killed):
-            execute(number, "killed", KillAt(event, step), resuming=True, four_bits=True)
-    assert tree(execute(number, "killed", resuming=True, four_bits=True).out) == tree(whole.out)
     trained = adapter(whole, number)
     assert all(value.dtype == torch.float32 for value in trained.values())
     if number == "06":
@@ -196,41 +191,3 @@ def test_other_errors_pass_through(execute):
 
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         execute("03", "auto", Breaks(), batch_size="auto")
-
-
-# ----------------------------------------------------------------------------------------------- sampling
-
-
-def test_what_counts_as_out_of_memory():
-    assert ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried"))
-    assert ran_out(MemoryError())
-    assert ran_out(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
-    assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_samples_in_parts_are_the_same_samples(model, monkeypatch, temperature):
-    policy, tokenizer = load_policy(model, ModelSection())
-    prompts = [f"cash {number} in 20{number:02}" for number in range(7)]
-
-    def sample(room=None):
-        generator = torch.Generator().manual_seed(0)
-        settings = {"temperature": temperature, "num_samples": 2, "generator": generator, "room": room}
-        return generate(policy, tokenizer, prompts, max_new_tokens=6, batch_size=12, **settings)
-
-    from utils.models import sampling
-
-    whole, stock, sizes = sample(), sampling.sample_completions, []
-
-    def small(model, ids, *args, **kwargs):
-        sizes.append(len(ids))
-        if len(ids) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return stock(model, ids, *args, **kwargs)
-
-    monkeypatch.setattr(sampling, "sample_completions", small)
-    assert sample(Room(GenerationSection(batch_size="auto"))) == whole
-    assert sizes == [12, 6, 3, 3, 3, 3, 2]  # what did not fit is not tried again
-    with pytest.raises(UserError, match="out of memory sampling 12 completions at once: try") as raised:
-        sample(Room(GenerationSection(batch_size=12)))
-    assert "--batch_size auto, --batch_size 6" in str(raised.value)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -78,7 +78,6 @@ small = st.integers(-3, 3)
 weighted = st.lists(st.tuples(small, small, st.booleans(), st.integers(0, 3)), min_size=2, max_size=12)
 
 
-@settings(max_examples=120, deadline=None)
 @given(weighted)
 def test_weights_count_candidates_as_often_as_they_say(items):
     """A weight of 3 is the same as three copies, for which scipy and a double loop are the truth."""

@@ -1,8 +1,6 @@
-"""PPO through the stage: checkpoints, prompts that are too long, and kill -9 at every turn."""
+"""PPO through the stage: checkpoints, intervals, and prompts or teachers that are refused."""
 
 import json
-import os
-import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,11 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.support.records import RECORDS
-from tests.support.training_stages import model_config, tree
+from tests.support.training_stages import model_config
 from utils.frame.config import StageConfig
-from utils.frame.files import UserError, read_jsonl
-from utils.frame.stage import StageContext, _clear
-from utils.methods.ppo import trainer as ppo_trainer
+from utils.frame.files import UserError
+from utils.frame.stage import StageContext
 from utils.methods.ppo.build import PPOTrainer, build_ppo_trainer
 from utils.methods.ppo.settings import PpoAlgo
 from utils.models import value_head as value
@@ -30,7 +27,6 @@ from utils.models.settings import (
     TrainingSection,
     ValidationSection,
 )
-from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
 from utils.training.run import resume_point, train_stage
 
@@ -98,112 +94,6 @@ def train(ctx, *callbacks) -> PPOTrainer:
 
     train_stage(ctx, "ppo", build, {"loss": ["loss"]}, ctx.config.algo.updates_per_rollout)
     return built[0]
-
-
-def state_of(trainer) -> dict:
-    """What is not in the stage's files: statistics, weights, coefficient, and what the cache holds."""
-    cache = trainer.pipeline.teacher.cache
-    return {
-        "rewards": trainer.pipeline.state_dict(),
-        "kl_coef": trainer.kl.coef,
-        "cache": (cache.stats, [key for key, _ in cache._listed()]),
-    }
-
-
-# ---------------------------------------------------------------------------------------- kill -9
-
-
-def dies():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def after(owner, name, calls=1):
-    """Die after so many calls of a function, whose work is then done."""
-
-    def arm():
-        original, left = getattr(owner, name), [calls]
-
-        def fatal(*args, **kwargs):
-            result = original(*args, **kwargs)
-            left[0] -= 1
-            if not left[0]:
-                dies()
-            return result
-
-        setattr(owner, name, fatal)
-
-    return arm
-
-
-def before(owner, name):
-    """Die instead of calling a function."""
-    return lambda: setattr(owner, name, lambda *args, **kwargs: dies())
-
-
-class DieAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            dies()
-
-
-def run_and_die(ctx, arm, step):
-    """Train in a process of its own, which is to kill itself."""
-    child = os.fork()
-    if child == 0:
-        try:
-            arm()
-            train(ctx, DieAt(step))
-        finally:
-            os._exit(1)  # it should not have come to this
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
-
-
-def nothing():
-    pass
-
-
-# Every process goes on where the last one died: (what to arm, after which step to die at the latest).
-KILLS = {
-    "before the first checkpoint, between updates": (nothing, 1),
-    "in the second rollout, rewards paid": (after(RewardPipeline, "score_tokens", 2), 99),
-    "between updates of the second rollout": (nothing, 6),
-    "as a critic is about to be written": (before(PPOTrainer, "save_critic"), 99),
-    "before the state is in it": (before(ppo_trainer, "write_json"), 99),
-    "before the trainer's state is in it": (before(PPOTrainer, "_save_rng_state"), 99),
-    "in the last rollout": (after(RewardPipeline, "score_tokens", 2), 99),
-    "after the last update": (nothing, 12),
-}
-FEWER = ["in the second rollout, rewards paid", "after the last update"]
-
-
-@pytest.mark.parametrize(("value_model", "kills"), [("shared", list(KILLS)), ("separate", FEWER)])
-def test_killed_at_every_turn_the_end_is_the_same(context, value_model, kills):
-    """Every file bit by bit, the critic's among them, and the state of normaliser, weights and cache."""
-    algo = replace(PPO, value_model=value_model)
-    whole = context("whole", algo)
-    expected = state_of(train(whole))
-    for arm, step in map(KILLS.get, kills):
-        ctx = context("killed", algo, resuming=True)
-        _clear(ctx.out, keep_files=True)  # as the frame does
-        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
-        run_and_die(ctx, arm, step)
-    assert resume_point(ctx.out / "resume").name == "checkpoint-8"
-    ctx = context("killed", algo, resuming=True)
-    _clear(ctx.out, keep_files=True)
-    found = state_of(train(ctx))
-    assert tree(ctx.out) == tree(whole.out)
-    assert found == expected
-    assert (ctx.out / "stage.log").read_text().count("resuming from step") >= len(kills) - 2
-
-    rows = [row for row in read_jsonl(whole.out / "logs" / "metrics.jsonl") if "reward" in row]
-    assert [row["step"] for row in rows] == [4, 8, 12]
-    assert len({row["kl_coef"] for row in rows}) == 3  # it did adapt
-    assert expected["rewards"]["normalisers"]["token"] and expected["cache"][0]["entries"]
-    assert not {"tokens_per_second", "step_time"} & set(rows[0])
 
 
 # ------------------------------------------------------------------------------------- checkpoints

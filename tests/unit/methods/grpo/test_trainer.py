@@ -1,17 +1,14 @@
-"""The GRPO family against slow NumPy: advantages, losses, supervision by token; refusals; resuming."""
+"""The GRPO family against slow NumPy: advantages, losses, supervision by token; refusals."""
 
 import math
-import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import utils.methods.grpo.trainer as grpo
 from tests.support.group_stub import (
     SIZE,
     WEIGHT,
@@ -23,8 +20,6 @@ from tests.support.group_stub import (
     rollout_inputs,
     token_reward,
 )
-from tests.support.training_stages import KillAt, Killed, run_script, stage_context, stage_inputs, tree
-from utils.frame.files import UserError, read_jsonl
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.rollouts.advantages import process_advantages
@@ -214,7 +209,6 @@ def test_process_advantages_of_a_rollout_equal_numpy(make, scale, cut):
     assert trainer._metrics["train"]["reward_std"][0] == pytest.approx(np.std(totals, ddof=1), abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     arrays.arrays(np.float64, (6, 4), elements=st.sampled_from([-2.0, -0.3, 0.0, 0.1, 5.0])),
     st.lists(st.integers(0, 4), min_size=6, max_size=6),
@@ -240,71 +234,6 @@ def test_first_tokens_of_a_group_sum_to_zero():
     mask = torch.arange(5) < torch.tensor([5, 1, 3, 2, 4, 4, 5, 2])[:, None]
     first = process_advantages(rewards, mask, 4)[:, 0].view(2, 4).sum(1)
     torch.testing.assert_close(first, torch.zeros(2, dtype=torch.float64))
-
-
-# ----------------------------------------------------------------------------------------- whole stages
-
-PROCESS = GrpoAlgo(
-    num_rollouts=4,
-    learning_rate=2e-2,
-    warmup_steps=0,
-    per_device_train_batch_size=8,
-    steps_per_generation=1,
-    num_generations=4,
-    num_iterations=2,
-    beta=0.05,
-    supervision="process",
-)
-
-
-@pytest.fixture(scope="module")
-def inputs(tiny_models, tmp_path_factory):
-    return stage_inputs(tmp_path_factory.mktemp("inputs"), tiny_models("llama"))
-
-
-@pytest.mark.usefixtures("unrendered")
-def test_process_supervision_survives_kills(inputs, tiny_models, tmp_path, monkeypatch):
-    """Every file, bit by bit, and not those of outcome supervision."""
-    build = grpo.build_grpo_trainer
-
-    def run(name, *callbacks, resuming=False, algo=PROCESS):
-        ctx = stage_context(tmp_path / name, inputs, tiny_models("llama"), algo, resuming=resuming)
-
-        def with_callbacks(*args):
-            trainer, tokenizer = build(*args)
-            for callback in callbacks:
-                trainer.add_callback(callback)
-            return trainer, tokenizer
-
-        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
-        with monkeypatch.context() as patch:
-            patch.setattr(grpo, "build_grpo_trainer", with_callbacks)
-            run_script("06", ctx)
-        return tree(ctx.out), ctx.metrics
-
-    whole = run("whole")
-    for event, step in [("on_step_end", 1), ("on_step_end", 3), ("on_step_begin", 6)]:
-        with pytest.raises(Killed):
-            run("killed", KillAt(event, step), resuming=True)
-    assert run("killed", resuming=True) == whole
-    other, _ = run("outcome", algo=replace(PROCESS, supervision="outcome"))
-    weights = "ckpt_grpo/final/adapter_model.safetensors"
-    assert other[weights] != whole[0][weights]
-    rows = read_jsonl(tmp_path / "whole" / "logs" / "metrics.jsonl")
-    rows = [row for row in rows if "advantages/abs_mean" in row]
-    assert rows and all(row["advantages/abs_mean"] > 0 and row["rewards/intrinsic/mean"] < 0 for row in rows)
-    for row in rows:  # the total, although advantages are made of its parts
-        parts = sum(row[key] for key in row if key.startswith("rewards/") and key.endswith("/mean"))
-        assert row["reward"] == pytest.approx(parts, abs=1e-5)
-
-
-def test_process_supervision_needs_a_teacher(inputs, tiny_models, tmp_path):
-    ctx = stage_context(tmp_path / "out", inputs, tiny_models("llama"), PROCESS, reward="task")
-    with pytest.raises(
-        UserError, match=r"^algo.supervision process needs .* --reward task does not"
-    ) as caught:
-        run_script("06", ctx)
-    assert "\n" not in str(caught.value)
 
 
 # --------------------------------------------------------------------------------------------- settings

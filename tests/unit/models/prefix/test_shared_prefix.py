@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import (
@@ -191,7 +191,6 @@ def test_gradient_checkpointing_is_an_error():
         )
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=20), st.integers(1, 20))
 def test_packed_completions_never_overlap(items, capacity):
     lengths, group = [length for length, _ in items], [prompt for _, prompt in items]

@@ -1,66 +1,32 @@
-"""DPO on a tiny model: tokens, losses and distances against plain NumPy and stock TRL, and resuming."""
+"""DPO on a tiny model: tokens, losses and distances against plain NumPy and stock TRL."""
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from tests.support.dpo_stage import DPO, dpo_contexts, pairs
 from tests.support.records import RECORDS
-from tests.support.training_stages import KillAt, Killed, kill, model_config, tree
-from utils.data.prompts import render_completion, render_prompt
-from utils.frame.config import StageConfig
-from utils.frame.files import UserError, read_jsonl, write_jsonl
-from utils.frame.stage import StageContext, _clear
+from tests.support.training_stages import model_config
+from utils.frame.files import UserError, write_jsonl
 from utils.methods.dpo import build as module
 from utils.methods.dpo import trainer as dpo_trainer
-from utils.methods.dpo.build import build_dpo_trainer, tokenize_pairs, train_dpo
-from utils.methods.dpo.settings import DpoAlgo
-from utils.methods.dpo.trainer import PairTrainer
-from utils.models.loading import load_policy, save_policy
+from utils.methods.dpo.build import build_dpo_trainer, tokenize_pairs
+from utils.models.loading import load_policy
 from utils.models.settings import (
     GenerationSection,
-    LoraSection,
     ModelSection,
     TrainingSection,
-    ValidationSection,
 )
 from utils.training import run as running
-from utils.training.validation import GenerationValidation
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
 )
-DPO = DpoAlgo(
-    learning_rate=2e-2,
-    warmup_steps=1,
-    max_steps=7,
-    per_device_train_batch_size=3,
-    beta=0.3,
-)
-# Completions of several lengths; the last of them were cut off, so they have no end-of-sequence token.
-REJECTED = ['{"program": "add(1, 2)"}<eos>', "no json<eos>", "<eos>", '{"program": "subtract(30, ', "zz"]
-
-
-def pairs(tokenizer) -> list[dict]:
-    return [
-        {
-            "id": f"{record.id}/0",
-            "prompt": render_prompt(tokenizer, record.input_text),
-            "chosen": render_completion(tokenizer, record.target_text),
-            "rejected": REJECTED[number % len(REJECTED)],
-            "chosen_reward": 1.0,
-            "rejected_reward": 0.0,
-            "margin": 1.0,
-        }
-        for number, record in enumerate(RECORDS)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -70,36 +36,8 @@ def tokenizer(tiny_models):
 
 @pytest.fixture
 def context(tiny_models, files, tokenizer, tmp_path, unrendered):
-    """A factory of stage contexts that write below tmp_path/<name>: six pairs to train on, two held out."""
-    rows = pairs(tokenizer)
-    write_jsonl(tmp_path / "pairs.jsonl", rows[:6])
-    write_jsonl(tmp_path / "val_pairs.jsonl", rows[6:])
-
-    def make(name="out", algo=DPO, resuming=False, seed=3, checkpoint=None, **sections) -> StageContext:
-        defaults = {
-            "lora": LoraSection(r=4, lora_dropout=0.1),
-            "training": TrainingSection(save_steps=2, logging_steps=3),
-            "validation": ValidationSection(eval_steps=3, num_items=3),
-            "generation": GenerationSection(max_new_tokens=40, batch_size=2),
-        }
-        config = StageConfig(
-            model=model_config(tiny_models("llama"), **{**defaults, **sections}),
-            algo=algo,
-            options=SimpleNamespace(reward="combined"),
-            seed=seed,
-        )
-        out = tmp_path / name
-        out.mkdir(exist_ok=True)
-        inputs = {
-            **files,
-            "pairs": tmp_path / "pairs.jsonl",
-            "val_pairs": tmp_path / "val_pairs.jsonl",
-        }
-        if checkpoint:
-            inputs["checkpoint"] = checkpoint
-        return StageContext(config, "run", tmp_path, out, resuming, inputs)
-
-    return make
+    """A factory of stage contexts that write below tmp_path/<name>."""
+    return dpo_contexts(tmp_path, files, tiny_models("llama"), tokenizer)
 
 
 @pytest.fixture
@@ -266,32 +204,6 @@ def test_reference_log_probabilities_are_those_of_the_sft_policy(context, tiny_m
                 assert row[f"ref_{side}_logps"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_reference_is_computed_once_and_survives_an_interruption(context, monkeypatch):
-    """A resumed stage reads what the first one computed; it never asks the model again."""
-    calls = []
-    original = PairTrainer.compute_ref_log_probs
-    monkeypatch.setattr(
-        PairTrainer,
-        "compute_ref_log_probs",
-        lambda self, *args: calls.append(self.state.global_step) or original(self, *args),
-    )
-
-    class Built(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            calls.append("training")
-
-    ctx = context()
-    with pytest.raises(Killed):
-        train(ctx, Built(), KillAt("on_step_end", 5))
-    assert calls == [0, 0, 0, "training"]  # two batches of pairs, one of those held out
-    first, _ = build_dpo_trainer(ctx)
-    kept = [first.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps")]
-    train(context(resuming=True), Built())
-    assert calls == [0, 0, 0, "training", "training"]
-    again, _ = build_dpo_trainer(context("fresh"))
-    assert kept == [again.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps")]
-
-
 # ----------------------------------------------------------------------------------------------- losses
 
 
@@ -437,121 +349,7 @@ def test_kl_estimates_the_true_divergence_of_single_tokens(apart, policies, cont
     assert exact > 0.01
 
 
-# ----------------------------------------------------------------------------------------- the stage
-
-
-def train(ctx, *callbacks):
-    """The whole of the stage, below ``ctx.out``; returns the trainer."""
-    built = []
-    original = module.build_dpo_trainer
-
-    def build(ctx):
-        trainer, tokenizer = original(ctx)
-        for callback in callbacks:
-            trainer.add_callback(callback)
-        built.append(trainer)
-        return trainer, tokenizer
-
-    module.build_dpo_trainer = build
-    try:
-        train_dpo(ctx, {"loss": ["loss", "val_preference_loss"], "KL": ["val_kl"]})
-    finally:
-        module.build_dpo_trainer = original
-    return built[0]
-
-
-def test_the_log_has_preferences_and_distance_at_every_validation(context):
-    ctx = context(training=TrainingSection(save_steps=2, logging_steps=1))
-    trainer = train(ctx)
-    rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
-    validated = [row for row in rows if "val_kl" in row]
-    assert [row["step"] for row in validated] == [0, 3, 6, 7]
-    assert [row["step"] for row in rows if "val_reward" in row] == [0, 3, 6, 7]
-    start, end = validated[0], validated[-1]
-    # Before the first step the policy is the reference.
-    assert start["val_preference_accuracy"] == 0.5
-    assert start["val_preference_loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert abs(start["val_preference_margin"]) + abs(start["val_kl"]) + abs(start["val_kl_sequence"]) < 1e-5
-    assert end["val_kl"] > 1e-3
-    steps = [row for row in rows if "loss" in row]
-    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6, 7]
-    assert {
-        "rewards/chosen",
-        "rewards/rejected",
-        "rewards/margins",
-        "rewards/accuracies",
-        "grad_norm",
-    } <= set(steps[0])
-    assert steps[-1]["loss"] < steps[0]["loss"]
-    # Seven steps of three pairs, in epochs of six: every pair three times, three of them a fourth time.
-    lengths = [len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
-    assert 3 * sum(lengths) < trainer.cost.trained_tokens < 4 * sum(lengths)
-    assert ctx.metrics["cost"]["trained_tokens"] == trainer.cost.trained_tokens
-    assert ctx.metrics["cost"]["sampled_completions"] == 0
-    assert not any("sampled_completions" in row for row in rows)
-    assert ctx.runtime["seconds_by_phase"]["scoring"] >= 0
-
-
-KILLS = [
-    ("on_step_end", 1),  # before the first resume point
-    ("on_step_begin", 2),  # right after it
-    ("on_step_end", 3),  # between two, before the validation of this step
-    ("on_step_begin", 3),  # and after it
-    ("on_step_begin", 5),
-    ("on_step_end", 7),  # the last step, unsaved
-]
-
-
-def test_killed_at_every_turn_the_outputs_are_the_same(context, monkeypatch):
-    """Every file, bit by bit: weights, log, samples, curves. Another seed gives other weights."""
-    whole = context("whole")
-    train(whole)
-
-    def resumed(*callbacks):
-        ctx = context("killed", resuming=True)
-        _clear(ctx.out, keep_files=True)  # as the frame does
-        torch.manual_seed(torch.seed() % 2**31)  # a new process has its own random state
-        train(ctx, *callbacks)
-        return ctx
-
-    for event, step in KILLS:
-        with pytest.raises(Killed):
-            resumed(KillAt(event, step))
-    with monkeypatch.context() as patch:  # all steps done
-        patch.setattr(GenerationValidation, "save_final", kill)
-        with pytest.raises(Killed):
-            resumed()
-    ctx = resumed()
-    assert not (ctx.out / "resume").exists()
-    assert tree(ctx.out) == tree(whole.out)
-    assert ctx.metrics == whole.metrics
-    assert (ctx.out / "stage.log").read_text().count("resuming from step") >= 4
-
-    train(other := context("other", seed=4))
-    weights = "ckpt_dpo/final/adapter_model.safetensors"
-    assert (other.out / weights).read_bytes() != (whole.out / weights).read_bytes()
-
-
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_checkpoints_are_plain_policies(context, tiny_models, tmp_path, lora):
-    """The adapter alone, or all weights; never the reference, which full training keeps as a second model."""
-    checkpoint = None
-    if not lora:
-        model, tokenizer = load_policy(tiny_models("llama"), ModelSection(), trainable=True)
-        save_policy(model, tokenizer, checkpoint := tmp_path / "full")
-    ctx = context(checkpoint=checkpoint, algo=replace(DPO, max_steps=2))
-    trainer = train(ctx)
-    assert (trainer.ref_model is None) == lora
-    folder = ctx.out / "ckpt_dpo" / "final"
-    assert {path.suffix for path in folder.iterdir() if path.is_file()} <= {".safetensors", ".json", ".jinja"}
-    assert not [path for path in folder.rglob("*") if "ref" in path.name]
-    loaded, _ = load_policy(folder, ModelSection())
-    ids = torch.tensor([[5, 6, 7]])
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits, rtol=1e-5, atol=1e-5)
-    last = [row for row in read_jsonl(ctx.out / "logs" / "metrics.jsonl") if "val_kl" in row][-1]
-    assert last["val_kl"] > 0
-    assert isinstance(trainer.model, PeftModel) == lora
+# --------------------------------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize(

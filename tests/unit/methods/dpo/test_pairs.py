@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.tiny_models import make_tiny_tokenizer
@@ -238,7 +238,6 @@ any_algo = st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None)
 @given(any_rows, any_algo, st.sampled_from(["combined", "task", "intrinsic"]), st.integers(0, 3))
 def test_whatever_the_candidates(rows, algo, reward, seed):
     """The rules hold for every pair; a set that is too small is one line."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.boxed import last_boxed
@@ -243,7 +243,6 @@ DAMAGE = st.binary(max_size=4) | st.sampled_from(
 )
 
 
-@settings(max_examples=120, deadline=None)
 @given(
     data=st.data(), victim=st.integers(0, 4), damage=DAMAGE, width=st.integers(0, 30), indent=st.booleans()
 )
@@ -262,7 +261,6 @@ def test_random_damage_to_one_item_leaves_the_others(tmp_path_factory, data, vic
         assert any(problem.severity == "error" for problem in problems)
 
 
-@settings(max_examples=100, deadline=None)
 @given(content=st.binary(max_size=200), keep=st.integers(0, 2000))
 def test_any_bytes_give_problems_and_never_an_exception(tmp_path_factory, content, keep):
     folder = tmp_path_factory.getbasetemp()

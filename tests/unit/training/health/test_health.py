@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -82,7 +82,6 @@ def only(rows):
 # ------------------------------------------------------------------------------------------------- trends
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-5, 5), min_size=5, max_size=POINTS))
 def test_a_trend_is_mann_kendall_and_theil_sen(values):
     """Slow reference: Kendall's tau from all pairs, the slope as the median of all pairwise slopes."""
