@@ -33,10 +33,10 @@ STAGE = Stage(
 
 def run(ctx: StageContext) -> int:
     """Read, check, write the report; returns 1 where the data cannot be used."""
-    from utils.grading.gold import gold_program_fault
+    from utils.grading.tasks import task_of
 
     config = ctx.config.dataset
-    splits = read_splits(config, ctx.inputs, gold_program_fault)
+    splits = read_splits(config, ctx.inputs, task_of(config.dataset).gold_fault)
     across = checks.duplicate_problems(splits) + checks.page_problems(splits)
     records = {split: [render(config, row) for row in raw.rows] for split, raw in splits.items()}
     failed = checks.verdict(splits, config.error_threshold)

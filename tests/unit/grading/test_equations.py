@@ -14,8 +14,9 @@ from utils.data.readers.finqa import read_finqa
 from utils.data.records import Record
 from utils.data.rendering import render_record
 from utils.frame.files import read_jsonl
-from utils.grading.equations import MAX_EQUATIONS, MAX_SIDE, equations, grounded_operands, reasoning_score
-from utils.rewards.unit_cases import gold_completion
+from utils.grading.equations import MAX_EQUATIONS, MAX_SIDE, equations
+from utils.grading.tasks import task_of
+from utils.grading.tasks.finqa import grounded_operands
 
 REPORT = (
     "revenue rose to $ 1,234.5 in 2001 , up 5.3% from 1172 .\n"
@@ -31,6 +32,10 @@ FINQA = Record(
     target_program="add(97, 63)",
 )
 GSM8K = Record("g", "gsm8k", "", "", "#### 18", "18")
+
+
+def reasoning_score(record: Record, completion: str) -> float:
+    return task_of(record.dataset).reasoning_score(record, completion)
 
 
 def program(text: str) -> str:
@@ -244,7 +249,7 @@ def test_gold_programs_of_finqa_are_grounded_in_their_report_and_in_no_other(sha
         )[0]
         for row in rows[:300]
     ]
-    golds = [gold_completion(record) for record in records]
+    golds = [task_of("finqa").gold_completion(record) for record in records]
     own = [reasoning_score(record, gold) for record, gold in zip(records, golds, strict=True)]
     other = [
         reasoning_score(record, gold) for record, gold in zip(records, golds[150:] + golds[:150], strict=True)
