@@ -44,7 +44,8 @@ def run(ctx: StageContext) -> int:
     summary |= {"dataset": config.label, "error_threshold": config.error_threshold}
     problems = [problem for raw in splits.values() for problem in raw.problems] + across
     write_json(ctx.out / "report.json", summary | {"verdict": failed or "passed"})
-    write_text(ctx.out / "report.md", checks.report_markdown(config.label, summary, failed))
+    page = checks.report_markdown(config.label, summary, failed, config.form.quirks_known)
+    write_text(ctx.out / "report.md", page)
     write_jsonl(ctx.out / "problems.jsonl", (problem.to_json() for problem in problems))
     write_jsonl(ctx.out / "examples.jsonl", checks.examples(records))
     for split, counts in summary["splits"].items():

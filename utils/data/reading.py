@@ -92,6 +92,10 @@ class RawItem:
     place: str
     value: Any
 
+    def as_row(self, id: str, **fields: Any) -> RawRow:
+        """The usable row that was made of it."""
+        return RawRow(self.file, self.row, self.place, id, **fields)
+
 
 @dataclass
 class Notes:
@@ -287,13 +291,25 @@ def usable_rows(
     problems: list[Problem],
     split: str,
     check: Callable[[RawItem, Notes], RawRow | None],
+    used: set[str],
+    required: tuple[str, ...],
+    identify: Callable[[dict, Notes], None],
 ) -> list[RawRow]:
     """The rows that ``check`` makes of ``items`` without an error, each id once; what it notes goes into
-    ``problems``. Rows without an id of their own are called ``<split>-<row>``.
+    ``problems``.
+
+    ``identify`` gives ``notes`` the id of a row that has its own; others are called ``<split>-<row>``, or
+    nothing where ``split`` is "". ``used``, ``required``: as in `check_scalars` and `check_required`.
     """
     rows = []
     for item in items:
-        notes = Notes(item, problems, id=f"{split}-{item.row}")
+        notes = Notes(item, problems, id=f"{split}-{item.row}" if split else "")
+        if not isinstance(item.value, dict):
+            notes.error("not_an_object", f"expected an object, found {describe(item.value)}")
+            continue
+        identify(item.value, notes)
+        check_scalars(notes, used)
+        check_required(notes, item.value, required)
         row = check(item, notes)
         if row is not None and not notes.failed:
             rows.append(row)

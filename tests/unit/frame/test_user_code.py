@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from tests.unit.training.test_trackers import execute_stage
-from utils.data.readers.user import read_own
+from utils.data.readers import all_readers
 from utils.data.records import load_records
 from utils.data.settings import DatasetConfig
 from utils.data.sources import read_splits
+from utils.data.user_reader import read_own
 from utils.evaluation.reward_components import components
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, UserError, read_json, read_jsonl, sha256_of
@@ -176,7 +177,7 @@ def rows_of(tmp_path, code: str, form: str = "gsm8k", required=()):
     """(rows, problems) of a reader with this code."""
     (tmp_path / "reader.py").write_text(code)
     (tmp_path / "train.txt").write_text("3\n")
-    return read_own(tmp_path / "train.txt", "train", tmp_path / "reader.py", form, required)
+    return read_own(tmp_path / "train.txt", "train", tmp_path / "reader.py", all_readers()[form], required)
 
 
 def yielding(*rows: dict) -> str:

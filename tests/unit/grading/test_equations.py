@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.data.readers.finqa import read_finqa
 from utils.data.records import Record
-from utils.data.rendering import render_record
+from utils.data.settings import DatasetConfig
+from utils.data.sources import gold_records
 from utils.frame.files import read_jsonl
 from utils.grading.equations import MAX_EQUATIONS, MAX_SIDE, equations
 from utils.grading.tasks import task_of
@@ -234,21 +234,8 @@ def test_gold_solutions_of_gsm8k_are_true_and_changed_ones_are_not(shared_data: 
 
 
 def test_gold_programs_of_finqa_are_grounded_in_their_report_and_in_no_other(shared_data: Path):
-    path = shared_data / "finqa" / "dataset" / "dev.json"
-    if not path.exists():
-        path = next((shared_data / "finqa").rglob("dev.json"))
-    rows, _ = read_finqa(path, "dev.json")
-    records = [
-        render_record(
-            row,
-            dataset="finqa",
-            table_style="rows",
-            instruction="",
-            response_fields=("program", "answer"),
-            max_input_tokens=None,
-        )[0]
-        for row in rows[:300]
-    ]
+    config = DatasetConfig(dataset="finqa", table_style="rows", data_root=str(shared_data / "finqa"))
+    records = gold_records(config, "val")[:300]
     golds = [task_of("finqa").gold_completion(record) for record in records]
     own = [reasoning_score(record, gold) for record, gold in zip(records, golds, strict=True)]
     other = [

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from utils.data.readers.finqa import FinqaReader
 from utils.frame.files import UserError, derive_seed, read_json, write_json
 
 SPLIT_SIZES = {"train": 2000, "dev": 200, "test": 500}
@@ -30,84 +31,17 @@ QUESTIONS_PER_REPORT = 4
 MAX_LEVEL = 4
 VALUES = (10, 99)  # table cells are two-digit amounts (millions)
 
-LINE_ITEMS = [
-    "cash",
-    "debt",
-    "sales",
-    "rent",
-    "wages",
-    "taxes",
-    "equity",
-    "profit",
-    "income",
-    "interest",
-    "goodwill",
-    "inventory",
-    "payables",
-    "assets",
-    "pensions",
-    "leases",
-    "royalties",
-    "fees",
-    "grants",
-    "deposits",
-    "bonds",
-    "loans",
-    "premiums",
-    "claims",
-    "freight",
-    "fuel",
-    "power",
-    "repairs",
-    "legal",
-    "audit",
-    "travel",
-    "software",
-    "hardware",
-    "licenses",
-    "dividends",
-    "reserves",
-    "subsidies",
-    "refunds",
-    "warranties",
-    "advertising",
-    "training",
-    "insurance",
-    "research",
-    "marketing",
-    "utilities",
-    "supplies",
-    "franchise",
-    "brokerage",
-]
-_FIRST = [
-    "alder",
-    "beacon",
-    "cobalt",
-    "delta",
-    "ember",
-    "falcon",
-    "garnet",
-    "harbor",
-    "indigo",
-    "juniper",
-    "kestrel",
-    "lumen",
-]
-_SECOND = [
-    "airways",
-    "bank",
-    "brands",
-    "energy",
-    "foods",
-    "foundry",
-    "health",
-    "media",
-    "mining",
-    "motors",
-    "rail",
-    "textiles",
-]
+_LINE_ITEMS = """
+cash debt sales rent wages taxes equity profit income interest goodwill inventory payables assets
+pensions leases royalties fees grants deposits bonds loans premiums claims freight fuel power repairs
+legal audit travel software hardware licenses dividends reserves subsidies refunds warranties
+advertising training insurance research marketing utilities supplies franchise brokerage
+"""
+LINE_ITEMS = _LINE_ITEMS.split()
+_COMPANIES = """\
+alder beacon cobalt delta ember falcon garnet harbor indigo juniper kestrel lumen
+airways bank brands energy foods foundry health media mining motors rail textiles"""
+_FIRST, _SECOND = (names.split() for names in _COMPANIES.splitlines())
 FIRST_YEARS = tuple(range(2001, 2018))
 
 Table = dict[str, dict[int, int]]  # line item -> year -> amount
@@ -383,16 +317,28 @@ def generate(seed: int = 0) -> dict[str, list[dict]]:
     return splits
 
 
-def ensure(data_root: str | Path, seed: int = 0) -> None:
-    """Write ``{train,dev,test}.json`` under ``data_root`` unless they are there already, unchanged.
+class SampleReader(FinqaReader):
+    """The embedded set: FinQA's schema, in files that are generated where they are missing."""
 
-    Raises UserError if a file there differs from what ``seed`` generates.
-    """
-    for split, rows in generate(seed).items():
-        path = Path(data_root) / f"{split}.json"
-        if not path.exists():
-            write_json(path, rows)
-        elif read_json(path) != rows:
-            raise UserError(
-                f"{path} is not the embedded data set of seed {seed}: delete it, or choose another data_root"
-            )
+    name = "sample"
+    row_keys = ()
+    quirks_known = False
+    max_level = MAX_LEVEL
+
+    def ensure(self, root: Path, seed: int = 0) -> None:
+        """Write ``{train,dev,test}.json`` under ``root`` unless they are there already, unchanged.
+
+        Raises UserError if a file there differs from what ``seed`` generates.
+        """
+        for split, rows in generate(seed).items():
+            path = Path(root) / f"{split}.json"
+            if not path.exists():
+                write_json(path, rows)
+            elif read_json(path) != rows:
+                raise UserError(
+                    f"{path} is not the embedded data set of seed {seed}: "
+                    "delete it, or choose another data_root"
+                )
+
+
+READER = SampleReader()
