@@ -293,7 +293,7 @@ def usable_rows(
     check: Callable[[RawItem, Notes], RawRow | None],
     used: set[str],
     required: tuple[str, ...],
-    identify: Callable[[dict, Notes], None],
+    identify: Callable[[dict, Notes], None] = lambda row, notes: None,
 ) -> list[RawRow]:
     """The rows that ``check`` makes of ``items`` without an error, each id once; what it notes goes into
     ``problems``.
