@@ -121,14 +121,6 @@ def breakdown_row(item: GradedItem) -> dict[str, Any]:
     }
 
 
-def breakdown_columns(dataset: str) -> list[str]:
-    """The columns of breakdown.csv, in order."""
-    task = task_of(dataset)
-    measures = [name.removesuffix("_accuracy") for name in task.measures]
-    head = ["id", "correct", "level", "type", "failure_reason", "failure_detail", "format_valid"]
-    return [*head, *measures, "value", "gold", "tokens", "truncated", *task.reasoning_measures]
-
-
 def prediction_row(item: GradedItem) -> dict[str, Any]:
     """The item's line of samples/predictions.jsonl (see docs/evaluation.md)."""
     record, prediction = item.record, item.prediction
