@@ -56,7 +56,7 @@ class Reader:
 
         Rows without an id of their own are called ``<split>-<row>``, counting from 0.
         """
-        items, problems = read_jsonl_items(path, path.name)
+        items, problems = read_jsonl_items(path)
         return self.own_rows(items, problems, split, required), problems
 
     def own_rows(

@@ -10,7 +10,7 @@ class CalendarReader(Reader):
     name = "calendar"
 
     def read(self, path, split, required=()):
-        items, problems = read_jsonl_items(path, path.name)
+        items, problems = read_jsonl_items(path)
         used = {"asked", "day", "steps"}
         return usable_rows(items, problems, split, _check, used, required), problems
 

@@ -51,7 +51,7 @@ class FinqaReader(Reader):
         return (*keys, "evidence" if config.reader else "qa.evidence")  # else empty text would be taught
 
     def read(self, path, split, required=()):
-        items, problems = read_json_items(path, path.name, marker="qa")
+        items, problems = read_json_items(path, marker="qa")
         check = partial(_check, max_level=self.max_level)
         return usable_rows(items, problems, "", check, _USED, required, _identify), problems
 

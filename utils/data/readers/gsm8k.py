@@ -26,7 +26,7 @@ class Gsm8kReader(Reader):
     }
 
     def read(self, path, split, required=()):
-        items, problems = read_jsonl_items(path, path.name)
+        items, problems = read_jsonl_items(path)
         used = {"id", "question", "answer"}
         return usable_rows(items, problems, split, _check, used, required, _identify), problems
 

@@ -40,7 +40,7 @@ class MathReader(Reader):
     }
 
     def read(self, path, split, required=()):
-        items, problems = (_read_folder if path.is_dir() else read_jsonl_items)(path, path.name)
+        items, problems = (_read_folder if path.is_dir() else read_jsonl_items)(path)
         return usable_rows(items, problems, split, _check, _USED, required, _identify), problems
 
     def closed(self, answer, solution, notes) -> tuple[str, str]:
@@ -56,20 +56,20 @@ class MathReader(Reader):
 READER = MathReader()
 
 
-def _read_folder(path: Path, file: str) -> tuple[list[RawItem], list[Problem]]:
+def _read_folder(path: Path) -> tuple[list[RawItem], list[Problem]]:
     def order(found: Path) -> tuple:
         return (found.parent.name, int(found.stem) if found.stem.isdecimal() else -1, found.stem)
 
     items: list[RawItem] = []
     problems: list[Problem] = []
     for row, found in enumerate(sorted(path.glob("*/*.json"), key=order)):
-        name = f"{file}/{found.parent.name}/{found.name}"
+        name = f"{path.name}/{found.parent.name}/{found.name}"
         new_items, new_problems = read_object(found, name, row)
         items += new_items
         problems += new_problems
     if not items and not problems:
         message = "the folder holds no <type>/<n>.json"
-        problems.append(Problem(file, FILE, "", "error", "empty_folder", message))
+        problems.append(Problem(path.name, FILE, "", "error", "empty_folder", message))
     return items, problems
 
 
