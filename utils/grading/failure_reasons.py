@@ -1,7 +1,8 @@
 """Why an item was answered wrongly: one reason per item, from the programs where there are any.
 
 The reasons are tried in the order below and the first that applies is given, so that each is as specific as
-the evidence allows and the counts of an evaluation add up to its wrong items.
+the evidence allows and the counts of an evaluation add up to its wrong items. `Task.reason` of a form of data
+set gives them; a form of its own may have others.
 
 For every data set:
 

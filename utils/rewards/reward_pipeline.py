@@ -3,7 +3,7 @@
     intrinsic    weight * (normalised teacher rewards, less `missing_eos_penalty` on a truncated completion's
                  last token); the penalty itself is neither normalised nor clipped
     task parts   exact_match, numeric_match, program_partial, format_penalty (utils/rewards/task.py)
-    reasoning    weight * score in [0, 1] (utils/grading/equations.py)
+    reasoning    weight * score in [0, 1] (`Task.reasoning_score`)
     own          weight * value of each component of the user's (utils/rewards/user_components.py)
 
 What concerns a whole completion is paid on its last unmasked token. A completion without tokens has nowhere
