@@ -16,7 +16,7 @@ from utils.data.settings import DatasetConfig
 from utils.data.sources import RawSplit, raw_files, read_splits
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, UserError, read_json, read_jsonl
-from utils.grading.gold import gold_program_fault
+from utils.grading.tasks import task_of
 
 CHECK, PREPARE = "00_check_data.py", "01_prepare_dataset.py"
 
@@ -243,7 +243,7 @@ def test_inputs_of_which_nothing_can_be_cut_leave_train_and_stay_in_test():
 def test_published_data_passes_and_does_not_leak(shared_data, dataset):
     changes = {"data_root": str(shared_data / dataset), "max_train": 200, "max_val": 50, "max_test": 50}
     config = load_tier(DatasetConfig, REPO_ROOT / f"configs/datasets/{dataset}.yaml", changes)
-    raw = read_splits(config, raw_files(config), gold_program_fault)
+    raw = read_splits(config, raw_files(config), task_of(dataset).gold_fault)
     assert checks.verdict(raw, config.error_threshold) == ""
     assert not [p for part in raw.values() for p in part.problems if p.code == "gold_program"]
     across = checks.duplicate_problems(raw) + checks.page_problems(raw)

@@ -70,7 +70,7 @@ class StubPipeline:
         paid = tokens.clone()
         paid[torch.arange(len(mask)), mask.sum(1) - 1] += torch.tensor(outcomes, dtype=torch.float64)
         right = components["exact_match"] > 0
-        return RolloutRewards(paid.float(), components, {}, right, {"intrinsic": WEIGHT})
+        return RolloutRewards(paid.float(), components, {}, right, right, {"intrinsic": WEIGHT})
 
     score_outcomes = score_tokens  # whoever asks for outcomes reads the components alone
 

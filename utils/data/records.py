@@ -9,11 +9,6 @@ from utils.frame.files import UserError
 HELD_OUT = "held_out_levels.json"  # beside train.jsonl where levels are held out: {"levels": [...]}
 
 
-def form_of(dataset: str) -> str:
-    """The form of a data set's prompts and answers, by which it is graded: gsm8k of "gsm8k:riddles"."""
-    return dataset.partition(":")[0]
-
-
 @dataclass(frozen=True)
 class Record:
     """One problem with its gold solution, as written to ``train/val/test.jsonl``.
@@ -38,11 +33,6 @@ class Record:
     type: str = ""
     table: list[list[str]] = field(default_factory=list)
     source: str = ""
-
-    @property
-    def form(self) -> str:
-        """What its prompt and answer look like and how it is graded: sample, finqa, gsm8k or math."""
-        return form_of(self.dataset)
 
     def to_json(self) -> dict:
         """The record as a JSON object, keys in the order of the fields."""

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from utils.data.reader import Reader
+from utils.data.readers import all_readers
 from utils.frame.typed_settings import at_least, setting, within
 
 
@@ -11,7 +13,7 @@ from utils.frame.typed_settings import at_least, setting, within
 class DatasetConfig:
     """The dataset tier: configs/datasets/*.yaml."""
 
-    dataset: Literal["sample", "finqa", "gsm8k", "math"] = setting(
+    dataset: Literal[tuple(all_readers())] = setting(
         "sample", "which reader; of a set of your own: whose form prompts and answers have"
     )
     name: str = setting("", "what reports call a set of your own; empty: what dataset says")
@@ -57,8 +59,10 @@ class DatasetConfig:
     def _validate_own(self) -> None:
         if self.reader and not self.name:
             raise ValueError("reader needs a name: results of your set must not pass for those of another")
-        if (self.reader or self.name) and self.dataset == "sample":
-            raise ValueError("dataset must be finqa, gsm8k or math for a set of your own, found sample")
+        if (self.reader or self.name) and not self.form.row_keys:
+            *some, last = (name for name, reader in all_readers().items() if reader.row_keys)
+            own = f"{', '.join(some)} or {last}"
+            raise ValueError(f"dataset must be {own} for a set of your own, found {self.dataset}")
         if self.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
             raise ValueError(f'name must be letters, digits, ".", "_" and "-", found "{self.name}"')
         if unknown := sorted(set(self.files) - {"train", "val", "test"}):
@@ -68,3 +72,8 @@ class DatasetConfig:
     def label(self) -> str:
         """What records and reports call the set: "gsm8k", and "gsm8k:riddles" where it has a name."""
         return f"{self.dataset}:{self.name}" if self.name else self.dataset
+
+    @property
+    def form(self) -> Reader:
+        """How rows of this form of data set are read and made into records."""
+        return all_readers()[self.dataset]

@@ -18,7 +18,6 @@ from utils.frame.files import UserError, derive_seed, write_csv, write_json, wri
 from utils.frame.processes import is_main_process, merge_shares, share
 from utils.grading.graded_item import (
     GradedItem,
-    breakdown_columns,
     breakdown_row,
     grade_items,
     prediction_row,
@@ -153,11 +152,8 @@ def write_evaluation(
     write_jsonl(out / "samples" / "predictions.jsonl", rows)
     if tokens:
         write_jsonl(out / "samples" / "tokens.jsonl", tokens)
-    write_csv(
-        out / "breakdown.csv",
-        [breakdown_row(item) for item in items],
-        breakdown_columns(items[0].record.dataset),
-    )
+    breakdown = [breakdown_row(item) for item in items]
+    write_csv(out / "breakdown.csv", breakdown, list(breakdown[0]))
     write_json(out / "metrics.json", metrics)
 
 

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.data.records import Record
-from utils.grading.equations import reasoning_score
-from utils.grading.grade import Grade, grade
+from utils.grading.grade import grade
+from utils.grading.task import Grade
+from utils.grading.tasks import task_of
 from utils.rewards.spec import RewardSpec, RewardWeights
 from utils.rewards.task import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
@@ -70,7 +71,7 @@ def components(
         graded = grade(record, completion.text, spec.required_fields, program_accuracy=False)
     paid = reward_of(record, graded, replace(spec, weights=_UNWEIGHTED))
     found = {name: paid[name] for name in COMPONENTS}
-    found["reasoning"] = reasoning_score(record, completion.text)
+    found["reasoning"] = task_of(record.dataset).reasoning_score(record, completion.text)
     found |= {each.name: each.score(record, completion.text) for each in own_rewards(spec)}
     if outcome is not None:
         found["intrinsic"] = outcome - (spec.intrinsic.missing_eos_penalty if completion.truncated else 0.0)

@@ -19,7 +19,6 @@ from utils.models.sampling import generate
 from utils.models.sampling_memory import Room
 from utils.models.vllm.sampler import announce_sampler, vllm_completer
 from utils.rewards.spec import RewardSpec
-from utils.rewards.task import graded_row
 from utils.rollouts.reward_state import close_pipeline, open_pipeline
 from utils.statistics.pass_at_k import pass_at_k
 from utils.training.cost import Cost
@@ -73,15 +72,21 @@ def sample_candidates(
     close_pipeline(ctx, pipeline)
     cost.report(ctx)
     candidates = []
-    for index, (number, completion) in enumerate(zip(owner, completions, strict=True)):
+    for index, completion in enumerate(completions):
         paid = {name: round(part[index].item(), 6) for name, part in rewards.components.items()}
         raw = {name: round(part[index].item(), 6) for name, part in rewards.raw.items()}
-        reward_row = {
-            "reward": paid | {"total": round(sum(paid.values()), 6)},
-            "raw": {"intrinsic": None} | raw,
-        }
-        row = graded_row(records[number], completion, spec) | {"token_ids": list(completion.token_ids)}
-        candidates.append(row | reward_row)
+        candidates.append(
+            {
+                "text": completion.text,
+                "tokens": len(completion.token_ids),
+                "truncated": completion.truncated,
+                "correct": rewards.correct[index].item(),
+                "parsed": rewards.parsed[index].item(),
+                "reward": paid | {"total": round(sum(paid.values()), 6)},
+                "token_ids": list(completion.token_ids),
+                "raw": {"intrinsic": None} | raw,
+            }
+        )
     return [
         {
             "id": record.id,

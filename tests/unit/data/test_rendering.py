@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from utils.data.prompts import render_completion, render_prompt
 from utils.data.reading import RawRow
 from utils.data.records import Record, load_records
-from utils.data.rendering import approximate_tokens, render_record, split_sentences, table_lines
+from utils.data.rendering import approximate_tokens, split_sentences, table_lines
+from utils.data.settings import DatasetConfig
 from utils.frame.files import UserError
 
 ROW = RawRow(
@@ -34,8 +35,9 @@ ROW = RawRow(
 def render(
     row: RawRow = ROW, dataset: str = "finqa", style: str = "rows", limit: int | None = None, **options
 ):
-    options = {"instruction": "", "response_fields": ("program", "answer")} | options
-    return render_record(row, dataset=dataset, table_style=style, max_input_tokens=limit, **options)
+    counting = {"count_tokens": options.pop("count_tokens")} if "count_tokens" in options else {}
+    config = DatasetConfig(dataset=dataset, table_style=style, max_input_tokens=limit, **options)
+    return config.form.record(row, config, **counting)
 
 
 def test_rows_style_is_the_whole_report_with_the_question_last():

@@ -113,10 +113,10 @@ def test_math_answers_vote_together_where_they_are_right_or_written_alike():
 
 def item(text):
     """Samples by letter: R right, w and x wrong values, _ unreadable."""
-    values = {"R": "1", "_": ""}
+    values = {"R": "1", "_": ""} | {letter: letter for letter in "wx"}
     return [
-        GradedSample(Completion(letter, [1, 2], letter == "_"), values.get(letter, letter), letter == "R")
-        for letter in text
+        GradedSample(Completion(each, [1, 2], each == "_"), values[each], each == "R", values[each])
+        for each in text
     ]
 
 

@@ -18,7 +18,7 @@ from utils.evaluation.start_policy import reference_inputs
 from utils.evaluation.token_pass import load_reference, token_pass
 from utils.evaluation.token_text import TokenTexts
 from utils.frame.files import UserError, dump_json
-from utils.grading.equations import reasoning_score
+from utils.grading.tasks import task_of
 from utils.models.sampling import Completion
 from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher
@@ -299,7 +299,7 @@ def slow_advantages(models, states, head, answers, place, size, reward="combined
     rewards = SPEC.weights.intrinsic * np.array(intrinsic) if reward == "combined" else np.zeros(n)
     rewards = rewards - PPO["kl_coef"] * (log_q - log_r) - PPO["entropy_reward_coef"] * log_q
     rewards[-1] += task_reward(record, completion.text, SPEC)["total"]
-    rewards[-1] += SPEC.weights.reasoning * reasoning_score(record, completion.text)
+    rewards[-1] += SPEC.weights.reasoning * task_of(record.dataset).reasoning_score(record, completion.text)
     with torch.no_grad():
         ids = torch.tensor([[*prompt, *response]])
         hidden = states(ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]

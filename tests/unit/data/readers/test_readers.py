@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.boxed import last_boxed
-from utils.data.readers.finqa import count_steps, read_finqa
-from utils.data.readers.gsm8k import read_gsm8k, strip_marks
-from utils.data.readers.hendrycks_math import read_math
+from utils.data.readers import all_readers
+from utils.data.readers.finqa import count_steps
+from utils.data.readers.gsm8k import strip_marks
 from utils.data.reading import FILE, MAX_ROW_CHARS
 from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_files, read_split
@@ -35,9 +35,8 @@ def read(tmp_path: Path, content: bytes | str, name: str = "train.json"):
     """Write one raw file and read it with the reader its name calls for."""
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    if name.endswith(".json"):
-        return read_finqa(path, name)
-    return (read_math if name.startswith("math") else read_gsm8k)(path, name, "train")
+    form = "finqa" if name.endswith(".json") else name.removesuffix(".jsonl")
+    return all_readers()[form].read(path, "train")
 
 
 def found(problems) -> list[tuple[str, str, str]]:
@@ -73,13 +72,13 @@ def test_published_counts(shared_data, dataset, counts):
 
 
 def test_published_quirks(shared_data):
-    rows, _ = read_finqa(shared_data / "finqa" / "dataset" / "train.json", "train.json")
+    rows, _ = all_readers()["finqa"].read(shared_data / "finqa" / "dataset" / "train.json", "train")
     answers = [row.answer for row in rows]
     assert sum(answer in ("yes", "no") for answer in answers) == 19
     assert sum("id ending in -xN" in row.traits for row in rows) == 415
     assert sum("no qa.answer" in row.traits for row in rows) == 1677 - 322
     assert rows[0].id == "ETR/2009/page_107.pdf-2" and rows[0].answer == "0.34719"
-    rows, _ = read_gsm8k(shared_data / "gsm8k" / "train.jsonl", "train.jsonl", "train")
+    rows, _ = all_readers()["gsm8k"].read(shared_data / "gsm8k" / "train.jsonl", "train")
     assert sum("answer with thousands separators" in row.traits for row in rows) == 79
     assert not any("," in row.answer for row in rows)
     assert (rows[0].id, rows[0].answer, rows[0].level, rows[0].source) == (
@@ -337,7 +336,7 @@ def test_math_original_folders(tmp_path):
         (folder / f"{number}.json").write_text(json.dumps(math_item(problem=f"{type_} {number} ?")))
     (tmp_path / "train" / "geometry" / "2.json").write_text('{"problem": ')
     (tmp_path / "train" / "geometry" / "3.json").write_text("")
-    rows, problems = read_math(tmp_path / "train", "train", "train")
+    rows, problems = all_readers()["math"].read(tmp_path / "train", "train")
     assert [(row.id, row.question, row.source) for row in rows] == [
         ("train-0", "algebra 2 ?", "train/algebra/2.json#0"),
         ("train-1", "algebra 10 ?", "train/algebra/10.json#1"),
@@ -348,7 +347,7 @@ def test_math_original_folders(tmp_path):
         ("train/geometry/3.json", "empty_file", "row 4"),
     ]
     (tmp_path / "empty").mkdir()
-    assert read_math(tmp_path / "empty", "empty", "train")[1][0].code == "empty_folder"
+    assert all_readers()["math"].read(tmp_path / "empty", "train")[1][0].code == "empty_folder"
 
 
 @pytest.mark.parametrize(

@@ -195,15 +195,15 @@ def test_every_familys_slip_is_wrong(family):
 
 
 def test_ensure_writes_the_splits_once_and_guards_them(tmp_path, splits):
-    sample.ensure(tmp_path)
+    sample.READER.ensure(tmp_path)
     files = sorted(tmp_path.iterdir())
     assert [path.name for path in files] == ["dev.json", "test.json", "train.json"]
     assert json.loads((tmp_path / "test.json").read_text()) == splits["test"]
     before = [path.stat().st_mtime_ns for path in files]
-    sample.ensure(tmp_path)
+    sample.READER.ensure(tmp_path)
     assert [path.stat().st_mtime_ns for path in files] == before
     changed = copy.deepcopy(splits["dev"])
     changed[7]["qa"]["program"] = "add(1, 2)"
     (tmp_path / "dev.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"dev\.json is not the embedded data set of seed 0"):
-        sample.ensure(tmp_path)
+        sample.READER.ensure(tmp_path)

@@ -16,7 +16,7 @@ from utils.frame.config import StageConfig, load_tier
 from utils.frame.files import REPO_ROOT, UserError, read_jsonl, write_json, write_jsonl
 from utils.frame.stage import StageContext
 from utils.frame.stage_plan import load_script
-from utils.grading.grade import parse_completion
+from utils.grading.tasks.finqa import parse_completion
 from utils.methods.dpo.pairs import (
     REASONS,
     RULE_OF_GOLD,
