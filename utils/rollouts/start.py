@@ -15,6 +15,7 @@ from utils.data.prompts import render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
+from utils.frame.typed_settings import fields_of
 from utils.models.loading import device, load_policy
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.sampling import eos_token_ids
@@ -24,7 +25,7 @@ from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.batches import rollout_batches
 from utils.rollouts.reward_state import open_pipeline
-from utils.rollouts.settings import GroupAlgo
+from utils.rollouts.settings import RolloutAlgo
 from utils.rollouts.shared_prefix_trainer import updates_per_rollout
 from utils.training.run import trainer_arguments
 
@@ -126,33 +127,27 @@ class Start:
         return cls(model, tokenizer, pipeline, rewards, dataset)
 
 
-def group_arguments(ctx: StageContext, num_generations: int, correction: bool = False) -> dict[str, Any]:
-    """The arguments that GRPOConfig and RLOOConfig share, from the algo and the model tier.
+def rollout_arguments(
+    ctx: StageContext, config: type, correction: bool = False, equal_shares: bool = True
+) -> dict[str, Any]:
+    """The arguments of a TRL config for rollouts: the algo tier's, by name, and the model tier's.
 
-    ``correction``: the trainer can correct its loss for completions that vLLM drew.
+    Batches are this process's part; ``temperature``, ``top_p`` and ``top_k`` are those of sampling. For
+    ``correction`` and ``equal_shares`` see `vllm_arguments`.
     """
-    algo: GroupAlgo = ctx.config.algo
-    generation = ctx.config.model.generation
-    updates = updates_per_rollout(algo)
+    algo: RolloutAlgo = ctx.config.algo
+    generation, updates = ctx.config.model.generation, updates_per_rollout(algo)
     return {
         **trainer_arguments(ctx, updates),
-        "learning_rate": algo.learning_rate,
-        "lr_scheduler_type": algo.lr_scheduler_type,
-        "warmup_steps": algo.warmup_steps,
-        "weight_decay": algo.weight_decay,
+        **fields_of(config, algo),
+        **rollout_batches(algo, ctx.config.model.training.max_micro_batch),
+        "num_generations": algo.group_size,
         "max_steps": algo.num_rollouts * updates,
-        **rollout_batches(algo, num_generations, ctx.config.model.training.max_micro_batch),
-        "num_generations": num_generations,
-        "num_iterations": algo.num_iterations,
-        "beta": algo.beta,
-        "epsilon": algo.epsilon,
-        "epsilon_high": algo.epsilon_high,
-        "mask_truncated_completions": algo.mask_truncated_completions,
         "max_completion_length": generation.max_new_tokens,
         "temperature": generation.temperature,
         "top_p": generation.top_p,
         "top_k": generation.top_k,
-        **vllm_arguments(ctx, correction=correction),
+        **vllm_arguments(ctx, correction, equal_shares),
     }
 
 

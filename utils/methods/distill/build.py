@@ -19,14 +19,10 @@ from utils.models.loading import add_lora, load_policy
 from utils.models.prefix.shared_prefix import position_limit
 from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher
-from utils.models.vllm.sampler import vllm_arguments
 from utils.rewards.spec import RewardSpec
-from utils.rollouts.batches import rollout_batches
 from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.reward_state import open_pipeline
-from utils.rollouts.shared_prefix_trainer import updates_per_rollout
-from utils.rollouts.start import check_prompts
-from utils.training.run import trainer_arguments
+from utils.rollouts.start import check_prompts, rollout_arguments
 
 # On gold text, a start policy at this agreement and these KLs (nats per token) says what its teacher says.
 AGREEMENT, SMALL_KL = 0.95, 0.01
@@ -82,7 +78,11 @@ def build_distill_trainer(
         teacher=teacher,
         pipeline=open_pipeline(records, spec, "task", config, tokenizer),  # grades alone, for the log
         gold=gold,
-        args=_arguments(ctx),
+        args=GroupDistillationConfig(
+            **rollout_arguments(ctx, GroupDistillationConfig, equal_shares=algo.on_policy_fraction in (0, 1)),
+            divergence_temperature=algo.temperature,
+            teacher_top_k=algo.top_k,
+        ),
         train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))}),
         processing_class=tokenizer,
     )
@@ -112,34 +112,6 @@ def _with_short_gold(
     ctx.metrics["left_out"] = len(left_out)
     kept = [pair for pair in pairs if len(pair[1]) <= limit]
     return [record for record, _ in kept], [ids for _, ids in kept]
-
-
-def _arguments(ctx: StageContext) -> GroupDistillationConfig:
-    algo: DistillAlgo = ctx.config.algo
-    generation = ctx.config.model.generation
-    updates = updates_per_rollout(algo)
-    return GroupDistillationConfig(
-        **trainer_arguments(ctx, updates),
-        learning_rate=algo.learning_rate,
-        lr_scheduler_type=algo.lr_scheduler_type,
-        warmup_steps=algo.warmup_steps,
-        weight_decay=algo.weight_decay,
-        max_steps=algo.num_rollouts * updates,
-        **rollout_batches(algo, algo.num_generations, ctx.config.model.training.max_micro_batch),
-        num_generations=algo.num_generations,
-        num_iterations=algo.num_iterations,
-        divergence=algo.divergence,
-        beta=algo.beta,
-        divergence_temperature=algo.temperature,
-        teacher_top_k=algo.top_k,
-        ce_weight=algo.ce_weight,
-        on_policy_fraction=algo.on_policy_fraction,
-        max_completion_length=generation.max_new_tokens,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        top_k=generation.top_k,
-        **vllm_arguments(ctx, correction=False, equal_shares=algo.on_policy_fraction in (0, 1)),
-    )
 
 
 def _check_teacher_length(

@@ -20,6 +20,7 @@ from utils.documents.training_curves import plot_curves
 from utils.frame.files import UserError, derive_seed, read_jsonl, shown
 from utils.frame.processes import is_main_process
 from utils.frame.stage import StageContext
+from utils.frame.typed_settings import fields_of
 from utils.methods.dpo.settings import DpoAlgo
 from utils.methods.dpo.trainer import PairTrainer
 from utils.methods.ppo.losses import k1, k3
@@ -132,19 +133,9 @@ def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokeniz
         largest=model_config.training.max_micro_batch,
         whole_micro_batches=False,
     )
+    settings = fields_of(DPOConfig, algo) | {"loss_weights": algo.loss_weights or None}
     arguments = DPOConfig(
-        **trainer_arguments(ctx),
-        learning_rate=algo.learning_rate,
-        lr_scheduler_type=algo.lr_scheduler_type,
-        warmup_steps=algo.warmup_steps,
-        num_train_epochs=algo.num_train_epochs,
-        max_steps=algo.max_steps,
-        **batches.arguments(),
-        weight_decay=algo.weight_decay,
-        beta=algo.beta,
-        loss_type=list(algo.loss_type),
-        loss_weights=list(algo.loss_weights) or None,
-        label_smoothing=algo.label_smoothing,
+        **trainer_arguments(ctx) | settings | batches.arguments(),
         precompute_ref_log_probs=True,
         max_length=None,  # nothing is cut: too long ones are an error above
     )

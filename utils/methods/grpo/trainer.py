@@ -24,12 +24,7 @@ from utils.rollouts.advantages import process_advantages
 from utils.rollouts.follows_curriculum import FollowsCurriculum, follow_curriculum
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
-from utils.rollouts.start import (
-    OutcomeRewards,
-    RenderedPrompts,
-    Start,
-    group_arguments,
-)
+from utils.rollouts.start import OutcomeRewards, RenderedPrompts, Start, rollout_arguments
 
 __all__ = ["OutcomeRewards", "SharedPrefixGRPOTrainer", "build_grpo_trainer"]
 
@@ -88,10 +83,7 @@ def build_grpo_trainer(
     by_token = algo.supervision == "process"
     start = Start.of(ctx, records, spec, tokens=by_token)
     arguments = GRPOConfig(
-        **group_arguments(ctx, algo.num_generations, correction=True),
-        loss_type=algo.loss_type,
-        scale_rewards=algo.scale_rewards,
-        importance_sampling_level=algo.importance_sampling_level,
+        **rollout_arguments(ctx, GRPOConfig, correction=True),
         # Under process supervision the teacher's part is not in the outcome that groups compare.
         reward_weights=[float(name != "intrinsic") for name in start.rewards.names] if by_token else None,
     )

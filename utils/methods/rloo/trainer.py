@@ -10,7 +10,7 @@ to 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,14 +29,14 @@ from utils.rollouts.follows_curriculum import FollowsCurriculum, follow_curricul
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.rollout_log import RolloutLog, by_group
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
-from utils.rollouts.start import RenderedPrompts, Start, group_arguments
+from utils.rollouts.start import RenderedPrompts, Start, rollout_arguments
 
 
 @dataclass
 class BaselineRLOOConfig(RLOOConfig):
     """RLOOConfig with a choice of baselines."""
 
-    baseline_type: str = field(default="loo", metadata={"help": "loo, mean or none."})
+    baseline_type: str = RlooAlgo.baseline_type
 
 
 class SharedPrefixRLOOTrainer(
@@ -128,11 +128,7 @@ def build_rloo_trainer(
     """
     algo: RlooAlgo = ctx.config.algo
     start = Start.of(ctx, records, spec)
-    arguments = BaselineRLOOConfig(
-        **group_arguments(ctx, algo.num_samples),
-        baseline_type=algo.baseline_type,
-        normalize_advantages=algo.normalize_advantages,
-    )
+    arguments = BaselineRLOOConfig(**rollout_arguments(ctx, BaselineRLOOConfig))
     trainer = SharedPrefixRLOOTrainer(
         model=start.model,
         reward_funcs=start.rewards.functions(),

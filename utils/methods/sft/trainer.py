@@ -16,6 +16,7 @@ from utils.data.prompts import render_completion, render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
+from utils.frame.typed_settings import fields_of
 from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import add_lora, load_policy
 from utils.models.settings import ModelConfig
@@ -98,14 +99,7 @@ def build_sft_trainer(
     fillers = fillers_needed(len(rows), batches.per_device_train_batch_size)
     rows += [{"input_ids": [tokenizer.eos_token_id], "completion_mask": [0]}] * fillers
     arguments = SFTConfig(
-        **trainer_arguments(ctx),
-        learning_rate=algo.learning_rate,
-        lr_scheduler_type=algo.lr_scheduler_type,
-        warmup_steps=algo.warmup_steps,
-        num_train_epochs=algo.num_train_epochs,
-        max_steps=algo.max_steps,
-        **batches.arguments(),
-        weight_decay=algo.weight_decay,
+        **trainer_arguments(ctx) | fields_of(SFTConfig, algo) | batches.arguments(),
         completion_only_loss=True,
         max_length=None,  # nothing is cut here: too long demonstrations are left out above
     )
