@@ -15,6 +15,7 @@ from tests.support.training_stages import model_config
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
+from utils.frame.typed_settings import check
 from utils.methods.ppo.build import PPOTrainer, build_ppo_trainer
 from utils.methods.ppo.settings import PpoAlgo
 from utils.models import value_head as value
@@ -205,9 +206,9 @@ def test_nan_in_the_teacher_stops_the_run(context, tmp_path, tiny_models):
 )
 def test_impossible_combinations_have_one_clear_line(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        replace(PPO, **changes).validate()
+        check(replace(PPO, **changes))
     assert "\n" not in str(caught.value)
-    PPO.validate()
+    check(PPO)
 
 
 def test_the_state_is_plain_data(context):

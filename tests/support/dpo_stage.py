@@ -18,6 +18,7 @@ DPO = DpoAlgo(
     max_steps=7,
     per_device_train_batch_size=3,
     beta=0.3,
+    loss_type=["sigmoid"],
 )
 
 # Completions of several lengths; the last of them were cut off, so they have no end-of-sequence token.

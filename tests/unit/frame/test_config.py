@@ -165,7 +165,7 @@ def test_keys_may_be_shortened_where_that_is_unique():
         (["--seed", "-1"], "seed must be"),
         (["--seed", "x"], '"seed" must be int'),
         (["--quick_test", "please"], 'unexpected argument "please"'),
-        (["--algo_config", "tests/toy_alog.yaml"], r"no such file; did you mean .*toy_algo\.yaml"),
+        (["--algo_config", "tests/support/toy_alog.yaml"], r"no such file; did you mean .*toy_algo\.yaml"),
         (["--batch_size", "0"], "generation.batch_size must be at least 1"),
     ],
 )

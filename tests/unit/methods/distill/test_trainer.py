@@ -13,6 +13,7 @@ from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from tests.support.group_stub import TINY_TRAINING, move
 from utils.frame.files import UserError
+from utils.frame.typed_settings import check
 from utils.methods.distill.build import NothingToLearn
 from utils.methods.distill.settings import DistillAlgo, sampled_prompts
 from utils.methods.distill.trainer import GroupDistillationConfig, GroupDistillationTrainer
@@ -27,6 +28,8 @@ COMMON = {
     "max_steps": 3,
     "logging_steps": 1,
 }
+# As stock TRL has it: one completion per prompt, one update per rollout.
+PLAIN = {"num_generations": 1, "steps_per_generation": 1, "num_iterations": 1}
 
 
 class Graded:
@@ -82,7 +85,9 @@ def make(tiny_models, tmp_path):
             teacher=Teacher(taught, len(tokenizer)),
             pipeline=Graded(),
             gold=tokenizer(texts, add_special_tokens=False)["input_ids"],
-            args=GroupDistillationConfig(**{**COMMON, "output_dir": str(tmp_path / "out"), **changes}),
+            args=GroupDistillationConfig(
+                **{**COMMON, **PLAIN, "output_dir": str(tmp_path / "out"), **changes}
+            ),
             train_dataset=Dataset.from_dict({"prompt": PROMPTS, "record": list(range(len(PROMPTS)))}),
             processing_class=tokenizer,
         )
@@ -532,16 +537,16 @@ def test_models_of_other_padding_are_compared(make, tiny_models):
 def test_impossible_settings_have_one_clear_line(changes, message):
     algo = DistillAlgo(**changes)
     with pytest.raises(ValueError, match=message) as caught:
-        algo.validate()
+        check(algo)
     assert "\n" not in str(caught.value)
 
 
 def test_budgets():
     algo = DistillAlgo()
-    algo.validate()
+    check(algo)
     assert (algo.rollout_size, algo.num_prompts, algo.sampled_completions) == (128, 1024, 8192)
     gold = DistillAlgo(
         num_generations=1, on_policy_fraction=0.3, per_device_train_batch_size=5, num_rollouts=3
     )
-    gold.validate()
+    check(gold)
     assert (gold.rollout_size, gold.num_prompts, gold.sampled_completions) == (10, 30, 9)

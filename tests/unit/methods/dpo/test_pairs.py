@@ -16,6 +16,7 @@ from utils.frame.config import StageConfig, load_tier
 from utils.frame.files import REPO_ROOT, UserError, read_jsonl, write_json, write_jsonl
 from utils.frame.stage import StageContext
 from utils.frame.stage_plan import load_script
+from utils.frame.typed_settings import check
 from utils.grading.tasks.finqa import parse_completion
 from utils.methods.dpo.pairs import (
     REASONS,
@@ -569,11 +570,11 @@ def test_the_report_counts_what_is_there(tmp_path):
         ({"rules": ["higher_reward"] * 2}, "and none twice"),
         ({"min_margin": -0.1}, "min_margin must be at least 0"),
         ({"pairs_per_prompt": 0}, "pairs_per_prompt must be above 0"),
-        ({"max_similarity": 1.1}, "max_similarity must be at most 1"),
+        ({"max_similarity": 1.1}, "max_similarity must be above 0 and at most 1"),
         ({"val_fraction": 0.6}, "val_fraction must be between 0 and 0.5"),
     ],
 )
 def test_impossible_settings_have_one_clear_line(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        replace(ALGO, **changes).validate()
+        check(replace(ALGO, **changes))
     assert "\n" not in str(caught.value)

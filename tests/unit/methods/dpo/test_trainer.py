@@ -13,6 +13,7 @@ from tests.support.dpo_stage import DPO, dpo_contexts, pairs
 from tests.support.records import RECORDS
 from tests.support.training_stages import model_config
 from utils.frame.files import UserError, write_jsonl
+from utils.frame.typed_settings import check
 from utils.methods.dpo import build as module
 from utils.methods.dpo import trainer as dpo_trainer
 from utils.methods.dpo.build import build_dpo_trainer, tokenize_pairs
@@ -369,6 +370,6 @@ def test_kl_estimates_the_true_divergence_of_single_tokens(apart, policies, cont
 )
 def test_impossible_settings_have_one_clear_line(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
-        replace(DPO, **changes).validate()
+        check(replace(DPO, **changes))
     assert "\n" not in str(caught.value)
-    DPO.validate()
+    check(DPO)

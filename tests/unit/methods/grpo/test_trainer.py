@@ -20,6 +20,7 @@ from tests.support.group_stub import (
     rollout_inputs,
     token_reward,
 )
+from utils.frame.typed_settings import check
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.rollouts.advantages import process_advantages
@@ -250,9 +251,9 @@ def test_settings_that_contradict_each_other_are_refused():
         ({"beta": -1.0}, "beta must be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
-            GrpoAlgo(**changes).validate()
-    GrpoAlgo(loss_type="cispo", epsilon_high=5.0).validate()
-    GrpoAlgo(loss_type="luspo", importance_sampling_level="sequence").validate()
+            check(GrpoAlgo(**changes))
+    check(GrpoAlgo(loss_type="cispo", epsilon_high=5.0))
+    check(GrpoAlgo(loss_type="luspo", importance_sampling_level="sequence"))
 
 
 @pytest.mark.parametrize(

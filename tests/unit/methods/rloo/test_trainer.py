@@ -27,6 +27,7 @@ from tests.support.group_stub import (
 )
 from tests.support.training_stages import Killed, run_script, stage_context, stage_inputs, tree
 from utils.frame.files import UserError, read_jsonl
+from utils.frame.typed_settings import check
 from utils.methods.ppo.settings import PpoAlgo
 from utils.methods.rloo import gradient_variance as variance
 from utils.methods.rloo.settings import RlooAlgo
@@ -459,9 +460,9 @@ def test_settings():
         ({"epsilon": 0.0}, "epsilon must be above 0"),
     ]:
         with pytest.raises(ValueError, match=message):
-            RlooAlgo(**changes).validate()
+            check(RlooAlgo(**changes))
     for algo in (RlooAlgo(), PpoAlgo()):
-        algo.validate()
+        check(algo)
         assert (algo.sampled_completions, algo.num_prompts) == (8192, 1024)
 
 
