@@ -153,8 +153,11 @@ def rollout_arguments(
 
 def check_prompts(
     prompts: Sequence[str], records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> None:
-    """Raise UserError where a rendered prompt has more than ``limit`` tokens, naming the longest."""
+) -> tuple[int, str]:
+    """The tokens of the longest rendered prompt and the id of its record.
+
+    Raises UserError where they are more than ``limit``.
+    """
     lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] > limit:
@@ -163,3 +166,4 @@ def check_prompts(
             f"{limit}: raise it, or lower dataset.max_input_tokens and prepare again "
             "with 01_prepare_dataset.py"
         )
+    return lengths[longest], records[longest].id

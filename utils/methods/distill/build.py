@@ -71,8 +71,8 @@ def build_distill_trainer(
     if reads_gold:
         records, gold = _with_short_gold(ctx, records, gold)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
-    _check_teacher_length(teacher, prompts, records, tokenizer, config.generation.max_new_tokens)
+    longest = check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
+    _check_teacher_length(teacher, *longest, config.generation.max_new_tokens)
     trainer = GroupDistillationTrainer(
         model=model,
         teacher=teacher,
@@ -114,20 +114,12 @@ def _with_short_gold(
     return [record for record, _ in kept], [ids for _, ids in kept]
 
 
-def _check_teacher_length(
-    teacher: Teacher,
-    prompts: Sequence[str],
-    records: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-) -> None:
-    """Raise UserError where the longest prompt and sample exceed the teacher's positions."""
+def _check_teacher_length(teacher: Teacher, tokens: int, record: str, max_new_tokens: int) -> None:
+    """Raise UserError where the longest prompt, of ``tokens``, and sample exceed the teacher's positions."""
     limit = position_limit(teacher.model)
-    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] + max_new_tokens - 1 > limit:
+    if tokens + max_new_tokens - 1 > limit:
         raise UserError(
-            f"the prompt of {records[longest].id} has {lengths[longest]} tokens, generation.max_new_tokens "
-            f"is {max_new_tokens} and the teacher has {limit} positions: lower dataset.max_input_tokens or "
+            f"the prompt of {record} has {tokens} tokens, generation.max_new_tokens is {max_new_tokens} and "
+            f"the teacher has {limit} positions: lower dataset.max_input_tokens or "
             "generation.max_new_tokens, or set another model.teacher_name_or_path"
         )

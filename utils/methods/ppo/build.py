@@ -1,7 +1,4 @@
-"""PPO of the SFT policy: its settings in TRL's conventions, and the trainer for a stage's configuration.
-
-The method itself is in `ppo_trainer.py` (rollouts and updates), `ppo_math.py` and `value.py`.
-"""
+"""PPO of the SFT policy as a stage: its start and its trainer (`trainer.py`)."""
 
 from __future__ import annotations
 
