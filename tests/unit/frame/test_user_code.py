@@ -64,7 +64,7 @@ def example(tmp_path_factory, tiny_models):
         ("04_generate_candidates.py", *short, "--num_candidates", "2"),
         ("05_train_ppo.py", *rollouts),
         ("06_train_grpo.py", *rollouts),
-        ("07_train_rloo.py", *rollouts, "--variance_prompts", "0"),
+        ("07_train_rloo.py", *rollouts),
         ("10_evaluate.py", *short, *alone),
     ):
         code = execute_stage(script, [*argv, "--output_dir", str(folder / "outputs")])
