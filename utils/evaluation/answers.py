@@ -27,7 +27,7 @@ import torch
 
 from utils.data.prompts import render_prompt
 from utils.data.records import Record
-from utils.frame.files import UserError, derive_seed, write_jsonl
+from utils.frame.files import UserError, derive_seed, jsonl_values, write_jsonl
 from utils.frame.processes import from_main, gather_lists, is_main_process, process_index, share
 from utils.grading.outside_predictions import Prediction
 from utils.models.loading import load_policy
@@ -249,11 +249,7 @@ def read_journal(path: Path) -> Found:
     found: Found = {}
     if not path.is_file():
         return found
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
+    for _, row in jsonl_values(path, journal=True):
         if row.get("token_ids") is not None:
             found[row["id"], False] = [_completion(row)]
         if row.get("samples"):

@@ -177,7 +177,7 @@ def test_a_repeated_id_and_a_broken_line_are_named(tmp_path):
     path = tmp_path / "r.jsonl"
     for second, message in (
         (good, "already used in line 1"),
-        ("{", "not a record"),
+        ("{", "not valid JSON"),
         ("[]", "expected an object"),
     ):
         path.write_text(f"{good}\n{second}\n")
