@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.frame.files import atomic_path
+from utils.documents.figures import PALETTE, drawing
 from utils.methods.dpo.pairs import REASONS, RULE_OF_GOLD, Pair, PreferenceSet
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 LENGTH_BIAS = 0.6  # share of pairs whose chosen (or rejected) completion is the longer one, ties as halves
 
-# Okabe and Ito's palette, told apart by colour-blind readers.
 _COLOURS = {
-    "correct_over_wrong": "#0072B2",
-    RULE_OF_GOLD: "#E69F00",
-    "valid_over_invalid": "#009E73",
-    "higher_reward": "#999999",
+    "correct_over_wrong": PALETTE[4],
+    RULE_OF_GOLD: PALETTE[3],
+    "valid_over_invalid": PALETTE[6],
+    "higher_reward": PALETTE[1],
 }
 
 
@@ -98,16 +97,11 @@ def _prompts(pairs: Sequence[Pair]) -> int:
 
 
 def plot_margins(path: Path, pairs: Sequence[Pair], min_margin: float) -> None:
-    """A histogram of the margins, stacked by rule (PNG). Its bytes depend on the pairs alone."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
+    """A histogram of the margins, stacked by rule (PNG)."""
     names = [name for name in _COLOURS if any(pair.rule == name for pair in pairs)]
     margins = [[pair.margin for pair in pairs if pair.rule == name] for name in names]
     largest = max(max(values) for values in margins)
-    with rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(7.5, 4), layout="constrained")
-        axis = figure.subplots()
+    with drawing(path, (7.5, 4), (1,)) as (_, (axis,)):
         axis.hist(
             margins,
             bins=np.linspace(min(min_margin, 0.0), largest or 1.0, 41),
@@ -124,5 +118,3 @@ def plot_margins(path: Path, pairs: Sequence[Pair], min_margin: float) -> None:
         )
         axis.set(xlabel="margin (reward of the chosen less that of the rejected)", ylabel="pairs")
         axis.legend(frameon=False)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
