@@ -165,10 +165,11 @@ def sample_groups(
     """
     args, tokenizer, size = trainer.args, trainer.processing_class, trainer.num_generations
     picked = trainer.train_dataset.select(rows)
+    prompts = trainer.prompt_tokens(picked["prompt"])
     completions = generate(
         trainer.model,
         tokenizer,
-        picked["prompt"],
+        prompts,
         max_new_tokens=args.max_completion_length,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -178,7 +179,6 @@ def sample_groups(
         generator=generator,
         room=room,
     )
-    prompts = tokenizer(list(picked["prompt"]), add_special_tokens=False)["input_ids"]
     ids = [completion.token_ids for completion in completions]
     device = trainer.accelerator.device
     paid = trainer.pipeline.score_outcomes(

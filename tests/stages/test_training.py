@@ -21,7 +21,7 @@ from tests.support.training_stages import (
     train,
     varied_rewards,
 )
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import PromptTokens, render_completion, render_prompt
 from utils.documents.training_curves import plot_curves
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_json, read_jsonl
@@ -150,7 +150,7 @@ def test_reward_functions_sum_to_the_pipelines_total(tokenizer, tiny_models, rew
     model.model.teacher_name_or_path = str(tiny_models("llama"))
     spec = replace(SPEC, intrinsic=IntrinsicSection(missing_eos_penalty=0.5))
     pipeline = open_pipeline(RECORDS, spec, reward, model, tokenizer)
-    functions = OutcomeRewards(pipeline, tokenizer, {tokenizer.eos_token_id}).functions()
+    functions = OutcomeRewards(pipeline, PromptTokens(tokenizer), {tokenizer.eos_token_id}).functions()
     logged = {}
     paid = [
         function(

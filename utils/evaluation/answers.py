@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import prompt_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed, jsonl_values, write_jsonl
 from utils.frame.processes import from_main, gather_lists, is_main_process, process_index, share
@@ -102,8 +102,7 @@ def answer_records(
     Raises UserError where no prompt leaves room for an answer, or logits are not finite.
     """
     model, tokenizer = load_policy(checkpoint, config.model)
-    texts = [render_prompt(tokenizer, record.input_text) for record in records]
-    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    prompts = prompt_ids(tokenizer, records)
     new_tokens, batch_size = config.generation.max_new_tokens, config.generation.largest_batch
     room, limit = Room(config.generation), position_limit(model)
     asked = [number for number, prompt in enumerate(prompts) if len(prompt) + new_tokens <= limit]

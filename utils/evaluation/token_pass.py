@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.data.prompts import render_completion
+from utils.data.prompts import render_completion, token_ids
 from utils.evaluation.critic import Critic, load_critic
 from utils.evaluation.distances import NAMES, WITHOUT, against, kl_per_text
 from utils.evaluation.token_text import TokenTexts
@@ -117,7 +117,7 @@ def token_pass(
     gold = [render_completion(answers.tokenizer, record.target_text) for record in answers.records]
     texts = {
         "on_responses": [completion and completion.token_ids for completion in answers.completions],
-        "on_gold": answers.tokenizer(gold, add_special_tokens=False)["input_ids"],
+        "on_gold": token_ids(answers.tokenizer, gold),
     }
     progress = partial(ctx.progress, description="comparing token by token")
     values = values_of_texts(models, answers.prompts, texts, progress)

@@ -36,7 +36,7 @@ Completer = Callable[..., list[list[Completion]]]  # `complete` without its mode
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -50,7 +50,7 @@ def generate(
     room: Room | None = None,
     completer: Completer | None = None,
 ) -> list[Completion]:
-    """``num_samples`` completions per rendered prompt, those of one prompt next to each other, in the
+    """``num_samples`` completions per prompt (token ids), those of one prompt next to each other, in the
     prompts' order. Temperature 0 is greedy; ``batch_size`` counts completions.
 
     ``across_processes``: every process calls this alike, they share the batches, and each gets all the
@@ -59,16 +59,15 @@ def generate(
 
     Raises UserError where prompt and completion together exceed the model's positions.
     """
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    _check_length(model, ids, max_new_tokens)
+    _check_length(model, prompts, max_new_tokens)
     completer = completer or functools.partial(complete, model, tokenizer, room=room)
     answers: dict[int, list[Completion]] = {}
-    for turn, batch in enumerate(progress(batches_by_length(ids, batch_size, num_samples))):
+    for turn, batch in enumerate(progress(batches_by_length(prompts, batch_size, num_samples))):
         if across_processes and turn % num_processes() != process_index():
             _pass_over(model, len(batch) * num_samples, max_new_tokens, temperature, generator)
             continue
         found = completer(
-            [ids[index] for index in batch],
+            [prompts[index] for index in batch],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -79,7 +78,7 @@ def generate(
         answers |= dict(zip(batch, found, strict=True))
     if across_processes:
         answers = dict(gather_items(list(answers.items())))
-    return [completion for index in range(len(ids)) for completion in answers[index]]
+    return [completion for index in range(len(prompts)) for completion in answers[index]]
 
 
 def batches_by_length(
@@ -169,9 +168,9 @@ def as_completion(tokenizer: PreTrainedTokenizerBase, tokens: list[int], eos: li
     return Completion(tokenizer.decode(tokens, skip_special_tokens=True), tokens, truncated=not ended)
 
 
-def _check_length(model: PreTrainedModel, ids: list[list[int]], max_new_tokens: int) -> None:
+def _check_length(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     limit = position_limit(model)
-    longest = max(map(len, ids), default=0)
+    longest = max(map(len, prompts), default=0)
     if longest + max_new_tokens > limit:
         raise UserError(
             f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} "

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from utils.data.prompts import token_ids
 from utils.frame.files import UserError, first_line
 from utils.frame.processes import from_main, merge_shares, share
 from utils.models.loading import adapter_base, input_device, load_policy, load_tokenizer, located, other_class
@@ -318,8 +319,8 @@ def check_same_tokenizer(
     for kind in ("bos_token", "eos_token"):
         if difference is None and getattr(student, f"{kind}_id") != getattr(teacher, f"{kind}_id"):
             difference = f"{kind} {getattr(student, kind)!r} and {getattr(teacher, kind)!r}"
-    for text in PROBES:
-        if difference is None and _encoded(student, text) != _encoded(teacher, text):
+    for text, own, other in zip(PROBES, token_ids(student, PROBES), token_ids(teacher, PROBES), strict=True):
+        if difference is None and own != other:
             difference = f"they split {text!r} differently"
     if difference is not None:
         raise UserError(
@@ -363,10 +364,6 @@ def _located(name: str, what: str) -> str:
 
 def _unloadable(name: str, error: Exception) -> UserError:
     return UserError(f"{name}: the teacher could not be loaded ({first_line(error)})")
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _check_architecture(name: str, path: str) -> None:

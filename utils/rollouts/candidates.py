@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import render_prompt, token_ids
 from utils.data.records import Record
 from utils.frame.files import derive_seed
 from utils.frame.stage import StageContext
@@ -39,14 +39,14 @@ def sample_candidates(
     config = ctx.config.model
     model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    prompt_ids = token_ids(tokenizer, prompts)
     announce_sampler(ctx)
     cost = Cost()
     with cost.phase("sampling"):
         completions = generate(
             model,
             tokenizer,
-            prompts,
+            prompt_ids,
             max_new_tokens=config.generation.max_new_tokens,
             temperature=config.generation.temperature,
             top_p=config.generation.top_p,

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import prompt_ids
 from utils.data.records import Record
 from utils.frame.files import atomic_path, write_json
 from utils.frame.processes import is_main_process, num_processes, wait_for_everyone
@@ -47,7 +47,7 @@ class GenerationValidation(TrainerCallback):
         unit: int = 1,
     ):
         self.records, self.config, self.tokenizer = records, config, tokenizer
-        self.spec = verified(spec)
+        self.prompts, self.spec = prompt_ids(tokenizer, records), verified(spec)
         self.out, self.checkpoints = out, out / f"ckpt_{method}"
         self.every = config.validation.eval_steps * unit
         # Every process is to have a part of the records.
@@ -71,7 +71,7 @@ class GenerationValidation(TrainerCallback):
         completions = generate(
             self._whole_policy(),
             self.tokenizer,
-            [render_prompt(self.tokenizer, record.input_text) for record in self.records],
+            self.prompts,
             max_new_tokens=self.config.generation.max_new_tokens,
             batch_size=self.batch_size,
             across_processes=True,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import PromptTokens, render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
@@ -75,8 +75,9 @@ def build_distill_trainer(
     if reads_gold:
         records, gold = _with_short_gold(ctx, records, gold)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
-    _check_teacher_length(teacher, prompts, records, tokenizer, config.generation.max_new_tokens)
+    prompt_tokens = PromptTokens(tokenizer)
+    check_prompts(prompt_tokens(prompts), records, config.model.max_prompt_length)
+    _check_teacher_length(teacher, prompt_tokens(prompts), records, config.generation.max_new_tokens)
     trainer = GroupDistillationTrainer(
         model=model,
         teacher=teacher,
@@ -86,6 +87,7 @@ def build_distill_trainer(
         train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))}),
         processing_class=tokenizer,
     )
+    trainer.prompt_tokens = prompt_tokens
     trainer.add_callback(NothingToLearn(ctx))
     follow_curriculum(ctx, trainer, records, algo.num_rollouts, signal="confidence_gap")
     if reads_gold:
@@ -143,15 +145,11 @@ def _arguments(ctx: StageContext) -> GroupDistillationConfig:
 
 
 def _check_teacher_length(
-    teacher: Teacher,
-    prompts: Sequence[str],
-    records: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
+    teacher: Teacher, prompts: Sequence[Sequence[int]], records: Sequence[Record], max_new_tokens: int
 ) -> None:
-    """Raise UserError where the longest prompt and sample exceed the teacher's positions."""
+    """Raise UserError where the longest prompt (token ids) and sample exceed the teacher's positions."""
     limit = position_limit(teacher.model)
-    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    lengths = list(map(len, prompts))
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] + max_new_tokens - 1 > limit:
         raise UserError(

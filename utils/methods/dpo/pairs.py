@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils.data.prompts import render_completion
+from utils.data.prompts import render_completion, token_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.grading.grade import grade
@@ -168,9 +168,7 @@ def candidate_answers(
     ]
     answers: dict[str, Answer] = {}
     lost = 0
-    for each, text, ids in zip(
-        candidates, texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True
-    ):
+    for each, text, ids in zip(candidates, texts, token_ids(tokenizer, texts), strict=True):
         if ids != each["token_ids"]:
             lost += 1
             continue
@@ -202,8 +200,7 @@ def gold_answers(
     could not be written.
     """
     texts = [render_completion(tokenizer, record.target_text) for record in records]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    prompt_ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    ids, prompt_ids = token_ids(tokenizer, texts), token_ids(tokenizer, prompts)
     answers: list[Answer | None] = [None] * len(records)
     usable = []
     for index, record in enumerate(records):
