@@ -7,10 +7,8 @@ how a batch is padded, and a completion that occurs several times in it is score
 
 import functools
 import hashlib
-import inspect
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +22,7 @@ from utils.data.prompts import token_ids
 from utils.frame.files import UserError, first_line
 from utils.frame.processes import from_main, merge_shares, share
 from utils.models.loading import adapter_base, input_device, load_policy, load_tokenizer, located, other_class
-from utils.models.prefix.prefix_scoring import TokenScores, score_completions, token_scores
+from utils.models.prefix.prefix_scoring import padded_parts, states_and_head, token_scores
 from utils.models.prefix.shared_prefix import (
     CompletionBatch,
     head_obstacle,
@@ -169,7 +167,7 @@ class Teacher:
             # A cache that is shared between runs may have grown since another process read it.
             found, missing = from_main((found, missing))
         fresh: dict[Row, np.ndarray] = {}
-        parts = list(_slices(missing))
+        parts = [missing[part] for part in padded_parts([row.length for row in missing], SLICE_TOKENS)]
         for part, scores in zip(parts, self._score_parts(parts), strict=True):
             fresh |= zip(part, scores, strict=True)
         self._check_finite(rows, fresh)
@@ -190,34 +188,22 @@ class Teacher:
         if reason and not self._warned:
             logger.warning("teacher %s scores without shared prefixes: %s", self.name, reason)
             self._warned = True
-        if head_obstacle(self.model):
-            return [self._score_alone(row) for row in rows]
-        batch = self._batch(rows)
-        settings = {"temperature": self.alpha, "vocab_size": self.vocab_size, "shared": reason is None}
-        scores = self._q_and_v(score_completions(self.model, batch, **settings))
-        return np.split(scores, np.cumsum(batch.completion_mask.sum(1).tolist())[:-1], axis=1)
-
-    def _score_alone(self, row: Row) -> np.ndarray:
-        """Return Q and V, [2, C], from the model's own logits of the whole sequence."""
-        batch = self._batch([row])
-        prompt, completion = batch.prompt_ids, batch.completion_ids
-        ids = torch.cat([prompt, completion[:, :-1]], dim=1)  # the last token predicts nothing that is scored
-        kept = {}
-        if "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters:
-            kept["logits_to_keep"] = completion.shape[1]
-        output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **kept)
-        head = nn.Identity()
-        head.out_features = output.logits.shape[-1]
-        logits = output.logits[0, -completion.shape[1] :]
-        settings = {"temperature": self.alpha, "vocab_size": self.vocab_size}
-        return self._q_and_v(token_scores(head, logits, completion[0], **settings))
+        if head_obstacle(self.model):  # the logits of all rows would be held at once
+            return [scores for row in rows for scores in self._q_and_v([row])]
+        return self._q_and_v(rows)
 
     def _batch(self, rows: list[Row]) -> CompletionBatch:
         prompts, completions = zip(*(map(np.ndarray.tolist, row.arrays()) for row in rows), strict=True)
         return CompletionBatch.of(prompts, completions, input_device(self.model))
 
-    def _q_and_v(self, scores: TokenScores) -> np.ndarray:
-        return (self.alpha * torch.stack([scores.logit, scores.logsumexp])).cpu().numpy()
+    def _q_and_v(self, rows: list[Row]) -> list[np.ndarray]:
+        batch = self._batch(rows)
+        states, head = states_and_head(self.model, batch)
+        scores = token_scores(
+            head, states, batch.tokens(), temperature=self.alpha, vocab_size=self.vocab_size
+        )
+        values = (self.alpha * torch.stack([scores.logit, scores.logsumexp])).cpu().numpy()
+        return np.split(values, np.cumsum(batch.completion_mask.sum(1).tolist())[:-1], axis=1)
 
     # -------------------------------------------------------------------------------------------- refusals
 
@@ -273,21 +259,6 @@ def _rows(batch: CompletionBatch) -> list[Row]:
         Row(prompt[kept].astype(np.int64).tobytes(), completion[chosen].astype(np.int64).tobytes())
         for prompt, kept, completion, chosen in zip(prompts, prompt_mask, completions, mask, strict=True)
     ]
-
-
-def _slices(rows: list[Row]) -> Iterator[list[Row]]:
-    """Cut rows into consecutive parts of at most `SLICE_TOKENS` tokens once padded, of one row at least."""
-    part: list[Row] = []
-    longest = 0
-    for row in rows:
-        grown = max(longest, row.length)
-        if part and grown * (len(part) + 1) > SLICE_TOKENS:
-            yield part
-            part, grown = [], row.length
-        part.append(row)
-        longest = grown
-    if part:
-        yield part
 
 
 def _spread(rows: list[Row], scores: dict[Row, np.ndarray], mask: Tensor) -> TeacherScores:
