@@ -10,7 +10,7 @@ import yaml
 
 from utils.frame.files import REPO_ROOT
 from utils.models.inspection.architecture import Architecture
-from utils.models.inspection.estimates import Estimate, Work, estimate
+from utils.models.inspection.estimates import MICRO_BATCH, SAMPLED, Estimate, estimate
 
 FOLDER = REPO_ROOT / "configs" / "models"
 DEFAULT_RANK = 16  # of adapters
@@ -107,12 +107,12 @@ def config_text(found: Architecture, known: Known | None = None, estimated: Esti
         },
         "training": {
             "gradient_checkpointing": estimated.gradient_checkpointing,
-            "max_micro_batch": Work().micro_batch,
+            "max_micro_batch": MICRO_BATCH,
             "save_steps": 50,
             "logging_steps": 5,
         },
         "validation": {"eval_steps": 50, "num_items": 256},
-        "generation": {"max_new_tokens": new_tokens, "temperature": 1.0, "batch_size": Work().sampled},
+        "generation": {"max_new_tokens": new_tokens, "temperature": 1.0, "batch_size": SAMPLED},
         "metadata": {
             "description": known.description or "not run by us yet",
             "license": known.license,
