@@ -33,7 +33,7 @@ from utils.grading.outside_predictions import Prediction
 from utils.models.loading import load_policy
 from utils.models.prefix.common_prefix import batches_by_prefix
 from utils.models.prefix.shared_prefix import position_limit
-from utils.models.sampling import Completion, batches_by_length, complete
+from utils.models.sampling import Completion, batches_by_length, complete, drawn_as
 from utils.models.sampling_memory import Room
 from utils.models.settings import GenerationSection, ModelConfig
 from utils.models.vllm.sampler import vllm_completer
@@ -133,11 +133,8 @@ def answer_records(
 
     def answer(batch: Batch) -> Found:
         try:
-            answers = completer(
-                [prompts[number] for number in batch.members],
-                max_new_tokens=new_tokens,
-                **batch.drawing(config.generation, seed),
-            )
+            drawing = batch.drawing(config.generation, seed)
+            answers = completer([prompts[number] for number in batch.members], **drawing)
         except FloatingPointError as error:
             raise UserError(
                 f"{checkpoint}: {error}, in the batch of items "
@@ -191,15 +188,9 @@ class Batch:
     def drawing(self, config: GenerationSection, seed: int) -> dict[str, Any]:
         """How its completions are drawn, as arguments of ``complete``."""
         if not self.samples:
-            return {"common_prefixes": True}
+            return {"max_new_tokens": config.max_new_tokens, "common_prefixes": True}
         generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation samples", self.number))
-        return {
-            "num_samples": self.samples,
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "top_k": config.top_k,
-            "generator": generator,
-        }
+        return {"num_samples": self.samples, "generator": generator, **drawn_as(config)}
 
 
 def _answer_shares(

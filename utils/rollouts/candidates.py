@@ -15,7 +15,7 @@ from utils.frame.files import derive_seed
 from utils.frame.stage import StageContext
 from utils.models.loading import device, load_policy
 from utils.models.prefix.shared_prefix import CompletionBatch
-from utils.models.sampling import generate
+from utils.models.sampling import drawn_as, generate
 from utils.models.sampling_memory import Room
 from utils.models.vllm.sampler import announce_sampler, vllm_completer
 from utils.rewards.spec import RewardSpec
@@ -47,10 +47,7 @@ def sample_candidates(
             model,
             tokenizer,
             prompt_ids,
-            max_new_tokens=config.generation.max_new_tokens,
-            temperature=config.generation.temperature,
-            top_p=config.generation.top_p,
-            top_k=config.generation.top_k,
+            **drawn_as(config.generation),
             num_samples=num_candidates,
             batch_size=config.generation.largest_batch,
             generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),

@@ -25,7 +25,7 @@ from utils.methods.dpo.trainer import PairTrainer
 from utils.methods.ppo.losses import k1, k3
 from utils.models.loading import load_policy
 from utils.models.prefix.shared_prefix import evaluating
-from utils.models.sampling import generate
+from utils.models.sampling import drawn_as, generate
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import load_reward_spec
 from utils.rollouts.batches import share_batches
@@ -61,10 +61,7 @@ class PreferenceValidation(GenerationValidation):
             model,
             self.tokenizer,
             self.prompts,
-            max_new_tokens=generation.max_new_tokens,
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            top_k=generation.top_k,
+            **drawn_as(generation),
             batch_size=generation.largest_batch,
             room=self.room,
             generator=torch.Generator().manual_seed(derive_seed(self.seed, "validation_kl")),
