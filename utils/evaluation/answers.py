@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.data.prompts import prompt_ids
 from utils.data.records import Record
@@ -37,9 +38,6 @@ from utils.models.sampling import Completion, batches_by_length, complete, drawn
 from utils.models.sampling_memory import Room
 from utils.models.settings import GenerationSection, ModelConfig
 from utils.models.vllm.sampler import vllm_completer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Key = tuple[str, bool]  # a record's id, and whether its samples are meant rather than its greedy answer
 Found = dict[Key, list[Completion]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.documents.figures import PALETTE, drawing
 from utils.evaluation.metrics import headline
@@ -12,9 +12,7 @@ from utils.evaluation.policy import Questions, evaluate_policy
 from utils.evaluation.policy_names import METRICS, Checkpoint
 from utils.frame.files import read_json, sha256_of, write_csv
 from utils.frame.processes import from_main, is_main_process
-
-if TYPE_CHECKING:
-    from utils.frame.stage import StageContext
+from utils.frame.stage import StageContext
 
 
 def evaluate_checkpoints(

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.evaluation.answers import Answers
 from utils.evaluation.start_policy import trained_by
 from utils.evaluation.token_values import Values
 from utils.frame.files import shown
 from utils.frame.manifest import read_manifest
+from utils.frame.stage import StageContext
 from utils.methods.ppo.losses import gae, k1
 from utils.methods.ppo.settings import PpoAlgo
 from utils.models.loading import device, load_policy
@@ -29,11 +30,6 @@ from utils.models.value_head import HEAD_FILE, MODEL_FILE, ValueHead, ValueModel
 from utils.models.value_head import load_critic as read_weights
 from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec, paid_weights
-
-if TYPE_CHECKING:
-    from utils.evaluation.answers import Answers
-    from utils.frame.stage import StageContext
-
 
 # Of the stage's settings, those that rewards and advantages depend on.
 SETTINGS = ("gamma", "lam", "kl_coef", "entropy_reward_coef", "adaptive_kl", "whiten_rewards", "value_model")

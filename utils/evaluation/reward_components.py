@@ -18,22 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils.data.records import Record
+from utils.evaluation.answers import Answers
+from utils.evaluation.token_pass import TokenPass
 from utils.grading.task import Grade
 from utils.grading.tasks import task_of
+from utils.models.sampling import Completion
 from utils.rewards.spec import RewardSpec, RewardWeights
 from utils.rewards.task import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
 from utils.statistics.accuracy_tests import ratios
-
-if TYPE_CHECKING:
-    from utils.evaluation.answers import Answers
-    from utils.evaluation.token_pass import TokenPass
-    from utils.models.sampling import Completion
 
 WEIGHT_OF = dict.fromkeys(COMPONENTS, "correctness") | {
     "format_penalty": "format",

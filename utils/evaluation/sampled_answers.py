@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils.data.records import Record
 from utils.grading.tasks import task_of
+from utils.models.sampling import Completion
 from utils.models.settings import GenerationSection
 from utils.statistics.pass_at_k import majority_at_k, mean_shares, pass_at_k, sample_ks
-
-if TYPE_CHECKING:
-    from utils.models.sampling import Completion
 
 
 @dataclass(frozen=True)

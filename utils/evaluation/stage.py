@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.data.records import HELD_OUT, Record
 from utils.evaluation.policy_names import checkpoint_of, checkpoints_in, policy_name, weights_of
@@ -11,10 +11,8 @@ from utils.evaluation.start_policy import reference_inputs
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_json, resolve_path
 from utils.frame.processes import is_main_process
+from utils.frame.stage import StageContext
 from utils.training.inputs import configured_teacher
-
-if TYPE_CHECKING:
-    from utils.frame.stage import StageContext
 
 
 def split_of(config: StageConfig) -> str:

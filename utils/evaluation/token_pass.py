@@ -11,28 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from utils.data.prompts import render_completion, token_ids
+from utils.evaluation.answers import Answers
 from utils.evaluation.critic import Critic, load_critic
 from utils.evaluation.distances import NAMES, WITHOUT, against, kl_per_text
 from utils.evaluation.token_text import TokenTexts
 from utils.evaluation.token_values import Models, Values, values_of_texts
 from utils.frame.files import UserError, derive_seed, shown
 from utils.frame.processes import is_main_process
+from utils.frame.stage import StageContext
 from utils.models.loading import load_policy, load_tokenizer
 from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher, check_same_tokenizer
 from utils.rewards.intrinsic import token_rewards
 from utils.rewards.spec import RewardSpec
-
-if TYPE_CHECKING:
-    from utils.evaluation.answers import Answers
-    from utils.frame.stage import StageContext
 
 DECIMALS = 4  # of the values in tokens.jsonl
 

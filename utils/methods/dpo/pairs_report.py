@@ -72,17 +72,15 @@ def describe(found: PreferenceSet, reward: str, rules: Sequence[str], min_margin
     lines += ["", f"prompts without a pair: {sum(found.reasons.values())}"]
     lines += [f"  {reason:<38}{count:6}   {REASONS[reason]}" for reason, count in found.reasons.items()]
     lines += ["", "quantiles, %    " + "".join(f"{quantile:>9}" for quantile in QUANTILES)]
-    for name, values in (
-        ("margin", [pair.margin for pair in pairs]),
-        ("chosen reward", [pair.chosen.reward for pair in pairs]),
-        ("rejected reward", [pair.rejected.reward for pair in pairs]),
+    for name, decimals, values in (
+        ("margin", 3, [pair.margin for pair in pairs]),
+        ("chosen reward", 3, [pair.chosen.reward for pair in pairs]),
+        ("rejected reward", 3, [pair.rejected.reward for pair in pairs]),
+        ("chosen tokens", 0, [pair.chosen.tokens for pair in pairs]),
+        ("rejected tokens", 0, [pair.rejected.tokens for pair in pairs]),
     ):
-        lines.append(f"{name:<16}" + "".join(f"{value:9.3f}" for value in np.percentile(values, QUANTILES)))
-    for name, lengths in (
-        ("chosen tokens", [pair.chosen.tokens for pair in pairs]),
-        ("rejected tokens", [pair.rejected.tokens for pair in pairs]),
-    ):
-        lines.append(f"{name:<16}" + "".join(f"{value:9.0f}" for value in np.percentile(lengths, QUANTILES)))
+        found_at = np.percentile(values, QUANTILES)
+        lines.append(f"{name:<16}" + "".join(f"{value:9.{decimals}f}" for value in found_at))
     lines += [
         "",
         f"the chosen completion is the longer one in {100 * longer_chosen(pairs):.1f} % (ties as halves)",

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils.frame.files import derive_seed, read_jsonl, write_json
+from utils.frame.stage import StageContext
 from utils.rewards.audit.audit_candidates import Candidates, paid_otherwise, read_candidates
 from utils.rewards.audit.audit_plot import plot_audit
 from utils.rewards.spec import load_reward_spec
@@ -37,9 +38,6 @@ from utils.statistics.ranking_intervals import (
     weighted_auroc,
     weighted_spearman,
 )
-
-if TYPE_CHECKING:
-    from utils.frame.stage import StageContext
 
 SCHEMA_VERSION = 1
 RESAMPLES = 1000
