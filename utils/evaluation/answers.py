@@ -44,7 +44,7 @@ Found = dict[Key, list[Completion]]
 
 
 @dataclass(frozen=True)
-class Answers:
+class PolicyAnswers:
     """A policy with its answers: per record, the prompt's token ids, the greedy completion and samples.
 
     A completion is None, and there are no samples, where prompt and ``max_new_tokens`` exceed the model's
@@ -86,7 +86,7 @@ def answer_records(
     journal: Path,
     runtime: dict[str, Any],
     progress: Callable[[list], Any] = iter,
-) -> Answers:
+) -> PolicyAnswers:
     """The answers of a policy to every record, at least one; speed goes into ``runtime``.
 
     Every process calls this alike and gets all the answers.
@@ -152,7 +152,7 @@ def answer_records(
         "tokens_per_second": round(tokens / seconds, 1),
         "batches_resumed": len(plan) - len(left),
     }
-    return Answers(
+    return PolicyAnswers(
         model,
         tokenizer,
         records,

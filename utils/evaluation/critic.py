@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.evaluation.answers import Answers
+from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.start_policy import trained_by
 from utils.evaluation.token_values import Values
 from utils.frame.files import shown
@@ -55,7 +55,7 @@ class Critic:
     temperature: float
 
     def advantages(
-        self, answers: Answers, values: Mapping[int, Values], spec: RewardSpec
+        self, answers: PolicyAnswers, values: Mapping[int, Values], spec: RewardSpec
     ) -> dict[int, np.ndarray]:
         """GAE of the answers' tokens, item -> float64 [n], for the items that have ``values``.
 

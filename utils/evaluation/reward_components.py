@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from utils.data.records import Record
-from utils.evaluation.answers import Answers
+from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.token_pass import TokenPass
 from utils.grading.task import Grade
 from utils.grading.tasks import task_of
@@ -43,7 +43,7 @@ _UNWEIGHTED = RewardWeights(intrinsic=1.0, correctness=1.0, reasoning=1.0, forma
 
 def reward_components(
     records: Sequence[Record],
-    answers: Answers,
+    answers: PolicyAnswers,
     token_pass: TokenPass,
     spec: RewardSpec,
     grades: Sequence[Grade | None],

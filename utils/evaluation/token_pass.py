@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from utils.data.prompts import render_completion, token_ids
-from utils.evaluation.answers import Answers
+from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.critic import Critic, load_critic
 from utils.evaluation.distances import NAMES, WITHOUT, against, kl_per_text
 from utils.evaluation.token_text import TokenTexts
@@ -78,7 +78,7 @@ def load_reference(config: ModelConfig, path: Path, checkpoint: Path | str) -> n
 
 def token_pass(
     ctx: StageContext,
-    answers: Answers,
+    answers: PolicyAnswers,
     teacher: Teacher | None,
     reference: nn.Module | None,
     spec: RewardSpec,
@@ -174,7 +174,7 @@ def _outcome(values: Values) -> float | None:
     return float((values["q"] - values["v"]).sum()) if "q" in values else None
 
 
-def _rows(answers: Answers, columns: Mapping[int, Values]) -> list[dict[str, Any]]:
+def _rows(answers: PolicyAnswers, columns: Mapping[int, Values]) -> list[dict[str, Any]]:
     texts = TokenTexts(answers.tokenizer)
     pairs = zip(answers.records, answers.completions, strict=True)
     return [

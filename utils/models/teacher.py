@@ -60,7 +60,7 @@ class TeacherScores:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One completion without padding: int64 tokens as bytes, so that equal ones are found by hashing."""
 
     prompt: bytes
@@ -166,7 +166,7 @@ class Teacher:
         if self.across_processes:
             # A cache that is shared between runs may have grown since another process read it.
             found, missing = from_main((found, missing))
-        fresh: dict[Row, np.ndarray] = {}
+        fresh: dict[TokenRow, np.ndarray] = {}
         parts = [missing[part] for part in padded_parts([row.length for row in missing], SLICE_TOKENS)]
         for part, scores in zip(parts, self._score_parts(parts), strict=True):
             fresh |= zip(part, scores, strict=True)
@@ -177,12 +177,12 @@ class Teacher:
 
     # ------------------------------------------------------------------------------------------- the pass
 
-    def _score_parts(self, parts: list[list[Row]]) -> list[list[np.ndarray]]:
+    def _score_parts(self, parts: list[list[TokenRow]]) -> list[list[np.ndarray]]:
         if self.across_processes:
             return merge_shares([self._score_slice(part) for part in share(parts)])
         return [self._score_slice(part) for part in parts]
 
-    def _score_slice(self, rows: list[Row]) -> list[np.ndarray]:
+    def _score_slice(self, rows: list[TokenRow]) -> list[np.ndarray]:
         """Return Q and V of each row, float [2, C_i]."""
         reason = obstacle(self.model)
         if reason and not self._warned:
@@ -192,11 +192,11 @@ class Teacher:
             return [scores for row in rows for scores in self._q_and_v([row])]
         return self._q_and_v(rows)
 
-    def _batch(self, rows: list[Row]) -> CompletionBatch:
+    def _batch(self, rows: list[TokenRow]) -> CompletionBatch:
         prompts, completions = zip(*(map(np.ndarray.tolist, row.arrays()) for row in rows), strict=True)
         return CompletionBatch.of(prompts, completions, input_device(self.model))
 
-    def _q_and_v(self, rows: list[Row]) -> list[np.ndarray]:
+    def _q_and_v(self, rows: list[TokenRow]) -> list[np.ndarray]:
         batch = self._batch(rows)
         states, head = states_and_head(self.model, batch)
         scores = token_scores(
@@ -207,7 +207,7 @@ class Teacher:
 
     # -------------------------------------------------------------------------------------------- refusals
 
-    def _check_rows(self, rows: list[Row]) -> None:
+    def _check_rows(self, rows: list[TokenRow]) -> None:
         limit = position_limit(self.model)
         # The last token is predicted, not read, but a pass over whole rows runs it as well.
         unread = 1 if obstacle(self.model) is None else 0
@@ -228,7 +228,7 @@ class Teacher:
                     "vocabulary; train it longer (03_sft_train.py) or lower generation.top_p"
                 )
 
-    def _check_finite(self, rows: list[Row], fresh: dict[Row, np.ndarray]) -> None:
+    def _check_finite(self, rows: list[TokenRow], fresh: dict[TokenRow, np.ndarray]) -> None:
         def finite(scores: np.ndarray) -> bool:
             return bool(np.isfinite(scores).all())
 
@@ -247,7 +247,7 @@ class Teacher:
 # ------------------------------------------------------------------------------------------ rows and slices
 
 
-def _rows(batch: CompletionBatch) -> list[Row]:
+def _rows(batch: CompletionBatch) -> list[TokenRow]:
     """Return the batch's rows without their padding."""
     prompt_mask, mask = batch.prompt_mask.bool().cpu().numpy(), batch.completion_mask.bool().cpu().numpy()
     if (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any() or not prompt_mask[:, -1:].all():
@@ -256,12 +256,12 @@ def _rows(batch: CompletionBatch) -> list[Row]:
         raise ValueError("completions must be padded on the right")
     prompts, completions = batch.prompt_ids.cpu().numpy(), batch.completion_ids.cpu().numpy()
     return [
-        Row(prompt[kept].astype(np.int64).tobytes(), completion[chosen].astype(np.int64).tobytes())
+        TokenRow(prompt[kept].astype(np.int64).tobytes(), completion[chosen].astype(np.int64).tobytes())
         for prompt, kept, completion, chosen in zip(prompts, prompt_mask, completions, mask, strict=True)
     ]
 
 
-def _spread(rows: list[Row], scores: dict[Row, np.ndarray], mask: Tensor) -> TeacherScores:
+def _spread(rows: list[TokenRow], scores: dict[TokenRow, np.ndarray], mask: Tensor) -> TeacherScores:
     """Lay the rows' scores out as [B, C]."""
     dtype = np.result_type(np.float32, *{array.dtype for array in scores.values()})
     laid = np.zeros((2, *mask.shape), dtype)

@@ -78,8 +78,8 @@ class ComparesOnGold:
                 if len(ids) + len(gold) - 1 > limit:
                     raise UserError(
                         f"{record.id} has a prompt of {len(ids)} and a gold completion of {len(gold)} "
-                        f"tokens, the {what} has {limit} positions: lower dataset.max_input_tokens and prepare "
-                        "again with 01_prepare_dataset.py, or use another model"
+                        f"tokens, the {what} has {limit} positions: lower dataset.max_input_tokens and "
+                        "prepare again with 01_prepare_dataset.py, or use another model"
                     )
 
     # ------------------------------------------------------------------------------------ what is compared

@@ -69,7 +69,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """Two answers to one prompt, and the rule that sets them against each other."""
 
     id: str
@@ -111,7 +111,7 @@ class PromptPairs:
     sampled: int
     lost: int
     different: int
-    pairs: list[Pair]
+    pairs: list[PreferencePair]
     reason: str
 
 
@@ -119,8 +119,8 @@ class PromptPairs:
 class PreferenceSet:
     """All pairs, those to train on and those held out, and what became of each prompt."""
 
-    train: list[Pair]
-    held_out: list[Pair]
+    train: list[PreferencePair]
+    held_out: list[PreferencePair]
     prompts: list[PromptPairs]
 
     @cached_property
@@ -331,7 +331,9 @@ def build_preferences(
         pairs = []
         for number, (chosen, rejected, rule) in enumerate(found):
             rule = RULE_OF_GOLD if chosen.gold else rule
-            pairs.append(Pair(f"{row['id']}/{number}", row["prompt"], row["level"], rule, chosen, rejected))
+            pairs.append(
+                PreferencePair(f"{row['id']}/{number}", row["prompt"], row["level"], rule, chosen, rejected)
+            )
         prompts.append(PromptPairs(row["level"], len(row["candidates"]), lost, len(answers), pairs, reason))
     pairs = [pair for each in prompts for pair in each.pairs]
     train, held_out = split_by_prompt(pairs, algo.val_fraction, seed)
@@ -341,7 +343,9 @@ def build_preferences(
     return found
 
 
-def split_by_prompt(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def split_by_prompt(
+    pairs: Sequence[PreferencePair], fraction: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Pairs to train on and pairs held out: ``fraction`` of the prompts (by their text) with all their pairs.
 
     Where there are two prompts or more, one at least is held out and one is not, unless ``fraction`` is 0.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.documents.figures import PALETTE, drawing
-from utils.methods.dpo.pairs import REASONS, RULE_OF_GOLD, Pair, PreferenceSet
+from utils.methods.dpo.pairs import REASONS, RULE_OF_GOLD, PreferencePair, PreferenceSet
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 LENGTH_BIAS = 0.6  # share of pairs whose chosen (or rejected) completion is the longer one, ties as halves
@@ -22,13 +22,13 @@ _COLOURS = {
 }
 
 
-def longer_chosen(pairs: Sequence[Pair]) -> float:
+def longer_chosen(pairs: Sequence[PreferencePair]) -> float:
     """Share of the pairs whose chosen completion has more tokens than the rejected one, ties as halves."""
     difference = np.array([pair.chosen.tokens - pair.rejected.tokens for pair in pairs])
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
-def length_warning(pairs: Sequence[Pair]) -> str:
+def length_warning(pairs: Sequence[PreferencePair]) -> str:
     """One line where length alone would tell what is chosen too often, else ""."""
     share = longer_chosen(pairs)
     if max(share, 1 - share) < LENGTH_BIAS:
@@ -90,11 +90,11 @@ def describe(found: PreferenceSet, reward: str, rules: Sequence[str], min_margin
     return "\n".join(lines) + "\n"
 
 
-def _prompts(pairs: Sequence[Pair]) -> int:
+def _prompts(pairs: Sequence[PreferencePair]) -> int:
     return len({pair.prompt for pair in pairs})
 
 
-def plot_margins(path: Path, pairs: Sequence[Pair], min_margin: float) -> None:
+def plot_margins(path: Path, pairs: Sequence[PreferencePair], min_margin: float) -> None:
     """A histogram of the margins, stacked by rule (PNG)."""
     names = [name for name in _COLOURS if any(pair.rule == name for pair in pairs)]
     margins = [[pair.margin for pair in pairs if pair.rule == name] for name in names]

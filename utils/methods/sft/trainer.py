@@ -21,7 +21,7 @@ from utils.models.loading import add_lora, load_policy
 from utils.models.settings import ModelConfig
 from utils.rollouts.batches import share_batches
 from utils.training.cost import CountsCost
-from utils.training.filled_batches import FillsBatches, fillers_needed
+from utils.training.epoch_fillers import FillsBatches, fillers_needed
 from utils.training.memory import KeepsAdapterFormat
 from utils.training.run import trainer_arguments
 

@@ -10,7 +10,7 @@ import yaml
 
 from utils.frame.files import REPO_ROOT
 from utils.models.inspection.architecture import Architecture
-from utils.models.inspection.estimates import MICRO_BATCH, SAMPLED, Estimate, estimate
+from utils.models.inspection.resources import MICRO_BATCH, SAMPLED, ResourceEstimate, estimate
 
 FOLDER = REPO_ROOT / "configs" / "models"
 DEFAULT_RANK = 16  # of adapters
@@ -83,7 +83,9 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(list, _Dumper.represent_list)
 
 
-def config_text(found: Architecture, known: Known | None = None, estimated: Estimate | None = None) -> str:
+def config_text(
+    found: Architecture, known: Known | None = None, estimated: ResourceEstimate | None = None
+) -> str:
     """The YAML file for ``found``: prompt and answer within its positions, LoRA on every linear layer."""
     known = known or Known(found.name, found.name, "")
     estimated = estimated or estimate(found, known.rank)
@@ -128,7 +130,7 @@ def config_text(found: Architecture, known: Known | None = None, estimated: Esti
     return f"{about}\n{body}".replace("  hardware:", estimates)
 
 
-def summary(estimated: Estimate) -> str:
+def summary(estimated: ResourceEstimate) -> str:
     """What a user is told of the estimates, in one line."""
     form = "4 bits" if estimated.load_in_4bit else "bfloat16"
     form += ", gradient checkpointing" if estimated.gradient_checkpointing else ""

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from utils.training.health.log_curves import LAST, P_BOTH, P_TREND, STRETCH, Curve, History, is_finite
+from utils.training.health.log_curves import LAST, P_BOTH, P_TREND, STRETCH, History, LogCurve, is_finite
 
 
 @dataclass(frozen=True)
-class Finding:
+class HealthFinding:
     """Something unhealthy: ``message`` has the figures and steps, ``remedy`` what to try, with key names."""
 
     name: str
@@ -33,7 +33,7 @@ class Check:
 
     name: str
     figures: str
-    finding: Finding | None
+    finding: HealthFinding | None
 
 
 def checks(history: Sequence[dict[str, Any]]) -> list[Check]:
@@ -42,7 +42,7 @@ def checks(history: Sequence[dict[str, Any]]) -> list[Check]:
     return [check for rule in RULES for check in rule(log)]
 
 
-def findings(history: Sequence[dict[str, Any]]) -> list[Finding]:
+def findings(history: Sequence[dict[str, Any]]) -> list[HealthFinding]:
     """What is unhealthy, in order of consequence; empty for a healthy log."""
     return [check.finding for check in checks(history) if check.finding]
 
@@ -70,7 +70,7 @@ def non_finite(log: History) -> Iterator[Check]:
     finding = None
     if broken:
         step, key = broken[0]
-        finding = Finding(
+        finding = HealthFinding(
             "non_finite",
             "serious",
             f"{key} is not a finite number at step {step:g} ({len(broken)} such values in all)",
@@ -102,13 +102,13 @@ def accuracy(log: History) -> Iterator[Check]:
         yield Check(key, figures, worst[0] if worst else None)
 
 
-def _collapse(key: str, curve: Curve, ends: int) -> Finding | None:
+def _collapse(key: str, curve: LogCurve, ends: int) -> HealthFinding | None:
     """Whether two thirds of the accuracy are lost: one bad update does that, and leaves no trend."""
     smooth = np.lib.stride_tricks.sliding_window_view(curve.values, min(ends, 5))
     peak, last = max(curve.values[0], np.median(smooth, axis=1).max()), np.median(curve.values[-ends:])
     if peak < 0.25 or last >= peak / 3:
         return None
-    return Finding(
+    return HealthFinding(
         "accuracy_lost",
         "serious",
         f"{key} has been {100 * peak:.1f} % and is {100 * last:.1f} % at step {curve.steps[-1]:g}",
@@ -117,7 +117,7 @@ def _collapse(key: str, curve: Curve, ends: int) -> Finding | None:
     )
 
 
-def _fall(log: History, key: str, part: Curve, p: float) -> Finding | None:
+def _fall(log: History, key: str, part: LogCurve, p: float) -> HealthFinding | None:
     """What a fall of this accuracy over this part of the log means; None if it does not fall."""
     down = part.trend()
     if down.change > -0.03 or not down.falls(P_BOTH):
@@ -126,7 +126,7 @@ def _fall(log: History, key: str, part: Curve, p: float) -> Finding | None:
     points = f"{-100 * down.change:.1f} points"
     fell = f"{key} fell by {points} from step {start:g} to {end:g} (p = {down.p_value:.1g})"
     if risen := _risen(log, start, end):
-        return Finding(
+        return HealthFinding(
             "reward_without_accuracy",
             "serious",
             f"{fell} while {risen}: what is paid is no longer what is right",
@@ -135,7 +135,7 @@ def _fall(log: History, key: str, part: Curve, p: float) -> Finding | None:
         )
     if down.change > -0.05 or not down.falls(p):
         return None
-    return Finding(
+    return HealthFinding(
         f"{key}_falls",
         "warning",
         fell,
@@ -149,7 +149,7 @@ def _risen(log: History, start: float, end: float) -> str | None:
     for key in _TRAINED:
         curve = log.curve(key)
         keep = (curve.steps >= start) & (curve.steps <= end)
-        part = Curve(curve.steps[keep], curve.values[keep])
+        part = LogCurve(curve.steps[keep], curve.values[keep])
         trend = part.trend()
         if len(part) >= STRETCH and trend.rises(P_BOTH):
             ends = part.values[: STRETCH // 2].mean(), part.values[-(STRETCH // 2) :].mean()
@@ -169,7 +169,7 @@ def no_signal(log: History) -> Iterator[Check]:
         message = "all completions of a rollout get the same reward"
     elif len(reward) >= LAST and np.ptp(reward.values[-LAST:]) <= 1e-9:
         message = f"the mean reward has been {reward.values[-1]:g} in each of the last {LAST} logs"
-    finding = message and Finding(
+    finding = message and HealthFinding(
         "no_signal",
         "serious",
         f"{message} (step {reward.steps[-1] if len(reward) else 0:g}): there is nothing to learn from",
@@ -199,7 +199,7 @@ def kl_runaway(log: History) -> Iterator[Check]:
             f"the KL to the reference multiplies: {middle:.2g} nats per token at steps "
             f"{curve.steps[quarter]:g} to {curve.steps[half]:g}, {level:.2g} at step {curve.steps[-1]:g}"
         )
-    finding = message and Finding(
+    finding = message and HealthFinding(
         "kl_runaway",
         "serious",
         message,
@@ -220,7 +220,7 @@ def entropy(log: History) -> Iterator[Check]:
     span = f"from {first:.3g} to {last:.3g} nats per token (steps {curve.steps[0]:g} to {curve.steps[-1]:g})"
     finding = None
     if last < 0.15 * first and curve.trend().falls():
-        finding = Finding(
+        finding = HealthFinding(
             "entropy_collapse",
             "warning",
             f"the entropy has collapsed {span}: completions of a prompt are all alike",
@@ -228,7 +228,7 @@ def entropy(log: History) -> Iterator[Check]:
             "algo.learning_rate; a teacher's reward alone (--reward intrinsic) seeks the teacher's mode",
         )
     elif last > 3 * first and last > 0.5 and curve.trend().rises():
-        finding = Finding(
+        finding = HealthFinding(
             "entropy_rises",
             "warning",
             f"the entropy has risen {span}: the policy dissolves into noise",
@@ -248,7 +248,7 @@ def length(log: History) -> Iterator[Check]:
     drifts = (last > 1.5 * first and curve.trend().rises()) or (last < first / 1.5 and curve.trend().falls())
     finding = None
     if drifts and not accuracies.trend().rises(P_BOTH):
-        finding = Finding(
+        finding = HealthFinding(
             "length_drift",
             "warning",
             f"completions went {span} while accuracy did not rise: the length itself may be paid",
@@ -267,7 +267,7 @@ def truncation(log: History) -> Iterator[Check]:
     rises = len(curve) >= STRETCH and last > first + 0.1 and curve.trend().rises()
     finding = None
     if last > 0.2 or rises:
-        finding = Finding(
+        finding = HealthFinding(
             "truncation",
             "warning",
             f"{100 * last:.0f} % of completions are cut at the limit at step {curve.steps[-1]:g} "
@@ -289,7 +289,7 @@ def explained_variance(log: History) -> Iterator[Check]:
     if (negative >= 0.85 * STRETCH).any():
         end = int(np.flatnonzero(negative >= 0.85 * STRETCH)[-1])
         part = later[end : end + STRETCH]
-        finding = Finding(
+        finding = HealthFinding(
             "explained_variance",
             "warning",
             f"the critic is worse than a constant: explained variance below 0 in "
@@ -311,7 +311,7 @@ def value_loss(log: History) -> Iterator[Check]:
     explains = log.curve("explained_variance")
     finding = None
     if last > 3 * first > 0 and later.trend().rises() and not (len(explains) and explains.last > 0.3):
-        finding = Finding(
+        finding = HealthFinding(
             "value_loss",
             "warning",
             f"the value loss grows: {first:.3g} at step {later.steps[0]:g}, {last:.3g} at step "
@@ -329,7 +329,7 @@ def clip_fraction(log: History) -> Iterator[Check]:
         return
     finding = None
     if curve.last > 0.3:
-        finding = Finding(
+        finding = HealthFinding(
             "clip_fraction",
             "warning",
             f"the ratio of {100 * curve.last:.0f} % of the tokens is clipped at step {curve.steps[-1]:g}",
@@ -350,7 +350,7 @@ def gradient_spikes(log: History) -> Iterator[Check]:
     spikes, worst = int((times > 10).sum()), int(times.argmax())
     finding = None
     if spikes >= 3 or times[worst] > 100:
-        finding = Finding(
+        finding = HealthFinding(
             "gradient_spikes",
             "warning",
             f"{spikes} gradient norms above 10 times the median of the {STRETCH} logs before; the largest is "
@@ -369,7 +369,7 @@ def updates_skipped(log: History) -> Iterator[Check]:
     share = float(np.mean(curve.values[-STRETCH:] > 0))
     finding = None
     if share >= 0.5:
-        finding = Finding(
+        finding = HealthFinding(
             "updates_skipped",
             "warning",
             f"updates were skipped in {100 * share:.0f} % of the last {STRETCH} rollouts "
@@ -387,7 +387,7 @@ def supervised_loss(log: History) -> Iterator[Check]:
     half = curve[len(curve) // 2 :]
     finding = None
     if half.last > 1.2 * half.first > 0 and half.trend().rises():
-        finding = Finding(
+        finding = HealthFinding(
             "supervised_loss",
             "warning",
             f"the loss grows: {half.first:.3g} at step {half.steps[0]:g}, {half.last:.3g} at step "

@@ -42,7 +42,7 @@ CARDS = (
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ResourceEstimate:
     """Peak memory (GB) and wall-clock time (hours) of sampling, 03 and 06 with LoRA, on ``hardware``."""
 
     hardware: Hardware
@@ -118,7 +118,7 @@ def hours(
     return {"03_sft": round(supervised / 3600, 2), "06_grpo": round((sampling + updating) / 3600, 2)}
 
 
-def estimate(found: Architecture, rank: int) -> Estimate:
+def estimate(found: Architecture, rank: int) -> ResourceEstimate:
     """The first of plain LoRA, checkpointing and 4 bits, and of `CARDS`, that leaves some memory free.
 
     What exceeds the largest card in every way is given for it all the same, in the smallest form: it needs
@@ -128,4 +128,4 @@ def estimate(found: Architecture, rank: int) -> Estimate:
     plans = [(card, *form) for form in forms for card in CARDS]
     fitting = (plan for plan in plans if max(memory(found, rank, *plan[1:]).values()) < 0.85 * plan[0].memory)
     card, *form = next(fitting, plans[-1])
-    return Estimate(card, *form, memory(found, rank, *form), hours(found, *form, card))
+    return ResourceEstimate(card, *form, memory(found, rank, *form), hours(found, *form, card))
