@@ -64,9 +64,7 @@ def non_finite(log: History) -> Iterator[Check]:
     keys = [key for key in _MUST_BE_FINITE if key in log]
     logged = sorted({key for row in log.rows for key in row})
     keys += [key for key in logged if key.startswith("loss/") or _COMPONENT.fullmatch(key)]
-    broken = [
-        (row["step"], key) for row in log.rows for key in keys if key in row and not is_finite(row[key])
-    ]
+    broken = [(row["step"], k) for row in log.rows for k in keys if k in row and not is_finite(row[k])]
     finding = None
     if broken:
         step, key = broken[0]
@@ -206,9 +204,8 @@ def kl_runaway(log: History) -> Iterator[Check]:
         "raise algo.kl_coef or set algo.adaptive_kl with algo.kl_target (PPO), raise algo.beta (GRPO), or "
         "lower algo.learning_rate",
     )
-    yield Check(
-        "kl_runaway", f"{level:.3g} nats per token, at most {curve.values.max():.3g}", finding or None
-    )
+    figures = f"{level:.3g} nats per token, at most {curve.values.max():.3g}"
+    yield Check("kl_runaway", figures, finding or None)
 
 
 def entropy(log: History) -> Iterator[Check]:
@@ -244,10 +241,9 @@ def length(log: History) -> Iterator[Check]:
         return
     first, last = curve.first, curve.last
     span = f"from {first:.1f} to {last:.1f} tokens (steps {curve.steps[0]:g} to {curve.steps[-1]:g})"
-    accuracies = log.curve("train_accuracy", "val_accuracy")
     drifts = (last > 1.5 * first and curve.trend().rises()) or (last < first / 1.5 and curve.trend().falls())
     finding = None
-    if drifts and not accuracies.trend().rises(P_BOTH):
+    if drifts and not log.curve("train_accuracy", "val_accuracy").trend().rises(P_BOTH):
         finding = HealthFinding(
             "length_drift",
             "warning",
@@ -284,11 +280,10 @@ def explained_variance(log: History) -> Iterator[Check]:
     if len(curve) < 2 * STRETCH:
         return
     later = curve[STRETCH:]
-    negative = np.convolve(later.values < 0, np.ones(STRETCH), mode="valid")
+    bad = np.flatnonzero(np.convolve(later.values < 0, np.ones(STRETCH), mode="valid") >= 0.85 * STRETCH)
     finding = None
-    if (negative >= 0.85 * STRETCH).any():
-        end = int(np.flatnonzero(negative >= 0.85 * STRETCH)[-1])
-        part = later[end : end + STRETCH]
+    if len(bad):
+        part = later[bad[-1] : bad[-1] + STRETCH]
         finding = HealthFinding(
             "explained_variance",
             "warning",
@@ -303,23 +298,15 @@ def explained_variance(log: History) -> Iterator[Check]:
 
 def value_loss(log: History) -> Iterator[Check]:
     """A value loss that grows while the critic explains little."""
-    curve = log.curve("loss/value")
-    if len(curve) < 2 * STRETCH:
-        return
-    later = curve[len(curve) // 4 :]
-    first, last = later.first, later.last
-    explains = log.curve("explained_variance")
-    finding = None
-    if last > 3 * first > 0 and later.trend().rises() and not (len(explains) and explains.last > 0.3):
-        finding = HealthFinding(
-            "value_loss",
-            "warning",
-            f"the value loss grows: {first:.3g} at step {later.steps[0]:g}, {last:.3g} at step "
-            f"{later.steps[-1]:g}",
-            "lower algo.value_learning_rate, widen algo.cliprange_value, or bound the returns by "
-            "reward.intrinsic.normaliser and reward.intrinsic.clip",
-        )
-    yield Check("value_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
+    curve, explains = log.curve("loss/value"), log.curve("explained_variance")
+    remedy = (
+        "lower algo.value_learning_rate, widen algo.cliprange_value, or bound the returns by "
+        "reward.intrinsic.normaliser and reward.intrinsic.clip"
+    )
+    if len(curve) >= 2 * STRETCH:
+        explained = len(explains) and explains.last > 0.3
+        finding = None if explained else _growth("value_loss", curve[len(curve) // 4 :], 3, remedy)
+        yield Check("value_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
 
 
 def clip_fraction(log: History) -> Iterator[Check]:
@@ -327,16 +314,16 @@ def clip_fraction(log: History) -> Iterator[Check]:
     curve = log.curve("clip_ratio/policy", "clip_ratio/region_mean")
     if len(curve) < LAST:
         return
-    finding = None
+    finding, share = None, 100 * curve.last
     if curve.last > 0.3:
         finding = HealthFinding(
             "clip_fraction",
             "warning",
-            f"the ratio of {100 * curve.last:.0f} % of the tokens is clipped at step {curve.steps[-1]:g}",
+            f"the ratio of {share:.0f} % of the tokens is clipped at step {curve.steps[-1]:g}",
             "lower algo.learning_rate, algo.num_ppo_epochs (PPO) or algo.num_iterations (GRPO); set "
             "algo.target_kl (PPO)",
         )
-    yield Check("clip_fraction", f"{100 * curve.last:.1f} % of tokens", finding)
+    yield Check("clip_fraction", f"{share:.1f} % of tokens", finding)
 
 
 def gradient_spikes(log: History) -> Iterator[Check]:
@@ -366,8 +353,7 @@ def updates_skipped(log: History) -> Iterator[Check]:
     curve = log.curve("updates_skipped")
     if len(curve) < STRETCH:
         return
-    share = float(np.mean(curve.values[-STRETCH:] > 0))
-    finding = None
+    finding, share = None, float(np.mean(curve.values[-STRETCH:] > 0))
     if share >= 0.5:
         finding = HealthFinding(
             "updates_skipped",
@@ -381,20 +367,19 @@ def updates_skipped(log: History) -> Iterator[Check]:
 
 def supervised_loss(log: History) -> Iterator[Check]:
     """A supervised loss that grows (a policy's surrogate loss says nothing by its level)."""
-    curve = log.curve("loss")
-    if log.is_rl() or len(curve) < 2 * STRETCH:
-        return
-    half = curve[len(curve) // 2 :]
-    finding = None
-    if half.last > 1.2 * half.first > 0 and half.trend().rises():
-        finding = HealthFinding(
-            "supervised_loss",
-            "warning",
-            f"the loss grows: {half.first:.3g} at step {half.steps[0]:g}, {half.last:.3g} at step "
-            f"{half.steps[-1]:g}",
-            "lower algo.learning_rate or raise algo.warmup_steps",
-        )
-    yield Check("supervised_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
+    curve, remedy = log.curve("loss"), "lower algo.learning_rate or raise algo.warmup_steps"
+    if not log.is_rl() and len(curve) >= 2 * STRETCH:
+        finding = _growth("supervised_loss", curve[len(curve) // 2 :], 1.2, remedy)
+        yield Check("supervised_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
+
+
+def _growth(name: str, part: LogCurve, times: float, remedy: str) -> HealthFinding | None:
+    """Whether a loss multiplies over part of its curve."""
+    if not (part.last > times * part.first > 0 and part.trend().rises()):
+        return None
+    loss = "value loss" if name == "value_loss" else "loss"
+    start, end = f"{part.first:.3g} at step {part.steps[0]:g}", f"{part.last:.3g} at step {part.steps[-1]:g}"
+    return HealthFinding(name, "warning", f"the {loss} grows: {start}, {end}", remedy)
 
 
 RULES: tuple[Rule, ...] = (
