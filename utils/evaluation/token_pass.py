@@ -128,7 +128,8 @@ def token_pass(
     if critic:
         for item, advantage in critic.advantages(answers, own, spec).items():
             columns[item]["advantage"] = advantage
-    outcomes = [_outcome(own[item]) if item in own else None for item in range(items)]
+    taught = {item: float((each["q"] - each["v"]).sum()) for item, each in own.items() if "q" in each}
+    outcomes = [taught.get(item) for item in range(items)]
     ctx.runtime["token_pass_seconds"] = round(time.perf_counter() - start, 3)
     return TokenPass(metrics, _rows(answers, columns), outcomes)
 
@@ -169,11 +170,6 @@ def _kl(values: Values, other: str) -> np.ndarray:
     return values[f"distances/{other}"][:, NAMES.index("reverse_kl")]
 
 
-def _outcome(values: Values) -> float | None:
-    """alpha * log pi_hat of the whole answer by the teacher."""
-    return float((values["q"] - values["v"]).sum()) if "q" in values else None
-
-
 def _rows(answers: PolicyAnswers, columns: Mapping[int, Values]) -> list[dict[str, Any]]:
     texts = TokenTexts(answers.tokenizer)
     pairs = zip(answers.records, answers.completions, strict=True)
@@ -181,12 +177,9 @@ def _rows(answers: PolicyAnswers, columns: Mapping[int, Values]) -> list[dict[st
         {
             "id": record.id,
             "tokens": texts.of(completion.token_ids),
-            "values": {name: _rounded(column) for name, column in columns.get(item, {}).items()},
+            # Adding 0 makes a positive zero of a negative one.
+            "values": {k: (v.round(DECIMALS) + 0.0).tolist() for k, v in columns.get(item, {}).items()},
         }
         for item, (record, completion) in enumerate(pairs)
         if completion is not None
     ]
-
-
-def _rounded(column: np.ndarray) -> list[float]:
-    return (np.round(column, DECIMALS) + 0.0).tolist()  # adding 0 makes a positive zero of a negative one
