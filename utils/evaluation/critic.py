@@ -26,7 +26,7 @@ from utils.methods.ppo.settings import PpoAlgo
 from utils.models.loading import device, load_policy
 from utils.models.prefix.shared_prefix import CompletionBatch, unwrapped
 from utils.models.teacher import TeacherScores
-from utils.models.value_head import HEAD_FILE, MODEL_FILE, ValueHead, ValueModel
+from utils.models.value_head import ValueHead, ValueModel
 from utils.models.value_head import load_critic as read_weights
 from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec, paid_weights
@@ -123,7 +123,7 @@ def load_critic(
     algo = replace(PpoAlgo(), **{name: config["algo"][name] for name in SETTINGS if name in config["algo"]})
     separate = algo.value_model == "separate"
     reason = _obstacle(algo, config["options"]["reward"], spec, others)
-    if not (checkpoint / (MODEL_FILE if separate else HEAD_FILE)).is_file():
+    if not (checkpoint / (ValueModel if separate else ValueHead).file).is_file():
         reason = "it was saved without its critic"
     elif separate and "reference" not in ctx.inputs:
         reason = "its critic is a change of the reference"
