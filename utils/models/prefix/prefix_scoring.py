@@ -189,20 +189,10 @@ def accept_shared_prefix(model: nn.Module) -> None:
 
     # The unbound signature, since `generate` validates its arguments against the bound one.
     @functools.wraps(type(model).forward)
-    def forward(
-        self,
-        *args,
-        shared_prefix=None,
-        temperature=1.0,
-        entropy=False,
-        value=False,
-        shared=True,
-        **kwargs,  # what PEFT adds, all None
-    ):
+    def forward(self, *args, shared_prefix=None, **kwargs):
         if shared_prefix is None:
             return original(*args, **kwargs)
-        return score_completions(
-            self, shared_prefix, temperature=temperature, entropy=entropy, value=value, shared=shared
-        )
+        scored = {name: value for name, value in kwargs.items() if value is not None}  # PEFT adds some None
+        return score_completions(self, shared_prefix, **scored)
 
     model.forward = types.MethodType(forward, model)
