@@ -72,7 +72,7 @@ def stage(inputs, tiny_models, tmp_path):
 
     def run(number, followed, name="out", **changes):
         algo = replace(ALGOS[number], **changes)
-        options = {"curriculum": followed, "variance_prompts": 0}
+        options = {"curriculum": followed}
         ctx = stage_context(tmp_path / name, inputs, tiny_models("llama"), algo, **options)
         run_script(number, ctx)
         return tree(ctx.out), ctx.metrics

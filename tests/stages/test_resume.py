@@ -270,7 +270,7 @@ def context(inputs, tiny_models, tmp_path, unrendered):
     """A factory of the contexts of a case; the teacher is a tiny Qwen2 with the student's tokenizer."""
 
     def make(case: Case, name: str, resuming: bool = False) -> StageContext:
-        options = {"variance_prompts": 0, "curriculum": "random", **case.options}
+        options = {"curriculum": "random", **case.options}
         files = inputs if case.lora else inputs | {"checkpoint": tiny_models("llama")}
         llama, out = tiny_models("llama"), tmp_path / name
         ctx = stage_context(out, files, llama, case.algo, resuming=resuming, **options)

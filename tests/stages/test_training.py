@@ -21,7 +21,7 @@ from tests.support.training_stages import (
     train,
     varied_rewards,
 )
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import PromptTokens, render_completion, render_prompt
 from utils.documents.training_curves import plot_curves
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_json, read_jsonl
@@ -42,7 +42,7 @@ from utils.rewards.task import COMPONENTS, task_reward
 from utils.rollouts.prompt_order import prompt_order
 from utils.rollouts.reward_state import open_pipeline
 from utils.training.run import RefuseNonFinite, resume_point, stable, train_stage
-from utils.training.validation import GenerationValidation, best_step
+from utils.training.validation import GenerationValidation, best_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -150,7 +150,7 @@ def test_reward_functions_sum_to_the_pipelines_total(tokenizer, tiny_models, rew
     model.model.teacher_name_or_path = str(tiny_models("llama"))
     spec = replace(SPEC, intrinsic=IntrinsicSection(missing_eos_penalty=0.5))
     pipeline = open_pipeline(RECORDS, spec, reward, model, tokenizer)
-    functions = OutcomeRewards(pipeline, tokenizer, {tokenizer.eos_token_id}).functions()
+    functions = OutcomeRewards(pipeline, PromptTokens(tokenizer), {tokenizer.eos_token_id}).functions()
     logged = {}
     paid = [
         function(
@@ -219,8 +219,8 @@ def test_the_latest_complete_resume_point_counts(tmp_path):
 def test_the_best_step_is_the_earliest_of_equals():
     rewards = {0: 0.1, 20: 0.5, 40: 0.4, 60: 0.5, 80: -0.2}
     history = [{"step": step, "val_reward": reward} for step, reward in rewards.items()]
-    assert best_step([{"step": 10, "loss": 1.0}, *history, {"step": 90, "reward": 2.0}]) == 20
-    assert best_step(history[:1]) == 0
+    assert best_row([{"step": 10, "loss": 1.0}, *history, {"step": 90, "reward": 2.0}])["step"] == 20
+    assert best_row(history[:1])["step"] == 0
 
 
 def test_what_varies_between_executions_is_not_kept():
@@ -313,7 +313,7 @@ def test_validation_keeps_the_best_and_every_step(context, tokenizer, tiny_model
             saved[step] = weights.read_bytes()
     assert sorted(saved) == [3, 6, 9]
     assert (out / "ckpt_sft" / "best" / "model.safetensors").read_bytes() == saved[3]
-    assert best_step(state.log_history) == 3
+    assert best_row(state.log_history)["step"] == 3
     samples = read_json(out / "valid_samples" / "step_6.json")
     assert [row["id"] for row in samples] == ["train-0", "train-1"]
     assert {path.name for path in (out / "valid_samples").iterdir()} == {

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 from tests.support.stand_ins import make_stand_in
 from tests.support.training_stages import KillAt, Killed, run_script, stage_context, stage_inputs
+from utils.data.prompts import token_ids
 from utils.frame.files import UserError, read_json, read_jsonl, write_json
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.sft.settings import SftAlgo
@@ -117,7 +118,7 @@ def test_qlora_trains(execute, inputs, number):
         whole.out / f"ckpt_{METHODS[number]}" / "final", ModelSection(load_in_4bit=True)
     )
     assert {type(module).__name__ for module in policy.modules()} >= {"Linear4bit"}
-    answer = generate(policy, tokenizer, ["cash 2001 10"], max_new_tokens=4)[0]
+    answer = generate(policy, tokenizer, token_ids(tokenizer, ["cash 2001 10"]), max_new_tokens=4)[0]
     assert 1 <= len(answer.token_ids) <= 4
 
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, RLOOTrainer
 
+from utils.data.prompts import PromptTokens
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.methods.rloo.trainer import BaselineRLOOConfig
 from utils.models.prefix.shared_prefix import CompletionBatch
@@ -102,7 +103,7 @@ def group_trainer(kind: type, folder: Path, out: Path, *, tokens: bool = False, 
     config = BaselineRLOOConfig if issubclass(kind, RLOOTrainer) else GRPOConfig
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pipeline = StubPipeline()
-    rewards = OutcomeRewards(pipeline, tokenizer, {tokenizer.eos_token_id}, tokens)
+    rewards = OutcomeRewards(pipeline, PromptTokens(tokenizer), {tokenizer.eos_token_id}, tokens)
     if tokens:
         settings["reward_weights"] = [float(name != "intrinsic") for name in rewards.names]
     trainer = kind(

@@ -99,7 +99,7 @@ def stage_context(out: Path, inputs: dict[str, Path], model: Path, algo, *, resu
         validation=ValidationSection(eval_steps=2, num_items=2),
         generation=GenerationSection(max_new_tokens=8, batch_size=8),
     )
-    options = SimpleNamespace(**{"reward": "combined", "variance_prompts": 4, **options})
+    options = SimpleNamespace(**{"reward": "combined", **options})
     out.mkdir(exist_ok=True)
     if resuming:
         _clear(out, keep_files=True)  # as the frame does

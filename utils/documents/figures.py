@@ -51,7 +51,7 @@ def styles_of(policies: Sequence[str]) -> dict[str, Style]:
 
 @contextlib.contextmanager
 def drawing(
-    path: str | Path, size: tuple[float, float], widths: Sequence[float], rows: int = 1
+    path: str | Path, size: tuple[float, float], widths: Sequence[float], rows: int = 1, sharey: bool = False
 ) -> Iterator[tuple]:
     """Yield (figure, its panels side by side, of these relative widths, row by row), then write it as PNG.
 
@@ -64,7 +64,13 @@ def drawing(
 
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
-            rows, len(widths), figsize=size, width_ratios=widths, squeeze=False, layout="constrained"
+            rows,
+            len(widths),
+            figsize=size,
+            width_ratios=widths,
+            sharey=sharey,
+            squeeze=False,
+            layout="constrained",
         )
         yield figure, list(axes.flat)
         with atomic_path(path) as temporary:

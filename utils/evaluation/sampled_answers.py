@@ -10,18 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils.data.records import Record
 from utils.grading.tasks import task_of
+from utils.models.sampling import Completion
 from utils.models.settings import GenerationSection
-from utils.statistics.accuracy_tests import bootstrap_ratios, wilson_interval
-from utils.statistics.pass_at_k import majority_at_k, pass_at_k, sample_ks
-
-if TYPE_CHECKING:
-    from utils.models.sampling import Completion
+from utils.statistics.pass_at_k import majority_at_k, mean_shares, pass_at_k, sample_ks
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,7 @@ def sample_metrics(
 ) -> dict[str, Any]:
     """What metrics.json says of the samples, over all items; one without samples counts as wrong.
 
-    ``pass_at_k`` and ``majority_at_k`` have, by k, the mean over items as {"value", "ci95", "n"}, with a
-    percentile interval of a bootstrap over items (Wilson's where all items agree: a bootstrap sees nothing).
+    ``pass_at_k`` and ``majority_at_k`` have, by k, the mean over items (`mean_shares`).
     """
     ks = sample_ks(num_samples)
     table = np.zeros((len(samples), 2 * len(ks)))
@@ -91,7 +87,7 @@ def sample_metrics(
             table[number] = [pass_at_k(num_samples, right, k) for k in ks] + [
                 majority_at_k(right, wrong, unreadable, k) for k in ks
             ]
-    means = _means(table, rng)
+    means = mean_shares(table, rng)
     drawn = [sample for of_item in samples for sample in of_item]
     return {
         "num_samples": num_samples,
@@ -105,18 +101,6 @@ def sample_metrics(
         "distinct_per_item": sum(len({s.completion.text for s in of_item}) for of_item in samples)
         / len(samples),
     }
-
-
-def _means(table: np.ndarray, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Means of the columns of shares [items, M] with their intervals."""
-    n = len(table)
-    ends = bootstrap_ratios(table, np.ones(n), rng) if n > 1 else [(0.0, 0.0)] * table.shape[1]
-    means = []
-    for column, (low, high) in zip(table.T, ends, strict=True):
-        if np.ptp(column) == 0 or n == 1:
-            low, high = wilson_interval(round(column.mean() * n), n)
-        means.append({"value": float(column.mean()), "ci95": [low, high], "n": n})
-    return means
 
 
 def sample_lines(metrics: dict[str, Any]) -> list[str]:

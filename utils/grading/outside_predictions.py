@@ -21,7 +21,7 @@ from typing import Any
 
 from utils.data.reading import describe
 from utils.data.records import Record
-from utils.frame.files import UserError, shown
+from utils.frame.files import UserError, json_fault, jsonl_values, shown
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -130,26 +130,16 @@ def _entries(path: Path) -> Iterator[tuple[str, int, Any]]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{shown(path)}:{line}: not UTF-8 text (byte {error.start})") from None
-    if text.lstrip().startswith("["):
-        for number, value in enumerate(_decode(text, 1, path), start=1):
-            yield "entry", number, value
+    if not text.lstrip().startswith("["):
+        for number, value in jsonl_values(path):
+            yield "line", number, value
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield "line", number, _decode(line, number, path)
-
-
-def _decode(text: str, line: int, path: Path) -> Any:
-    """The JSON value of a text that begins in this line."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line, message = line + error.lineno - 1, error.msg
-    except RecursionError:
-        message = "nested too deeply"
-    except ValueError as error:
-        message = str(error).split(";")[0]
-    raise UserError(f"{shown(path)}:{line}: not valid JSON ({message})")
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown(path)}:{getattr(error, 'lineno', 1)}: {json_fault(error)}") from None
+    for number, value in enumerate(values, start=1):
+        yield "entry", number, value
 
 
 def _short(text: str) -> str:

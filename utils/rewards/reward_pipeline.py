@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +25,12 @@ from utils.frame.files import UserError
 from utils.frame.processes import num_processes
 from utils.grading.tasks import task_of
 from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.models.teacher import Teacher
 from utils.rewards.combiner import RewardCombiner
 from utils.rewards.intrinsic import missing_eos, outcome_reward, token_rewards
 from utils.rewards.spec import RewardSpec, own_weights, paid_weights
 from utils.rewards.task import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
-
-if TYPE_CHECKING:
-    from utils.models.teacher import Teacher
 
 ALL_COMPONENTS = (*COMPONENTS, "reasoning", "intrinsic")  # besides the user's own
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import PromptTokens, render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
@@ -24,6 +25,7 @@ from utils.models.vllm.sampler import vllm_arguments
 from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.batches import rollout_batches
+from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.reward_state import open_pipeline
 from utils.rollouts.settings import RolloutAlgo
 from utils.rollouts.shared_prefix_trainer import updates_per_rollout
@@ -45,11 +47,11 @@ class OutcomeRewards:
     def __init__(
         self,
         pipeline: RewardPipeline,
-        tokenizer: PreTrainedTokenizerBase,
+        prompt_tokens: PromptTokens,
         eos: set[int],
         tokens: bool = False,
     ):
-        self.pipeline, self.tokenizer, self.eos = pipeline, tokenizer, eos
+        self.pipeline, self.prompt_tokens, self.eos = pipeline, prompt_tokens, eos
         self.score = pipeline.score_tokens if tokens else pipeline.score_outcomes
         self.names = pipeline.names
 
@@ -67,9 +69,8 @@ class OutcomeRewards:
         return reward
 
     def _score(self, prompts, completions, completion_ids, record, log_metric) -> None:
-        prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         truncated = torch.tensor([not ids or ids[-1] not in self.eos for ids in completion_ids])
-        batch = CompletionBatch.of(prompt_ids, completion_ids, device())
+        batch = CompletionBatch.of(self.prompt_tokens(prompts), completion_ids, device())
         self.mask = batch.completion_mask
         self.paid = self.score(record, batch, completions, truncated)
         log_metric("train_accuracy", self.paid.correct.float().mean().item())
@@ -79,11 +80,15 @@ class OutcomeRewards:
 
 class RenderedPrompts:
     """Trainer mixin: prompts are rendered already, and tokenised as everywhere else in this project, without
-    special tokens beyond the rendered ones."""
+    special tokens beyond the rendered ones, and each once."""
+
+    @cached_property
+    def prompt_tokens(self) -> PromptTokens:
+        return PromptTokens(self.processing_class)
 
     def _tokenize_prompts(self, prompts: list[str]):
         """Token ids of rendered prompts, and TRL's two empty multimodal fields."""
-        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
+        return self.prompt_tokens(prompts), None, {}
 
 
 @dataclass(frozen=True)
@@ -120,11 +125,28 @@ class Start:
             )
         model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
         prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-        check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
+        prompt_tokens = PromptTokens(tokenizer)
+        check_prompts(prompt_tokens(prompts), records, config.model.max_prompt_length)
         pipeline = open_pipeline(records, spec, reward, config, tokenizer, gamma=gamma)
-        rewards = OutcomeRewards(pipeline, tokenizer, eos_token_ids(model, tokenizer), tokens)
+        rewards = OutcomeRewards(pipeline, prompt_tokens, eos_token_ids(model, tokenizer), tokens)
         dataset = Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))})
         return cls(model, tokenizer, pipeline, rewards, dataset)
+
+    def trainer(
+        self, ctx: StageContext, kind: type[Trainer], arguments: TrainingArguments, records: Sequence[Record]
+    ) -> Trainer:
+        """A trainer on outcome rewards, GRPO's or RLOO's ``kind``, that follows the stage's curriculum."""
+        trainer = kind(
+            model=self.model,
+            reward_funcs=self.rewards.functions(),
+            args=arguments,
+            train_dataset=self.dataset,
+            processing_class=self.tokenizer,
+        )
+        trainer.pipeline, trainer.outcomes = self.pipeline, self.rewards
+        trainer.prompt_tokens = self.rewards.prompt_tokens
+        follow_curriculum(ctx, trainer, records, ctx.config.algo.all_rollouts)
+        return trainer
 
 
 def rollout_arguments(
@@ -151,14 +173,12 @@ def rollout_arguments(
     }
 
 
-def check_prompts(
-    prompts: Sequence[str], records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> tuple[int, str]:
-    """The tokens of the longest rendered prompt and the id of its record.
+def check_prompts(prompts: Sequence[Sequence[int]], records: Sequence[Record], limit: int) -> tuple[int, str]:
+    """The tokens of the longest prompt (token ids) and the id of its record.
 
     Raises UserError where they are more than ``limit``.
     """
-    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    lengths = list(map(len, prompts))
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] > limit:
         raise UserError(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import PromptTokens, render_completion, render_prompt
 from utils.data.reading import RawRow
 from utils.data.records import Record, load_records
 from utils.data.rendering import approximate_tokens, split_sentences, table_lines
@@ -177,7 +177,7 @@ def test_a_repeated_id_and_a_broken_line_are_named(tmp_path):
     path = tmp_path / "r.jsonl"
     for second, message in (
         (good, "already used in line 1"),
-        ("{", "not a record"),
+        ("{", "not valid JSON"),
         ("[]", "expected an object"),
     ):
         path.write_text(f"{good}\n{second}\n")
@@ -208,3 +208,19 @@ def test_prompts_go_through_the_chat_template_where_there_is_one():
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="end-of-sequence"):
         render_completion(tokenizer, "bye")
+
+
+def test_prompts_that_come_again_are_tokenised_once():
+    asked = []
+
+    def tokenizer(texts, add_special_tokens):
+        assert not add_special_tokens
+        asked.extend(texts)
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    tokens = PromptTokens(tokenizer)
+    assert tokens(["ab", "c", "ab"]) == [[97, 98], [99], [97, 98]]
+    found = tokens(["c", "d", "ab"])
+    assert found == [[99], [100], [97, 98]] and asked == ["ab", "c", "d"]
+    found[0].append(0)  # what a caller does to its lists is its own affair
+    assert tokens(["c"]) == [[99]] and tokens([]) == []

@@ -17,6 +17,7 @@ from utils.data.records import Record
 from utils.evaluation import distances as against
 from utils.evaluation import token_values as values
 from utils.frame.files import UserError, write_jsonl
+from utils.models.prefix import prefix_scoring
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.statistics.accuracy_tests import bootstrap_ratios
 
@@ -117,7 +118,7 @@ def test_models_that_cannot_share_prefixes_give_the_same(models, monkeypatch, ob
     policy, teacher, size = models
     batch = CompletionBatch.of(PROMPTS[:3], RESPONSES[:3], torch.device("cpu"))
     shared = token_sums(policy, teacher, batch, size)
-    monkeypatch.setattr(values, obstacle, lambda model: "a reason")
+    monkeypatch.setattr(prefix_scoring, obstacle, lambda model: "a reason")
     np.testing.assert_allclose(token_sums(policy, teacher, batch, size), shared, atol=1e-12)
 
 

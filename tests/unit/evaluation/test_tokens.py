@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.records import RECORDS
 from utils.data.prompts import render_completion, render_prompt
-from utils.evaluation.answers import Answers
+from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.start_policy import reference_inputs
 from utils.evaluation.token_pass import load_reference, token_pass
 from utils.evaluation.token_text import TokenTexts
@@ -81,7 +81,7 @@ def answers(models, tokenizer):
         tokenizer(render_prompt(tokenizer, record.input_text), add_special_tokens=False)["input_ids"]
         for record in records
     ]
-    return Answers(models[0], tokenizer, records, prompts, completions)
+    return PolicyAnswers(models[0], tokenizer, records, prompts, completions)
 
 
 def context(run_dir, **inputs):

@@ -64,7 +64,7 @@ def example(tmp_path_factory, tiny_models):
         ("04_generate_candidates.py", *short, "--num_candidates", "2"),
         ("05_train_ppo.py", *rollouts),
         ("06_train_grpo.py", *rollouts),
-        ("07_train_rloo.py", *rollouts, "--variance_prompts", "0"),
+        ("07_train_rloo.py", *rollouts),
         ("10_evaluate.py", *short, *alone),
     ):
         code = execute_stage(script, [*argv, "--output_dir", str(folder / "outputs")])
@@ -357,7 +357,7 @@ def test_it_is_paid_like_the_task_and_never_validates(tmp_path):
 def test_an_evaluations_total_has_the_weighted_component(tmp_path, record):
     spec = spec_with(tmp_path, "def mine(record, completion):\n    return 2\n")
     spec = replace(spec, weights=replace(spec.weights, intrinsic=0.0))
-    found = components(record, Completion("#### 36", (1,), False), None, None, spec)
+    found = components(record, Completion("#### 36", (1,), False), None, grade(record, "#### 36"), spec)
     assert found["mine"] == 2.0 and found["total"] == 1.0 + 0.5 * 2.0
 
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from assets.pretrain import gold_document
 from utils.data.prompts import render_completion, render_prompt
 from utils.frame.files import REPO_ROOT
-from utils.models import divergences
 from utils.models.divergences import (
     Measure,
     exact_divergence,
@@ -23,6 +22,7 @@ from utils.models.divergences import (
     top_k_divergence,
     top_one_and_entropy,
 )
+from utils.models.prefix import prefix_scoring
 from utils.models.prefix.shared_prefix import CompletionBatch, completion_states, output_head
 
 N, VOCAB, PADDED = 9, 23, 26  # tokens; columns of the tokenizer; columns of the heads
@@ -154,7 +154,7 @@ def test_pieces_change_nothing(monkeypatch, k):
     results = []
     for small in (False, True):
         if small:
-            monkeypatch.setattr(divergences, "LOGIT_BYTES", 4 * PADDED * 2)
+            monkeypatch.setattr(prefix_scoring, "LOGIT_BYTES", 4 * PADDED * 2)
             monkeypatch.setattr("trl.kernels.chunked_divergence.TOKEN_CHUNK_SIZE", 4)
             monkeypatch.setattr("trl.kernels.chunked_divergence.VOCAB_CHUNK_SIZE", 5)
         student, own, teacher, other = models(2)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.support.stand_ins import make_stand_in
+from utils.data.prompts import token_ids
 from utils.frame.files import UserError
 from utils.models import sampling
 from utils.models.loading import load_policy
@@ -27,7 +28,7 @@ def test_what_counts_as_out_of_memory():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_samples_in_parts_are_the_same_samples(model, monkeypatch, temperature):
     policy, tokenizer = load_policy(model, ModelSection())
-    prompts = [f"cash {number} in 20{number:02}" for number in range(7)]
+    prompts = token_ids(tokenizer, [f"cash {number} in 20{number:02}" for number in range(7)])
 
     def sample(room=None):
         generator = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from utils.models import teacher
 from utils.models.prefix import prefix_scoring
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.score_cache import ScoreCache
-from utils.models.teacher import Row, Teacher
+from utils.models.teacher import Teacher
 
 
 def unpadded(batch: CompletionBatch, row: int) -> CompletionBatch:
@@ -172,14 +172,13 @@ def test_long_batches_are_scored_in_slices_and_logits_in_pieces(tiny_models, mon
     assert_scores(sliced, (whole.q, whole.v))
 
 
-@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=20))
+@given(st.lists(st.integers(1, 60), max_size=20))
 def test_slices_hold_every_row_once_within_the_limit(lengths):
-    rows = [Row(bytes(8 * prompt), bytes(8 * completion)) for prompt, completion in lengths]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "SLICE_TOKENS", 50)
-        parts = list(teacher._slices(rows))
-    assert [row for part in parts for row in part] == rows
-    assert all(len(part) == 1 or len(part) * max(row.length for row in part) <= 50 for part in parts)
+    parts = [lengths[part] for part in prefix_scoring.padded_parts(lengths, 50)]
+    assert [length for part in parts for length in part] == lengths
+    assert all(len(part) == 1 or len(part) * max(part) <= 50 for part in parts)
+    ahead = zip(parts, parts[1:], strict=False)  # the next row would not have fitted
+    assert all((len(part) + 1) * max(*part, following[0]) > 50 for part, following in ahead)
 
 
 def test_prompts_are_encoded_once_and_equal_completions_scored_once(tiny_models):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import PromptTokens, render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
@@ -71,7 +71,8 @@ def build_distill_trainer(
     if reads_gold:
         records, gold = _with_short_gold(ctx, records, gold)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    longest = check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
+    prompt_tokens = PromptTokens(tokenizer)
+    longest = check_prompts(prompt_tokens(prompts), records, config.model.max_prompt_length)
     _check_teacher_length(teacher, *longest, config.generation.max_new_tokens)
     trainer = GroupDistillationTrainer(
         model=model,
@@ -86,6 +87,7 @@ def build_distill_trainer(
         train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))}),
         processing_class=tokenizer,
     )
+    trainer.prompt_tokens = prompt_tokens
     trainer.add_callback(NothingToLearn(ctx))
     follow_curriculum(ctx, trainer, records, algo.num_rollouts, signal="confidence_gap")
     if reads_gold:

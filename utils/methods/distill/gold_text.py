@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import render_completion, render_prompt, token_ids
 from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.models.divergences import Kind, Measure, exact_divergence, top_one_and_entropy
@@ -26,23 +26,7 @@ Compared = Callable[[Tensor, Tensor, CompletionBatch], Tensor]  # student's and 
 
 def gold_completions(records: Sequence[Record], tokenizer) -> list[list[int]]:
     """The token ids of every record's gold completion, its end included."""
-    texts = [render_completion(tokenizer, record.target_text) for record in records]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-
-def check_positions(
-    lengths: Sequence[tuple[int, int]], records: Sequence[Record], models: dict[str, nn.Module]
-) -> None:
-    """Raise UserError where prompt and gold completion (``lengths``, tokens) exceed a model's positions."""
-    for what, model in models.items():
-        limit = position_limit(unwrapped(model))
-        for (prompt, completion), record in zip(lengths, records, strict=True):
-            if prompt + completion - 1 > limit:
-                raise UserError(
-                    f"{record.id} has a prompt of {prompt} and a gold completion of {completion} tokens, the "
-                    f"{what} has {limit} positions: lower dataset.max_input_tokens and prepare again with "
-                    "01_prepare_dataset.py, or use another model"
-                )
+    return token_ids(tokenizer, [render_completion(tokenizer, record.target_text) for record in records])
 
 
 class ComparesOnGold:
@@ -86,10 +70,17 @@ class ComparesOnGold:
         }
 
     def check_gold(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
-        """Raise UserError where a gold text does not fit the models."""
+        """Raise UserError where prompt and gold completion exceed a model's positions."""
         prompts = self._tokenize_prompts([prompt for prompt, _ in rows])[0]
-        lengths = [(len(ids), len(gold)) for ids, (_, gold) in zip(prompts, rows, strict=True)]
-        check_positions(lengths, records, {"student": self._student, "teacher": self.teacher.model})
+        for what, model in (("student", self._student), ("teacher", self.teacher.model)):
+            limit = position_limit(unwrapped(model))
+            for ids, (_, gold), record in zip(prompts, rows, records, strict=True):
+                if len(ids) + len(gold) - 1 > limit:
+                    raise UserError(
+                        f"{record.id} has a prompt of {len(ids)} and a gold completion of {len(gold)} "
+                        f"tokens, the {what} has {limit} positions: lower dataset.max_input_tokens and "
+                        "prepare again with 01_prepare_dataset.py, or use another model"
+                    )
 
     # ------------------------------------------------------------------------------------ what is compared
 

@@ -220,7 +220,7 @@ class GroupDistillationTrainer(
             likeliest, entropy = top_one_and_entropy(states, head, self.vocab_size)
             answer |= {"teacher_choice": likeliest, "teacher_entropy": entropy}
             for name, values in answer.items():
-                found.setdefault(name, []).append(_spread(values, part.completion_mask))
+                found.setdefault(name, []).append(part.scatter(values))
         return {name: torch.cat(pieces) for name, pieces in found.items()}
 
     def _grade(self, batch: CompletionBatch, record: Sequence[int]) -> Tensor:
@@ -354,13 +354,6 @@ class GroupDistillationTrainer(
     def _measure(self, name: str, values: Tensor) -> None:
         """Add per-token numbers to this optimizer step's."""
         self._sums[name] = self._sums.get(name, 0) + values.detach().double().sum()
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """[N, ...] of the unmasked tokens as [B, C, ...], zeros elsewhere."""
-    spread = values.new_zeros((*mask.shape, *values.shape[1:]))
-    spread[mask.bool()] = values
-    return spread
 
 
 def _first_of(record: Tensor) -> Tensor:

@@ -21,12 +21,10 @@ from utils.methods.grpo.settings import GrpoAlgo
 from utils.rewards.reward_pipeline import RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import process_advantages
-from utils.rollouts.follows_curriculum import FollowsCurriculum, follow_curriculum
+from utils.rollouts.follows_curriculum import FollowsCurriculum
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
 from utils.rollouts.start import OutcomeRewards, RenderedPrompts, Start, rollout_arguments
-
-__all__ = ["OutcomeRewards", "SharedPrefixGRPOTrainer", "build_grpo_trainer"]
 
 
 class SharedPrefixGRPOTrainer(
@@ -87,15 +85,7 @@ def build_grpo_trainer(
         # Under process supervision the teacher's part is not in the outcome that groups compare.
         reward_weights=[float(name != "intrinsic") for name in start.rewards.names] if by_token else None,
     )
-    trainer = SharedPrefixGRPOTrainer(
-        model=start.model,
-        reward_funcs=start.rewards.functions(),
-        args=arguments,
-        train_dataset=start.dataset,
-        processing_class=start.tokenizer,
-    )
-    trainer.pipeline, trainer.outcomes = start.pipeline, start.rewards
-    follow_curriculum(ctx, trainer, records, algo.all_rollouts)
+    trainer = start.trainer(ctx, SharedPrefixGRPOTrainer, arguments, records)
     if by_token:
         trainer.process_rewards = start.rewards
     return trainer, start.tokenizer

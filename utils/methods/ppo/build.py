@@ -42,5 +42,6 @@ def build_ppo_trainer(
         processing_class=start.tokenizer,
         value_model=critic,
     )
+    trainer.prompt_tokens = start.rewards.prompt_tokens
     follow_curriculum(ctx, trainer, records, algo.num_rollouts)
     return trainer, start.tokenizer

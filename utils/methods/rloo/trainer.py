@@ -25,7 +25,7 @@ from utils.frame.stage import StageContext
 from utils.methods.rloo.settings import RlooAlgo
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import baselines, normalised
-from utils.rollouts.follows_curriculum import FollowsCurriculum, follow_curriculum
+from utils.rollouts.follows_curriculum import FollowsCurriculum
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.rollout_log import RolloutLog, by_group
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
@@ -126,18 +126,9 @@ def build_rloo_trainer(
 
     It writes ``logs/rollouts.jsonl``. Raises UserError as `Start.of` and `follow_curriculum`.
     """
-    algo: RlooAlgo = ctx.config.algo
     start = Start.of(ctx, records, spec)
     arguments = BaselineRLOOConfig(**rollout_arguments(ctx, BaselineRLOOConfig))
-    trainer = SharedPrefixRLOOTrainer(
-        model=start.model,
-        reward_funcs=start.rewards.functions(),
-        args=arguments,
-        train_dataset=start.dataset,
-        processing_class=start.tokenizer,
-    )
-    trainer.pipeline, trainer.outcomes = start.pipeline, start.rewards
-    follow_curriculum(ctx, trainer, records, algo.all_rollouts)
+    trainer = start.trainer(ctx, SharedPrefixRLOOTrainer, arguments, records)
     trainer.rollout_log = RolloutLog(ctx.out / "resume" / "rollouts", ctx.out / "logs" / "rollouts.jsonl")
     trainer.add_callback(trainer.rollout_log)
     return trainer, start.tokenizer

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import prompt_ids, render_completion, token_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
@@ -22,7 +22,7 @@ from utils.models.loading import add_lora, load_policy
 from utils.models.settings import ModelConfig
 from utils.rollouts.batches import share_batches
 from utils.training.cost import CountsCost
-from utils.training.filled_batches import FillsBatches, fillers_needed
+from utils.training.epoch_fillers import FillsBatches, fillers_needed
 from utils.training.memory import KeepsAdapterFormat
 from utils.training.run import trainer_arguments
 
@@ -49,14 +49,9 @@ def tokenize_demonstrations(
     ``generation.max_new_tokens``: at inference neither could occur. Raises UserError if that is most of them.
     """
     rows, left_out = [], []
-    for record in records:
-        prompt, completion = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (
-                render_prompt(tokenizer, record.input_text),
-                render_completion(tokenizer, record.target_text),
-            )
-        )
+    completions = [render_completion(tokenizer, record.target_text) for record in records]
+    tokens = prompt_ids(tokenizer, records), token_ids(tokenizer, completions)
+    for record, prompt, completion in zip(records, *tokens, strict=True):
         if len(prompt) > model.model.max_prompt_length or len(completion) > model.generation.max_new_tokens:
             left_out.append(record.id)
         else:

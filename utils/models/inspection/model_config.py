@@ -11,7 +11,7 @@ import yaml
 from utils.frame.files import REPO_ROOT
 from utils.frame.typed_settings import changed
 from utils.models.inspection.architecture import Architecture
-from utils.models.inspection.estimates import Estimate, Work, estimate
+from utils.models.inspection.resources import MICRO_BATCH, SAMPLED, ResourceEstimate, estimate
 from utils.models.settings import (
     GenerationSection,
     LoraSection,
@@ -93,7 +93,9 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(list, _Dumper.represent_list)
 
 
-def config_text(found: Architecture, known: Known | None = None, estimated: Estimate | None = None) -> str:
+def config_text(
+    found: Architecture, known: Known | None = None, estimated: ResourceEstimate | None = None
+) -> str:
     """The YAML file for ``found``, what is not the default: prompt and answer within its positions, LoRA on
     every linear layer.
     """
@@ -112,12 +114,12 @@ def config_text(found: Architecture, known: Known | None = None, estimated: Esti
         lora=LoraSection(r=known.rank, lora_alpha=2 * known.rank, target_modules=list(found.targets)),
         training=TrainingSection(
             gradient_checkpointing=estimated.gradient_checkpointing,
-            max_micro_batch=Work().micro_batch,
+            max_micro_batch=MICRO_BATCH,
             save_steps=50,
             logging_steps=5,
         ),
         validation=ValidationSection(eval_steps=50, num_items=256),
-        generation=GenerationSection(max_new_tokens=new_tokens, batch_size=Work().sampled),
+        generation=GenerationSection(max_new_tokens=new_tokens, batch_size=SAMPLED),
         metadata=MetadataSection(
             description=known.description or "not run by us yet",
             license=known.license,
@@ -133,7 +135,7 @@ def config_text(found: Architecture, known: Known | None = None, estimated: Esti
     return f"{about}\n{body}".replace("  hardware:", estimates)
 
 
-def summary(estimated: Estimate) -> str:
+def summary(estimated: ResourceEstimate) -> str:
     """What a user is told of the estimates, in one line."""
     form = "4 bits" if estimated.load_in_4bit else "bfloat16"
     form += ", gradient checkpointing" if estimated.gradient_checkpointing else ""

@@ -12,8 +12,8 @@ from tests.support.stand_ins import KINDS, make_stand_in
 from utils.frame.config import load_tier, read_yaml
 from utils.frame.files import REPO_ROOT, UserError
 from utils.models.inspection.architecture import inspect_model
-from utils.models.inspection.estimates import estimate
 from utils.models.inspection.model_config import KNOWN, config_text
+from utils.models.inspection.resources import estimate
 from utils.models.loading import add_lora, load_policy, load_tokenizer
 from utils.models.settings import ModelConfig
 

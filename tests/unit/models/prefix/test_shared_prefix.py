@@ -111,13 +111,12 @@ def test_teacher_scores_are_logits_and_log_sum_exp_of_the_kept_columns():
     model, batch, alpha, kept = build("llama"), CompletionBatch(**rollouts()), 0.5, VOCABULARY - 3
     batch.completion_ids.clamp_(max=kept - 1)
     logits = full_logits(model, batch)[batch.completion_mask.bool()][:, :kept]
-    scores = score_completions(model, batch, temperature=alpha, vocab_size=kept, states=True)
+    scores = score_completions(model, batch, temperature=alpha, vocab_size=kept)
     torch.testing.assert_close(
         alpha * scores.logsumexp, alpha * (logits / alpha).logsumexp(-1), rtol=1e-5, atol=2e-5
     )
     wanted = logits.gather(-1, batch.tokens()[:, None]).squeeze(-1)
     torch.testing.assert_close(alpha * scores.logit, wanted, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(scores.states, completion_states(model, batch))
 
 
 def test_logits_in_pieces_change_nothing(monkeypatch):

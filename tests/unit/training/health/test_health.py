@@ -22,7 +22,7 @@ from utils.rewards.spec import RewardSpec
 from utils.training.health.diagnose import diagnose_command
 from utils.training.health.health_callback import TrainingHealth
 from utils.training.health.health_rules import RULES, checks, findings
-from utils.training.health.log_curves import POINTS, Curve, History
+from utils.training.health.log_curves import POINTS, History, LogCurve
 
 STEPS = 100
 
@@ -86,7 +86,7 @@ def only(rows):
 def test_a_trend_is_mann_kendall_and_theil_sen(values):
     """Slow reference: Kendall's tau from all pairs, the slope as the median of all pairwise slopes."""
     x, y = np.arange(len(values)) * 3.0 + 1, np.array(values, dtype=float)
-    trend = Curve(x, y).trend()
+    trend = LogCurve(x, y).trend()
     if len(set(values)) == 1:
         assert (trend.change, trend.p_value) == (0.0, 1.0)
         return
@@ -103,7 +103,7 @@ def test_a_long_curve_is_averaged_before_it_is_tested():
     """Twice the points of the same slow wave are no more evidence."""
     wave = np.cumsum(noise(3, 400)) / 20
     twice = np.repeat(wave, 2)
-    p = [Curve(np.arange(len(y), dtype=float), y).trend().p_value for y in (wave, twice)]
+    p = [LogCurve(np.arange(len(y), dtype=float), y).trend().p_value for y in (wave, twice)]
     assert p[0] == pytest.approx(p[1])
 
 

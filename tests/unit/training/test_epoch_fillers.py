@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from torch.utils.data import DataLoader, RandomSampler
 
-from utils.training.filled_batches import FilledEpochs, FillsBatches, fillers_needed
+from utils.training.epoch_fillers import FilledEpochs, FillsBatches, fillers_needed
 
 
 @pytest.mark.parametrize("epoch", [0, 2])

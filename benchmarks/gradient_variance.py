@@ -1,6 +1,9 @@
 """What RLOO claims, measured: with the same samples its gradient varies less than that of plain REINFORCE.
 
-On a fixed policy, G completions each of P prompts are sampled once. Of every estimator (baseline) and prompt
+    python benchmarks/gradient_variance.py [--prompts 64] [--json FILE] [options of 07_train_rloo.py]
+
+Reads a run as 07_train_rloo.py does, and writes nothing into it. On its SFT policy, G completions each of P
+prompts are sampled once. Of every estimator (baseline) and prompt
 
     g_p = 1/G sum_i A_i grad log pi(y_i | x_p)
 
@@ -12,29 +15,35 @@ prompts, which holds both the variance of sampling completions and that of drawi
 Two gradients of each prompt tell all estimators: that of the rewards less their group's mean m, c_p, and that
 of the plain score, s_p (A = 1). Group mean: c_p. Leave-one-out: G / (G - 1) c_p. REINFORCE: c_p + m s_p. And
 with every reward moved by o, which changes nothing that is to be learnt and leaves the first two as they are,
-REINFORCE: c_p + (m + o) s_p.
+REINFORCE: c_p + (m + o) s_p. docs/rloo.md has what was found.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator, Sequence
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.frame.files import UserError, derive_seed, read_json, write_json
-from utils.frame.processes import from_main, is_main_process
-from utils.frame.stage import StageContext
-from utils.methods.rloo.trainer import SharedPrefixRLOOTrainer
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.data.records import load_records
+from utils.frame.files import UserError, derive_seed, dump_json, write_json
+from utils.frame.stage import StageContext, load_script
+from utils.frame.stage_plan import check_inputs, make_plan
+from utils.methods.rloo.trainer import SharedPrefixRLOOTrainer, build_rloo_trainer
 from utils.models.prefix.shared_prefix import CompletionBatch, evaluating
 from utils.models.sampling import generate
 from utils.models.sampling_memory import Room
-from utils.models.score_cache import ScoreCache
+from utils.rewards.spec import load_reward_spec
 from utils.rollouts.advantages import baselines
 from utils.rollouts.prompt_order import prompt_order
+from utils.training.run import compute_reproducibly
 
 ESTIMATORS = {"reinforce": "none", "group_mean": "mean", "leave_one_out": "loo"}  # -> baseline_type
 OFFSETS = (-1.0, -0.5, 0.5, 1.0)  # what is added to every reward, to see whom it matters to
@@ -142,25 +151,6 @@ def order_agreement(advantages: Tensor, rewards: Tensor) -> float | None:
 # ------------------------------------------------------------------------------------------- on a policy
 
 
-@contextlib.contextmanager
-def _leaving_no_trace(trainer: SharedPrefixRLOOTrainer) -> Iterator[None]:
-    """Evaluation mode, the global random state set aside, no teacher scores added to the cache, and nothing
-    asked of other processes.
-    """
-    model, teacher, combiner = trainer.model, trainer.pipeline.teacher, trainer.pipeline.combiner
-    in_parts, cache = combiner.in_parts, None if teacher is None else teacher.cache
-    combiner.in_parts = False
-    if teacher is not None:
-        teacher.cache = ScoreCache(0)
-    try:
-        with evaluating(model), torch.random.fork_rng():
-            yield
-    finally:
-        combiner.in_parts = in_parts
-        if teacher is not None:
-            teacher.cache = cache
-
-
 def sample_groups(
     trainer: SharedPrefixRLOOTrainer,
     rows: Sequence[int],
@@ -175,10 +165,11 @@ def sample_groups(
     """
     args, tokenizer, size = trainer.args, trainer.processing_class, trainer.num_generations
     picked = trainer.train_dataset.select(rows)
+    prompts = trainer.prompt_tokens(picked["prompt"])
     completions = generate(
         trainer.model,
         tokenizer,
-        picked["prompt"],
+        prompts,
         max_new_tokens=args.max_completion_length,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -188,7 +179,6 @@ def sample_groups(
         generator=generator,
         room=room,
     )
-    prompts = tokenizer(list(picked["prompt"]), add_special_tokens=False)["input_ids"]
     ids = [completion.token_ids for completion in completions]
     device = trainer.accelerator.device
     paid = trainer.pipeline.score_outcomes(
@@ -215,20 +205,24 @@ def completion_log_probs(trainer: SharedPrefixRLOOTrainer, batch: CompletionBatc
 
 
 def measure(ctx: StageContext, trainer: SharedPrefixRLOOTrainer, prompts: int) -> dict[str, Any]:
-    """Compare the estimators on the policy as it is; see the module's text. Leaves the trainer as it was.
+    """Compare the estimators on the policy as it is; see the module's text.
 
     The policy is taken to be the reference still, so that there is no KL in the rewards. Raises UserError
-    where gradients are not finite.
+    for less than two prompts, where their gradients take more than `GRADIENT_BYTES`, and where one is not
+    finite.
     """
     rows = prompt_order(len(trainer.train_dataset), ctx.seed)[:prompts]
     size = trainer.num_generations
     per_rollout = max(1, trainer.args.generation_batch_size // size)
     generator = torch.Generator().manual_seed(derive_seed(ctx.seed, "gradient_variance"))
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    most = GRADIENT_BYTES // (2 * 4 * sum(map(torch.numel, parameters)))  # two float32 gradients each
+    if not 2 <= len(rows) <= most:
+        raise UserError(f"gradients of {len(rows)} prompts cannot be compared: give 2 to {most} --prompts")
     # Whole micro-batches: samples must not depend on how processes divide them.
     batch_size, room = ctx.config.algo.per_device_train_batch_size, Room(ctx.config.model.generation)
     rewards, gradients = [], []
-    with _leaving_no_trace(trainer):
+    with evaluating(trainer.model):
         starts = range(0, len(rows), per_rollout)
         for start in ctx.progress(starts, len(starts), "gradient variance"):
             part = rows[start : start + per_rollout]
@@ -295,41 +289,6 @@ def compare(centred: Tensor, scores: Tensor, rewards: Tensor, per_rollout: int, 
     }
 
 
-# -------------------------------------------------------------------------------------------- in a stage
-
-
-def check_gradient_variance(ctx: StageContext, trainer: SharedPrefixRLOOTrainer) -> None:
-    """Measure before the first update, with ``variance_prompts`` prompts (0: not at all), and say what was
-    found: ``logs/gradient_variance.json``, the manifest's metrics, a line of the log.
-
-    A resumed stage keeps the file it has. The main process measures, others wait. Left out, with a line that
-    says why, where there are less than two prompts or the gradients would not fit `GRADIENT_BYTES`.
-    """
-    prompts = min(ctx.config.options.variance_prompts, len(trainer.train_dataset))
-    path = ctx.out / "logs" / "gradient_variance.json"
-    if not ctx.config.options.variance_prompts:
-        return
-    number = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    each = 2 * 4 * number  # two float32 gradients
-    if prompts < 2 or prompts * each > GRADIENT_BYTES:
-        ctx.log(
-            f"gradient variance not measured: two gradients of {number} parameters for each of {prompts} "
-            f"prompts take {prompts * each / 2**30:.1f} GiB; 2 to {GRADIENT_BYTES // each} prompts are "
-            "possible (--variance_prompts)"
-        )
-        return
-    if is_main_process() and not (ctx.resuming and path.is_file()):
-        began = time.perf_counter()
-        write_json(path, measure(ctx, trainer, prompts))
-        ctx.runtime["gradient_variance_seconds"] = round(time.perf_counter() - began, 1)
-    found = from_main(read_json(path) if is_main_process() else None)
-    ratio = found["ratio_to_reinforce"]
-    ctx.metrics["gradient_variance_ratio"] = ratio["value"]
-    ctx.metrics["gradient_variance_ratio_ci95"] = ratio["ci95"]
-    ctx.metrics["advantage_sign_agreement"] = found["estimators"]["leave_one_out"]["sign_agreement"]
-    ctx.log(sentence(found))
-
-
 def sentence(found: dict[str, Any]) -> str:
     """What was found, in one line."""
     ratio, ours = found["ratio_to_reinforce"], found["estimators"]["leave_one_out"]
@@ -344,3 +303,34 @@ def sentence(found: dict[str, Any]) -> str:
         f"{about}: variance of RLOO / REINFORCE {ratio['value']:.3f} (95 % {low:.3f} to {high:.3f}, "
         f"{found['prompts']} prompts, of which one makes up {100 * share:.0f} %): {verdict}; {agreement}"
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=64, help="prompts to compare gradients of (default 64)"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here; else print them")
+    options, rest = parser.parse_known_args()
+    compute_reproducibly()
+    try:
+        plan = make_plan(load_script("07_train_rloo.py").STAGE, rest)
+        check_inputs(plan)
+        with tempfile.TemporaryDirectory() as folder:
+            ctx = StageContext(plan.config, plan.run_dir.name, plan.run_dir, Path(folder), False, plan.inputs)
+            spec = load_reward_spec(ctx.inputs["reward_spec"])
+            trainer, _ = build_rloo_trainer(ctx, load_records(ctx.inputs["train"]), spec)
+            found = measure(ctx, trainer, options.prompts)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if options.json:
+        write_json(options.json, found)
+    else:
+        print(dump_json(found), end="")
+    print(sentence(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,14 @@ COMPUTE_SHARE = 0.3  # of the peak speed that training reaches
 BANDWIDTH_SHARE = 0.2  # of the peak bandwidth that sampling with Transformers reaches
 LAYER_SECONDS = 1e-3  # that starting a layer's kernels takes from Python, in a forward pass
 
+# The work that is estimated: the size of GSM8K and of the shipped algorithm tiers. 03 sees the demonstrations
+# once, PROMPT + TAUGHT tokens each; 06 learns PASSES times from ROLLOUTS rollouts of ROLLOUT completions.
+DEMONSTRATIONS, TAUGHT = 7473, 130
+PROMPT, COMPLETION = 150, 300  # tokens
+ROLLOUTS, ROLLOUT, GROUP, PASSES = 64, 128, 8, 2
+MICRO_BATCH = 8  # sequences trained on at once
+SAMPLED = 64  # completions sampled at once
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -34,30 +42,7 @@ CARDS = (
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the estimates are for: the size of GSM8K and of the shipped algorithm tiers.
-
-    demonstrations  of 03, seen once, ``prompt + taught`` tokens each
-    rollouts        of 05 and 06, ``rollout`` completions of ``completion`` tokens each, ``group`` to a
-                    prompt, learned from ``passes`` times
-    micro_batch     sequences that are trained on at once
-    sampled         completions that are sampled at once
-    """
-
-    demonstrations: int = 7473
-    taught: int = 130
-    prompt: int = 150
-    completion: int = 300
-    rollouts: int = 64
-    rollout: int = 128
-    group: int = 8
-    passes: int = 2
-    micro_batch: int = 8
-    sampled: int = 64
-
-
-@dataclass(frozen=True)
-class Estimate:
+class ResourceEstimate:
     """Peak memory (GB) and wall-clock time (hours) of sampling, 03 and 06 with LoRA, on ``hardware``."""
 
     hardware: Hardware
@@ -89,28 +74,28 @@ def cache_gb(found: Architecture, tokens: int) -> float:
 
 
 def memory(
-    found: Architecture, rank: int, load_in_4bit: bool, gradient_checkpointing: bool, work: Work
+    found: Architecture, rank: int, load_in_4bit: bool, gradient_checkpointing: bool
 ) -> dict[str, float]:
     """Peak memory of sampling (04, 10), of 03 and of 06, GB."""
+
+    def training(tokens: float) -> float:
+        return activations_gb(found, round(MICRO_BATCH * tokens), gradient_checkpointing)
+
     held = weights_gb(found, load_in_4bit) + OVERHEAD_GB
-    trained = TRAINED_BYTES * found.lora_parameters(rank) / 1e9
+    trained = held + TRAINED_BYTES * found.lora_parameters(rank) / 1e9
     # A group's prompt is run once, except under checkpointing.
-    shared = work.prompt * (1 if gradient_checkpointing else 1 / work.group)
-    cache = cache_gb(found, work.sampled * (work.prompt + work.completion))
-    supervised = activations_gb(found, work.micro_batch * (work.prompt + work.taught), gradient_checkpointing)
-    grouped = activations_gb(
-        found, round(work.micro_batch * (shared + work.completion)), gradient_checkpointing
-    )
+    shared = PROMPT if gradient_checkpointing else PROMPT / GROUP
+    cache = cache_gb(found, SAMPLED * (PROMPT + COMPLETION))
     found_gb = {
         "sampling": held + cache,
-        "03_sft": held + trained + max(supervised, cache),
-        "06_grpo": held + trained + max(grouped, cache * work.rollout / work.sampled),
+        "03_sft": trained + max(training(PROMPT + TAUGHT), cache),
+        "06_grpo": trained + max(training(shared + COMPLETION), cache * ROLLOUT / SAMPLED),
     }
     return {name: round(value, 1) for name, value in found_gb.items()}
 
 
 def hours(
-    found: Architecture, load_in_4bit: bool, gradient_checkpointing: bool, work: Work, card: Hardware
+    found: Architecture, load_in_4bit: bool, gradient_checkpointing: bool, card: Hardware
 ) -> dict[str, float]:
     """Wall-clock time of 03 and 06, hours.
 
@@ -118,51 +103,29 @@ def hours(
     more under checkpointing; 06 also scores every completion once. Sampling reads all weights and the cache
     for every token of a batch. Small models wait for Python instead: no pass is faster than it starts.
     """
-    launch = LAYER_SECONDS * found.layers
-    trained = 4 + 2 * gradient_checkpointing
-    speed = COMPUTE_SHARE * card.speed
-    taught = work.demonstrations * (work.prompt + work.taught)
-    completions = work.rollouts * work.rollout
-    read = weights_gb(found, load_in_4bit) + cache_gb(
-        found, work.rollout * (work.prompt + work.completion / 2)
-    )
-    step = max(launch, read * 1e9 / (BANDWIDTH_SHARE * card.bandwidth))
-    tokens = completions * (work.completion + work.prompt / work.group)
-    updating = max(
-        (2 + trained * work.passes) * found.parameters * tokens / speed,
-        (1 + trained / 2 * work.passes) * completions / work.micro_batch * launch,
-    )
-    supervised = max(
-        trained * found.parameters * taught / speed,
-        trained / 2 * work.demonstrations / work.micro_batch * launch,
-    )
-    return {
-        "03_sft": round(supervised / 3600, 2),
-        "06_grpo": round((work.rollouts * work.completion * step + updating) / 3600, 2),
-    }
+    launch, flops = LAYER_SECONDS * found.layers, 4 + 2 * gradient_checkpointing
+    cache = cache_gb(found, ROLLOUT * (PROMPT + COMPLETION / 2))
+    read = (weights_gb(found, load_in_4bit) + cache) * 1e9 / (BANDWIDTH_SHARE * card.bandwidth)
+
+    def passes(flops: float, sequences: int, tokens: float) -> float:
+        """Seconds of passes over sequences of so many tokens, 2 FLOPs each a forward pass."""
+        computing = flops * found.parameters * sequences * tokens / (COMPUTE_SHARE * card.speed)
+        return max(computing, flops / 2 * sequences / MICRO_BATCH * launch)
+
+    supervised = passes(flops, DEMONSTRATIONS, PROMPT + TAUGHT)
+    sampling = ROLLOUTS * COMPLETION * max(launch, read)
+    updating = passes(2 + flops * PASSES, ROLLOUTS * ROLLOUT, COMPLETION + PROMPT / GROUP)
+    return {"03_sft": round(supervised / 3600, 2), "06_grpo": round((sampling + updating) / 3600, 2)}
 
 
-def estimate(found: Architecture, rank: int, work: Work | None = None) -> Estimate:
+def estimate(found: Architecture, rank: int) -> ResourceEstimate:
     """The first of plain LoRA, checkpointing and 4 bits, and of `CARDS`, that leaves some memory free.
 
     What exceeds the largest card in every way is given for it all the same, in the smallest form: it needs
     several.
     """
-    work = work or Work()
-    forms = [(False, False), (False, True), (True, True)]
+    forms = ((False, False), (False, True), (True, True))  # in 4 bits, and with checkpointing
     plans = [(card, *form) for form in forms for card in CARDS]
-    card, quantised, checkpointing = next(
-        (
-            plan
-            for plan in plans
-            if max(memory(found, rank, plan[1], plan[2], work).values()) < 0.85 * plan[0].memory
-        ),
-        plans[-1],
-    )
-    return Estimate(
-        card,
-        quantised,
-        checkpointing,
-        memory(found, rank, quantised, checkpointing, work),
-        hours(found, quantised, checkpointing, work, card),
-    )
+    fitting = (plan for plan in plans if max(memory(found, rank, *plan[1:]).values()) < 0.85 * plan[0].memory)
+    card, *form = next(fitting, plans[-1])
+    return ResourceEstimate(card, *form, memory(found, rank, *form), hours(found, *form, card))
