@@ -110,6 +110,7 @@ def test_tokens_get_the_teacher_s_reward_and_the_last_one_the_rest():
     close(paid.raw["intrinsic"], [-3.5, -4.0, -5.0, -0.5])
     close(paid.raw["reasoning"], [1, 1, 0.5, 0])
     assert paid.correct.tolist() == [True, False, False, False]
+    assert paid.parsed.tolist() == [True, True, True, False]
     assert paid.weights == {"intrinsic": 0.5, "correctness": 2.0, "reasoning": 0.25, "format": 1.0}
 
 

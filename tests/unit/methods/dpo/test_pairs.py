@@ -17,7 +17,8 @@ from utils.frame.files import REPO_ROOT, UserError, read_jsonl, write_json, writ
 from utils.frame.stage import StageContext
 from utils.frame.stage_plan import load_script
 from utils.frame.typed_settings import check
-from utils.grading.tasks.finqa import parse_completion
+from utils.grading.tasks import task_of
+from utils.grading.tasks.finqa import FinqaTask, parse_completion
 from utils.methods.dpo.pairs import (
     REASONS,
     RULE_OF_GOLD,
@@ -101,9 +102,16 @@ def real(tmp_path_factory):
     )
     config = load_tier(ModelConfig, REPO_ROOT / "configs/models/sample.yaml")
     config.generation = GenerationSection(max_new_tokens=40, temperature=1.7, batch_size=96)
-    sampled = []
-    generate = sampling.generate
+    sampled, graded = [], []
+    generate, grade = sampling.generate, FinqaTask.grade
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            FinqaTask,
+            "grade",
+            lambda task, record, text, *more, **options: (
+                graded.append((record.id, text)) or grade(task, record, text, *more, **options)
+            ),
+        )
         patch.setattr(
             sampling, "generate", lambda *args, **kwargs: sampled.extend(generate(*args, **kwargs)) or sampled
         )
@@ -120,7 +128,9 @@ def real(tmp_path_factory):
         assert each["text"] == completion.text
         assert each["token_ids"] == list(completion.token_ids)
     tokenizer = load_tokenizer(REPO_ROOT / "assets/teacher")
-    return SimpleNamespace(rows=rows, records=records[:24], tokenizer=tokenizer, config=config, ctx=ctx)
+    return SimpleNamespace(
+        rows=rows, records=records[:24], tokenizer=tokenizer, config=config, ctx=ctx, graded=graded
+    )
 
 
 def test_real_candidates_are_of_every_kind(real):
@@ -130,6 +140,15 @@ def test_real_candidates_are_of_every_kind(real):
     assert {(True, True, False), (False, True, False), (False, False, False), (False, False, True)} <= set(
         kinds
     )
+
+
+def test_a_candidate_is_graded_once(real):
+    texts = {(row["id"], each["text"]) for row in real.rows for each in row["candidates"]}
+    assert len(real.graded) == len(texts) and set(real.graded) == texts
+    for record, row in zip(real.records, real.rows, strict=True):
+        for each in row["candidates"]:
+            graded = task_of("sample").grade(record, each["text"])
+            assert (each["correct"], each["parsed"]) == (graded.correct, graded.format_valid)
 
 
 @pytest.mark.parametrize("reward", ["combined", "task", "intrinsic"])
