@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from utils.models.prefix.prefix_scoring import in_pieces, wide_logits
-from utils.models.trl_version import check_trl_version
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 
@@ -79,7 +78,10 @@ def exact_divergence(
 
     States are those before the tokens, [N, H_S] and [N, H_T]; heads are linear layers.
     """
-    divergence, _ = _trl_kernel().apply(
+    # Here, because evaluation needs `log_divergence` alone, and TRL loads for seconds.
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    divergence, _ = ChunkedDivergenceFunction.apply(
         student_states,
         *_cut(student_head, vocab_size),
         teacher_states,
@@ -88,16 +90,6 @@ def exact_divergence(
         measure.temperature,
     )
     return divergence * measure.temperature**2
-
-
-def _trl_kernel() -> type[torch.autograd.Function]:
-    """Imported where it is called: evaluation needs ``log_divergence`` alone, and TRL loads for seconds."""
-    try:
-        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-    except ImportError:
-        check_trl_version()  # names move between releases: say which one is needed
-        raise
-    return ChunkedDivergenceFunction
 
 
 def _cut(head: nn.Module, vocab_size: int) -> tuple[Tensor, Tensor | None]:

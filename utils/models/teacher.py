@@ -282,21 +282,21 @@ def check_same_tokenizer(
     Compares vocabularies, beginning and end of sequence, and the encoding of a few texts. The padding token
     may differ: it is masked wherever it stands for padding.
     """
-    difference = None
+    differences = []
     own, other = student.get_vocab(), teacher.get_vocab()
     if own != other:
         changed = len(dict(own.items() ^ other.items()))
-        difference = f"{len(own)} and {len(other)} tokens, {changed} of them not the same"
+        differences.append(f"{len(own)} and {len(other)} tokens, {changed} of them not the same")
     for kind in ("bos_token", "eos_token"):
-        if difference is None and getattr(student, f"{kind}_id") != getattr(teacher, f"{kind}_id"):
-            difference = f"{kind} {getattr(student, kind)!r} and {getattr(teacher, kind)!r}"
+        if getattr(student, f"{kind}_id") != getattr(teacher, f"{kind}_id"):
+            differences.append(f"{kind} {getattr(student, kind)!r} and {getattr(teacher, kind)!r}")
     for text, own, other in zip(PROBES, token_ids(student, PROBES), token_ids(teacher, PROBES), strict=True):
-        if difference is None and own != other:
-            difference = f"they split {text!r} differently"
-    if difference is not None:
+        if own != other:
+            differences.append(f"they split {text!r} differently")
+    if differences:
         raise UserError(
-            f"the tokenizers of student {student.name_or_path} and teacher {name} differ ({difference}): set "
-            "model.teacher_name_or_path to a model with the student's tokenizer"
+            f"the tokenizers of student {student.name_or_path} and teacher {name} differ ({differences[0]}): "
+            "set model.teacher_name_or_path to a model with the student's tokenizer"
         )
 
 

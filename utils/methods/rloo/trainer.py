@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import RLOOConfig, RLOOTrainer
+from trl.trainer.utils import nanstd
 
 from utils.data.records import Record
 from utils.frame.files import UserError
@@ -24,7 +25,7 @@ from utils.frame.processes import gather_items, is_main_process
 from utils.frame.stage import StageContext
 from utils.methods.rloo.settings import RlooAlgo
 from utils.rewards.spec import RewardSpec
-from utils.rollouts.advantages import baselines, normalised
+from utils.rollouts.advantages import baselines
 from utils.rollouts.follows_curriculum import FollowsCurriculum
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.rollout_log import RolloutLog, by_group
@@ -90,7 +91,7 @@ class SharedPrefixRLOOTrainer(
         baseline = baselines(returns, self.num_generations, self.args.baseline_type)
         advantages = returns - baseline
         if self.args.normalize_advantages:
-            advantages = normalised(advantages)
+            advantages = (advantages - advantages.mean()) / (nanstd(advantages) + 1e-4)  # as TRL does it
         first = self.accelerator.process_index * len(inputs)
         rollout["advantages"] = advantages[first : first + len(inputs)]
         self._log_rollout(inputs, rewards, kl, baseline, advantages)
