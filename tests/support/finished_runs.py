@@ -101,9 +101,8 @@ def write_evaluation(folder, policy, right):
     """metrics.json and breakdown.csv of a policy that has ``right`` of 60 items right."""
     scored = result(policy, answers(right), LEVELS)
     write_json(folder / "metrics.json", scored.metrics)
-    columns = ["id", "correct", "level", "gold"]
-    each = zip(scored.ids, map(int, scored.correct), scored.levels, scored.golds, strict=True)
-    write_csv(folder / "breakdown.csv", (dict(zip(columns, row, strict=True)) for row in each), columns)
+    rows = scored.items.astype({"correct": int}).reset_index(names="id")
+    write_csv(folder / "breakdown.csv", rows.to_dict("records"), list(rows))
 
 
 def write_methods(run, seed, policies=tuple(RIGHT), counts=None, runtime=True):
@@ -136,8 +135,12 @@ def write_methods(run, seed, policies=tuple(RIGHT), counts=None, runtime=True):
     return run
 
 
+def folders_in(*runs, policies=tuple(RIGHT)):
+    return {name: [run / "10_evaluation" / name for run in runs] for name in policies}
+
+
 def trained(*runs, policies=tuple(RIGHT)):
-    return trained_policies({name: [run / "10_evaluation" / name for run in runs] for name in policies})
+    return trained_policies(folders_in(*runs, policies=policies))
 
 
 def compare_methods(outputs, *more, seeds=True):

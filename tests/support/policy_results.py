@@ -1,14 +1,10 @@
 """Results of policies by their number of right answers, alone and over seeds."""
 
-from utils.comparison.over_seeds import (
-    gather,
-)
-from utils.comparison.paired import (
-    PolicyResult,
-)
-from utils.statistics.accuracy_tests import (
-    rate,
-)
+import pandas as pd
+
+from utils.comparison.over_seeds import gather
+from utils.comparison.paired import PolicyResult
+from utils.statistics.accuracy_tests import rate
 
 
 def result(name, correct, levels=None, **changes):
@@ -21,7 +17,8 @@ def result(name, correct, levels=None, **changes):
         "missing": {"count": 0, "ids": []},
         "failure_reasons": {"wrong_operand": correct.count(False)},
     }
-    return PolicyResult(name, ids, correct, levels or [None] * len(ids), ["3"] * len(ids), metrics | changes)
+    columns = {"correct": correct, "level": pd.Series(levels or [None] * len(ids), ids, dtype=object)}
+    return PolicyResult(name, pd.DataFrame(columns | {"gold": "3"}, ids), metrics | changes)
 
 
 RUNS, SEEDS = ["s0", "s1", "s2"], [0, 1, 2]

@@ -7,10 +7,10 @@ import pytest
 from tests.support.finished_runs import KEYS, log_of, write_evaluation, write_methods, write_stage
 from tests.support.scripts import execute_stage
 from utils.comparison.lineage import trained_policies
-from utils.comparison.topics.cost import Cost, costs_of
-from utils.comparison.topics.cost_report import cost_section
-from utils.comparison.topics.curves import read_curves
+from utils.comparison.topics.method_cost import Cost, cost_section, costs_of
 from utils.comparison.topics.timing import times_of
+from utils.comparison.topics.validation_curves import read_curves
+from utils.documents.document import section_markdown
 from utils.evaluation.policy_names import find_evaluations
 from utils.frame.files import write_json, write_jsonl
 
@@ -79,7 +79,7 @@ def test_only_sft_is_where_others_start(run):
     found = found_in(run)
     assert [name for name, [each] in found.items() if each.is_sft] == ["sft"]
     assert [name for name, [each] in found.items() if not each.after_sft] == ["sft", "distill_sec"]
-    report = cost_section(found, costs_of(found), {name: ["a"] for name in found}, [], {}, [])
+    report = section_markdown(cost_section(found, costs_of(found), {name: ["a"] for name in found}, False))
     assert "**One budget**: distill and ppo sampled 64 completions each." in report
     assert "| distill | 03_distill | 64 | 1,280 | 5,000 |" in report
     assert "Training of distill_sec started from the base model, with no SFT behind it." in report

@@ -9,16 +9,20 @@ from tests.support.finished_runs import (
     KEYS,
     RIGHT,
     compare_methods,
+    folders_in,
     read_csv,
     trained,
     write_methods,
     write_stage,
 )
 from utils.comparison.failed_policies import failed_in_any, parse_failures
+from utils.comparison.report import summary_table, table_by_run
 from utils.comparison.seed_runs import find_seed_runs
-from utils.comparison.topics.cost import Cost, costs_of, with_costs, with_costs_by_run
-from utils.comparison.topics.cost_report import cost_section
-from utils.comparison.topics.timing import PHASES, Seconds, render_timing, times_of, timing_rows
+from utils.comparison.topic import Comparison
+from utils.comparison.topics import method_cost
+from utils.comparison.topics.method_cost import Cost, cost_section, costs_of
+from utils.comparison.topics.timing import PHASES, Seconds, times_of, timing_document, timing_rows
+from utils.documents.document import section_markdown
 from utils.evaluation.policy_names import find_evaluations
 from utils.frame.files import UserError, write_json
 from utils.frame.manifest import is_output
@@ -54,13 +58,20 @@ def test_a_stage_that_did_not_count_leaves_blanks_and_no_zero(tmp_path, bad):
     assert "| dpo | 04_candidates + 08_preferences + 09_dpo | – | – | – |" in text
     assert "No counts (–) for dpo: 04_candidates was run by code" in text
     assert "ppo and grpo sampled 64 completions each. How many dpo sampled is not known." in text
-    rows, columns = with_costs([{"policy": "dpo"}], ["policy"], costs_of(found))
-    assert columns == ["policy", *KEYS] and rows == [{"policy": "dpo"} | dict.fromkeys(KEYS, "")]
+    rows, columns = table(run)
+    assert columns == list(KEYS) and rows["dpo"] == dict.fromkeys(KEYS, "")
 
 
 def section(found, items=None, **more):
     items = items or {name: ["a", "b"] for name in found}
-    return cost_section(found, more.pop("costs", costs_of(found)), items, [], {}, [])
+    return section_markdown(cost_section(found, more.pop("costs", costs_of(found)), items, False))
+
+
+def table(*runs):
+    """What the topic puts in summary.csv: policy -> its row, and the columns."""
+    topic = method_cost.topic(Comparison(folders_in(*runs), {}, {}, []))
+    rows, columns = summary_table({"method_cost": topic})
+    return dict(zip(topic.columns, rows, strict=True)), columns
 
 
 def test_counts_over_seeds_are_means_with_each_seeds_beside(outputs):
@@ -68,12 +79,12 @@ def test_counts_over_seeds_are_means_with_each_seeds_beside(outputs):
     text = section(found)
     assert "| ppo | 05_ppo | 64 | 1,201 (1,200 / 1,201 / 1,202) | 4,810 (4,800 / 4,810 / 4,820) |" in text
     assert "| base | – | – | – | – |" in text
-    rows, _ = with_costs([{"policy": "dpo"}, {"policy": "ppo"}], ["policy"], costs_of(found))
-    assert rows[0] == {"policy": "dpo"} | dict(zip(KEYS, (64, 1302, 720), strict=True))
-    names = [{"policy": name} for name in RIGHT for _ in range(3)]
-    rows, _ = with_costs_by_run(names, ["policy"], costs_of(found))
+    runs = [outputs / f"s{seed}" for seed in range(3)]
+    rows, _ = table(*runs)
+    assert rows["dpo"] == dict(zip(KEYS, (64, 1302, 720), strict=True))
+    rows, _ = table_by_run({"": method_cost.topic(Comparison(folders_in(*runs), {}, {}, []))})
     assert [row["trained_tokens"] for row in rows[6:9]] == [4800, 4810, 4820]
-    assert rows[0]["trained_tokens"] is None  # written as a blank
+    assert rows[0]["trained_tokens"] == ""
 
 
 def budget(found, **sampled):
@@ -123,7 +134,7 @@ def test_seconds_are_summed_and_what_the_phases_leave_is_other(outputs):
     assert times["dpo"] == [Seconds(9.0, 4.0, 6.0, 29.0)] and times["dpo"][0].other == 10.0
     rows = timing_rows(found, times)
     assert [row["seconds"] for row in rows] == ["", 50.0, 45.0, 30.0, 29.0]
-    text = render_timing(found, times, "")
+    text = timing_document(found, times, figure=False).markdown()
     assert "| dpo | 9 | 4 | 6 | 10 | 29 |" in text and "base of `s0`: not trained in its run" in text
 
 

@@ -1,4 +1,4 @@
-"""What the HTML report reads of an evaluation besides its metrics: answers, token values, prompts (light)."""
+"""What an evaluation's folder says of every item: who is right, answers, token values, prompts (light)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.comparison.evaluations import evaluated_in
+from utils.comparison.evaluations import SAMPLES, evaluated_in
+from utils.evaluation.policy_names import evaluation_files
 from utils.frame.files import UserError, read_jsonl, shown
 from utils.frame.manifest import read_manifest
 
-PREDICTIONS, TOKENS, BREAKDOWN = "samples/predictions.jsonl", "samples/tokens.jsonl", "breakdown.csv"
-_FLAGS = {"0": False, "1": True, "": None}
+_FLAGS = {"0": False, "1": True}
+_TEXTS = ("type", "failure_reason", "failure_detail", "value")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,31 @@ class Answers:
     by_id: dict[str, dict[str, Any]]
     tokens: dict[str, dict[str, Any]]
     lacks: tuple[str, ...]
+
+
+def read_breakdown(path: Path) -> list[dict[str, Any]]:
+    """The rows of a breakdown.csv under the names of predictions.jsonl, None or "" for what they lack.
+
+    Early evaluations have ``id, correct, level, gold`` alone. Raises UserError naming file and line of a row
+    that lacks one of these, and for a file without rows.
+    """
+    rows = []
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            try:
+                texts = {key: row.get(key) or "" for key in _TEXTS} | {"id": row["id"], "gold": row["gold"]}
+                counts = {key: int(row[key]) if row.get(key) else None for key in ("level", "tokens")}
+                flags = {"correct": _FLAGS[row["correct"]], "truncated": _FLAGS.get(row.get("truncated"))}
+                rows.append(texts | counts | flags)
+            except (KeyError, ValueError) as error:
+                where = f"{path}:{reader.line_num}"
+                raise UserError(
+                    f"{where}: not a row of breakdown.csv ({error}); run 10_evaluate.py"
+                ) from None
+    if not rows:
+        raise UserError(f"{path}: no items; run 10_evaluate.py again")
+    return rows
 
 
 def records_file(folders: Iterable[Path]) -> dict[str, Path]:
@@ -53,9 +79,9 @@ def read_answers(folder: Path) -> Answers:
     Raises UserError naming file and row of a prediction that lacks its id or whether it is right, and of
     token values that are not one per token.
     """
-    predictions, tokens = folder / PREDICTIONS, folder / TOKENS
+    predictions, tokens = (folder / name for name in SAMPLES)
     lacks = tuple(path.name for path in (predictions, tokens) if not path.is_file())
-    rows = read_jsonl(predictions) if predictions.is_file() else _breakdown(folder / BREAKDOWN)
+    rows = read_jsonl(predictions) if predictions.is_file() else read_breakdown(evaluation_files(folder)[1])
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("id"), str) or not isinstance(row.get("correct"), bool):
             where = f"{shown(predictions)}: row {number}"
@@ -72,26 +98,6 @@ def _check_tokens(row: dict[str, Any], where: str) -> None:
     good = good and all(isinstance(piece, str) for piece in pieces)
     if not good or any(not isinstance(of, list) or len(of) != len(pieces) for of in values.values()):
         raise UserError(f"{where} needs an id, tokens, and as many values of each name; run 10_evaluate.py")
-
-
-def _breakdown(path: Path) -> list[dict[str, Any]]:
-    """The rows of breakdown.csv under the names of predictions.jsonl; what only the latter has is absent."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [
-            {
-                "id": row["id"],
-                "correct": row["correct"] == "1",
-                "level": int(row["level"]) if row["level"] else None,
-                "type": row.get("type", ""),
-                "failure_reason": row.get("failure_reason", ""),
-                "failure_detail": row.get("failure_detail", ""),
-                "value": row.get("value", ""),
-                "gold": row["gold"],
-                "tokens": int(row["tokens"]) if row.get("tokens") else None,
-                "truncated": _FLAGS.get(row.get("truncated", "")),
-            }
-            for row in csv.DictReader(file)
-        ]
 
 
 def read_prompts(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[str, str]]:

@@ -11,27 +11,27 @@ from matplotlib.figure import Figure
 from tests.support.finished_runs import (
     RIGHT,
     compare_methods,
+    folders_in,
     log_of,
     read_csv,
     trained,
     write_methods,
     write_stage,
 )
+from utils.comparison.estimates import Estimate
 from utils.comparison.lineage import training_logs
-from utils.comparison.topics.cost import Cost
-from utils.comparison.topics.cost_plots import (
-    SIDE_BY_SIDE,
-    WIDTH,
-    _apart,
+from utils.comparison.topic import Comparison, styles_of
+from utils.comparison.topics import validation_curves
+from utils.comparison.topics.method_cost import SIDE_BY_SIDE, WIDTH, Cost, apart, plot_efficiency
+from utils.comparison.topics.timing import Seconds, plot_timing
+from utils.comparison.topics.validation_curves import (
+    Curve,
+    Point,
+    curves_note,
     draw_curve,
     plot_curves,
-    plot_efficiency,
-    plot_timing,
+    read_curves,
 )
-from utils.comparison.topics.cost_report import cost_section
-from utils.comparison.topics.curves import Curve, Point, curve_rows, read_curves
-from utils.comparison.topics.timing import Seconds
-from utils.documents.figures import styles_of
 from utils.frame.files import UserError, write_json, write_jsonl
 from utils.frame.manifest import describe_outputs
 from utils.frame.pipeline import POLICIES
@@ -93,8 +93,7 @@ def test_policies_without_a_training_log_are_left_out_by_name(outputs):
         "grpo_step_8": "which is a checkpoint of the training shown as grpo",
         "outside": "which was not trained in its run",
     }
-    text = cost_section(found, {name: [Cost(1, 1, 1)] for name in policies}, {}, curves, left_out, [])
-    assert "Not shown: dpo, whose 09_dpo has no log." in text
+    assert "Not shown: dpo, whose 09_dpo has no log." in curves_note(curves, left_out)
     assert list(training_logs(found)) == [
         f"s0/{stage}:metrics.jsonl" for stage in ("03_sft", "05_ppo", "06_grpo")
     ]
@@ -126,8 +125,7 @@ def test_validations_that_not_every_seed_has_are_not_averaged_and_that_is_said(o
         [0, 32, 64],
         [0, 32],
     ]
-    costs = {name: [Cost(1, 1, 1)] * 2 for name in found}
-    assert "Of grpo, validations that not every seed has" in cost_section(found, costs, {}, curves, {}, [])
+    assert "Of grpo, validations that not every seed has" in curves_note(curves, {})
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -221,30 +219,34 @@ def test_a_method_looks_the_same_in_every_company():
 @given(st.dictionaries(st.text("abcdefgh", min_size=1), st.floats(0, 1e6), min_size=1, max_size=9))
 def test_markers_stand_apart_in_their_order_and_move_no_more_than_needed(means):
     gap = SIDE_BY_SIDE * WIDTH * max(means.values())
-    places = _apart(means)
+    places = apart(means)
     order = sorted(means, key=means.get)
     for first, second in zip(order, order[1:], strict=False):
         assert places[second] - places[first] >= gap * (1 - 1e-6) - 1e-9
     assert sum(places.values()) == pytest.approx(sum(means.values()), abs=1e-6)
     assert all(abs(places[name] - means[name]) <= gap * len(means) + 1e-9 for name in means)
     spread = {name: 10.0 * i for i, name in enumerate(means)}
-    assert _apart(spread) == pytest.approx(spread)
+    assert apart(spread) == pytest.approx(spread)
 
 
 def test_figures_are_the_same_bytes_and_hold_no_date(outputs, tmp_path):
     found = trained(outputs / "s0", outputs / "s1")
     curves, _ = read_curves(found)
-    accuracies = {name: (right / 60, (right / 70, right / 60)) for name, right in RIGHT.items()}
+    accuracies = {name: Estimate(right / 60, (right / 70, right / 60)) for name, right in RIGHT.items()}
+    folders = folders_in(outputs / "s0", outputs / "s1")
+    comparison = Comparison(folders, dict.fromkeys(RIGHT, ()), accuracies, [])
     costs = {name: [Cost(64, 10**8, 2)] for name in RIGHT} | {"base": [Cost(problem="none")]}
     times = {name: [Seconds(1.0, 2.0, 3.0, 7.0)] for name in RIGHT}
     times["grpo"], times["base"] = [Seconds(total=9.0)], [Seconds()]
     for folder in (tmp_path / "a", tmp_path / "b"):
-        plot_curves(curves, list(RIGHT), folder / "curves.png")
-        plot_efficiency(accuracies, costs, ["sft"], folder / "efficiency.png")
-        plot_timing(accuracies, times, ["sft"], folder / "timing.png")
-        plot_timing(accuracies, {name: [Seconds(total=1.0)] for name in RIGHT}, [], folder / "no_split.png")
+        plot_curves(curves, comparison.styles, folder / "curves.png")
+        plot_efficiency(comparison, costs, ["sft"], folder / "efficiency.png")
+        plot_timing(comparison, times, ["sft"], folder / "timing.png")
+        unsplit = {name: [Seconds(total=1.0)] for name in RIGHT}
+        plot_timing(comparison, unsplit, [], folder / "no_split.png")
     for path in sorted((tmp_path / "a").iterdir()):
         data = path.read_bytes()
         assert data == (tmp_path / "b" / path.name).read_bytes()
         assert data.startswith(b"\x89PNG") and b"tEXt" not in data and b"tIME" not in data
-    assert len(curve_rows(curves, found)) == 2 * (1 + 3 + 3 + 3)
+    validation_curves.topic(comparison).files["curves.csv"](tmp_path / "curves.csv")
+    assert len(read_csv(tmp_path / "curves.csv")) == 2 * (1 + 3 + 3 + 3)

@@ -12,9 +12,10 @@ from scipy import stats
 
 from tests.support.finished_runs import pretend_finished
 from tests.support.scripts import execute_stage
-from utils.comparison.topics.curricula import curriculum_groups, curriculum_of
-from utils.comparison.topics.curves import Curve, Point
+from utils.comparison.estimates import Estimate
+from utils.comparison.topics.curriculum_study import curriculum_groups, curriculum_of
 from utils.comparison.topics.sample_efficiency import first_reached, geometric_mean, sample_efficiency
+from utils.comparison.topics.validation_curves import Curve, Point
 from utils.frame.files import dump_json, write_csv, write_json, write_jsonl
 from utils.frame.manifest import describe_outputs
 from utils.statistics.accuracy_tests import rate
@@ -57,12 +58,13 @@ def test_the_curve_is_at_the_target_where_it_is_said_to_reach_it(steps, target):
 
 def test_geometric_mean_and_its_interval():
     values = [1000.0, 2000.0, 3000.0]
-    mean, (low, high) = geometric_mean(values)
+    found = geometric_mean(values)
+    mean, (low, high) = found.value, found.ci95
     expected = stats.ttest_1samp(np.log(values), 0).confidence_interval(0.95)
     assert mean == pytest.approx(math.prod(values) ** (1 / 3))
     assert (low, high) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
-    assert geometric_mean([5.0]) == (pytest.approx(5.0), None)
-    assert geometric_mean([5.0, 5.0]) == (pytest.approx(5.0), None)
+    for alike in ([5.0], [5.0, 5.0]):
+        assert geometric_mean(alike) == Estimate(pytest.approx(5.0))
 
 
 def test_the_target_is_a_fraction_of_the_best_mean():
@@ -73,7 +75,7 @@ def test_the_target_is_a_fraction_of_the_best_mean():
     assert (found.best, found.best_policy) == (pytest.approx(0.75), "ppo")
     assert found.target == pytest.approx(0.6) and set(found.reached) == {"grpo", "ppo"}
     assert found.reached["grpo"].by_run == [pytest.approx(50), pytest.approx(100)]
-    assert found.reached["grpo"].mean == pytest.approx(math.sqrt(5000))
+    assert found.reached["grpo"].mean.value == pytest.approx(math.sqrt(5000))
     assert found.reached["ppo"].by_run[1] is None and found.reached["ppo"].mean is None
     assert sample_efficiency([sft], 0.8) is None
 
