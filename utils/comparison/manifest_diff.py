@@ -24,9 +24,8 @@ from utils.frame.stage import Stage
 CATEGORIES = ("stages", "data", "config", "code", "outputs")
 ABSENT = "(absent)"
 _LABELS = ("schema_version", "stage", "variant", "run_id")
-
-
-# Configuration by its effect on results, the largest first; by the beginning of the dotted key.
+# Configuration by its effect on results, the largest first, by the beginning of the dotted key; what is not
+# named comes after these, the seed last.
 _BY_EFFECT = (
     "quick_test",
     "dataset.",
@@ -37,16 +36,10 @@ _BY_EFFECT = (
     "options.",
     "model.",
 )
-_BY_EFFECT += ("", "seed")
 # Values that no result depends on.
 _HARMLESS = (
-    "model.metadata.",
-    "model.paths.",
-    "model.teacher_cache.",
-    "model.training.logging_steps",
-    "model.training.save_steps",
-    "model.training.report_to",
-    "model.training.dataloader_num_workers",
+    *("model.metadata.", "model.paths.", "model.teacher_cache.", "model.training.logging_steps"),
+    *("model.training.save_steps", "model.training.report_to", "model.training.dataloader_num_workers"),
     "model.validation.num_saved_samples",
 )
 NAMED = 3  # stages that a line names
@@ -90,10 +83,12 @@ def diff_runs(a: dict[str, dict], b: dict[str, dict]) -> list[Difference]:
         else:
             found.extend(_diff_stage(stage, a[stage], b[stage]))
     caused = {d.stage for d in found if d.category in ("data", "config", "code")}
-    found = [replace(d, consequence=_follows(d, {**a, **b}, caused)) for d in found]
-    return sorted(
-        found, key=lambda d: (CATEGORIES.index(d.category), d.consequence, *_effect(d), d.stage, d.key)
-    )
+    found = [replace(d, consequence=_follows(d, a | b, caused)) for d in found]
+
+    def order(d: Difference) -> tuple:
+        return CATEGORIES.index(d.category), d.consequence, *_effect(d), d.stage, d.key
+
+    return sorted(found, key=order)
 
 
 def _follows(difference: Difference, stages: Collection[str], caused: Collection[str]) -> bool:
@@ -111,11 +106,8 @@ def _effect(difference: Difference) -> tuple[bool, int]:
     key, values = difference.key, [difference.a, difference.b]
     # An option that one run's code did not have yet, and that the other's left empty.
     unused = ABSENT in values and any(value in ([], {}, "", None, False) for value in values)
-    place = next(
-        (place for place, start in enumerate(_BY_EFFECT) if start and key.startswith(start)),
-        _BY_EFFECT.index(""),
-    )
-    return key.startswith(_HARMLESS) or unused, place
+    place = next((place for place, start in enumerate(_BY_EFFECT) if key.startswith(start)), len(_BY_EFFECT))
+    return key.startswith(_HARMLESS) or unused, place + (key == "seed")
 
 
 def _diff_stage(stage: str, a: dict, b: dict) -> Iterable[Difference]:

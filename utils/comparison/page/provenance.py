@@ -86,8 +86,8 @@ def _runs(stages: Stages) -> Part:
         facts = [_joined(each.get(key, "unknown") for each in environments) for key in ("python", "device")]
         rows.append([*_by_run(stages, run), seeds, *facts])
     note = (
-        "Several values: stages differ. The git commit of a stage stands in its manifest.json: it differs "
-        "between equal pages."
+        "Several values: stages differ. The git commit of a stage stands in its manifest.json, not here: "
+        "equal runs have equal pages."
     )
     return Part("Runs", Table([*["run"] * (len(stages) > 1), "seed", "Python", "device"], rows), note)
 
