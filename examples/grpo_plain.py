@@ -66,7 +66,7 @@ class Args:
     data: str = str(REPO_ROOT / "configs/datasets/sample.yaml")  # a dataset tier, as 01 reads it
     save_to: str = ""  # folder for the trained policy; empty: it is not kept
     seed: int = 0  # of the prompts' order and of sampling
-    num_rollouts: int = 16
+    num_rollouts: int = 8
     num_prompts: int = 16  # P, prompts in a rollout
     num_generations: int = 8  # G, completions of each prompt
     max_new_tokens: int = 72  # longest completion
@@ -173,7 +173,7 @@ def grpo_loss(new_B_C: Tensor, batch: Rollout, tokens: Tensor, args: Args) -> tu
     loss_B_C = args.beta * ratio_B_C * k3_B_C - torch.minimum(free_B_C, held_B_C)  # departure 3
     loss = (loss_B_C * mask_B_C).sum() / tokens  # departure 1
     clipped = ((held_B_C < free_B_C) * mask_B_C).sum() / tokens
-    return loss, {"kl": ((k3_B_C * mask_B_C).sum() / tokens).item(), "clipped": clipped.item()}
+    return loss, {"kl": -away_B_C.sum().item() / tokens.item(), "clipped": clipped.item()}
 
 
 def update(model, optimizer, rollout: Rollout, args: Args) -> dict[str, float]:

@@ -66,7 +66,7 @@ class Args:
     data: str = str(REPO_ROOT / "configs/datasets/sample.yaml")  # a dataset tier, as 01 reads it
     save_to: str = ""  # folder for the trained policy; empty: it is not kept
     seed: int = 0  # of the prompts' order, of sampling and of the value head
-    num_rollouts: int = 16
+    num_rollouts: int = 8
     num_completions: int = 128  # B, completions in a rollout, each of another prompt
     max_new_tokens: int = 72  # longest completion
     temperature: float = 1.0  # of sampling, and of every log-probability of the policy

@@ -156,7 +156,10 @@ def test_grpo_scores_loss_and_gradients_are_the_stages(grpo):
         loss.backward()
         torch.testing.assert_close(loss, expected, **CLOSE)
         assert_same_gradients(gradients(model), wanted)
-        assert abs(loss.item()) > 1e-3 and 0.02 < logged["clipped"] < 0.9 and logged["kl"] > 1e-3
+        ref = part["ref_per_token_logps"]
+        kl = ((new.detach() - ref) * batch.mask_B_C).sum() / tokens
+        assert logged["kl"] == pytest.approx(kl.item(), abs=1e-5) and abs(logged["kl"]) > 1e-3
+        assert abs(loss.item()) > 1e-3 and 0.02 < logged["clipped"] < 0.9
 
 
 def test_a_grpo_update_is_the_stages(grpo):
