@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl
 
 from tests.support.group_stub import KillAt, Killed
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import completion_ids, render_prompt
 from utils.data.records import Record
 from utils.documents.training_curves import plot_curves
 from utils.frame.config import StageConfig
@@ -172,13 +172,9 @@ def test_the_loss_is_the_cross_entropy_of_completion_tokens(context, files, tiny
     base, _ = load_policy(tiny_models("llama"), ModelSection())
     total, count = 0.0, 0
     for demonstration in RECORDS:
-        prompt, completion = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (
-                render_prompt(tokenizer, demonstration.input_text),
-                render_completion(tokenizer, demonstration.target_text),
-            )
-        )
+        rendered = render_prompt(tokenizer, demonstration.input_text)
+        prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        completion = completion_ids(tokenizer, [demonstration.target_text])[0]
         with torch.no_grad():
             log_probs = base(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
         for place, token in enumerate(completion, start=len(prompt)):

@@ -21,7 +21,7 @@ from tests.stages.test_training import (  # noqa: F401 - files is a fixture
     model_config,
     tree,
 )
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import completion_ids, render_prompt
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_jsonl, write_jsonl
 from utils.frame.stage import StageContext, _clear
@@ -60,8 +60,12 @@ def pairs(tokenizer) -> list[dict]:
         {
             "id": f"{record.id}/0",
             "prompt": render_prompt(tokenizer, record.input_text),
-            "chosen": render_completion(tokenizer, record.target_text),
+            "chosen": record.target_text,
+            "chosen_ids": completion_ids(tokenizer, [record.target_text])[0],
             "rejected": REJECTED[number % len(REJECTED)],
+            "rejected_ids": tokenizer(REJECTED[number % len(REJECTED)], add_special_tokens=False)[
+                "input_ids"
+            ],
             "chosen_reward": 1.0,
             "rejected_reward": 0.0,
             "margin": 1.0,
@@ -149,7 +153,7 @@ def test_pairs_are_tokenised_apart_as_sampling_sees_them(context, tokenizer):
     trainer, _ = build_dpo_trainer(context())
     for row, source in zip(trainer.train_dataset, pairs(tokenizer), strict=False):
         assert row["prompt_ids"] == tokenizer(source["prompt"], add_special_tokens=False)["input_ids"]
-        assert tokenizer.decode(row["chosen_ids"]) == source["chosen"]
+        assert row["chosen_ids"] == source["chosen_ids"]
         assert row["chosen_ids"][-1] == tokenizer.eos_token_id
         assert tokenizer.decode(row["rejected_ids"]) == source["rejected"]
     # Cut-off completions get no end that they did not have.

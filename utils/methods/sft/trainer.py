@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import completion_ids, render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
@@ -48,14 +48,10 @@ def tokenize_demonstrations(
     ``generation.max_new_tokens``: at inference neither could occur. Raises UserError if that is most of them.
     """
     rows, left_out = [], []
-    for record in records:
-        prompt, completion = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (
-                render_prompt(tokenizer, record.input_text),
-                render_completion(tokenizer, record.target_text),
-            )
-        )
+    prompts = [render_prompt(tokenizer, record.input_text) for record in records]
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    taught = completion_ids(tokenizer, [record.target_text for record in records])
+    for record, prompt, completion in zip(records, prompt_ids, taught, strict=True):
         if len(prompt) > model.model.max_prompt_length or len(completion) > model.generation.max_new_tokens:
             left_out.append(record.id)
         else:
