@@ -33,10 +33,10 @@ STAGE = Stage(
 
 def run(ctx: StageContext) -> int:
     """Read, check, write the report; returns 1 where the data cannot be used."""
-    from utils.grading.gold import gold_program_fault
+    from utils.grading.tasks import task_of
 
     config = ctx.config.dataset
-    splits = read_splits(config, ctx.inputs, gold_program_fault)
+    splits = read_splits(config, ctx.inputs, task_of(config.dataset).gold_fault)
     across = checks.duplicate_problems(splits) + checks.page_problems(splits)
     records = {split: [render(config, row) for row in raw.rows] for split, raw in splits.items()}
     failed = checks.verdict(splits, config.error_threshold)
@@ -44,7 +44,8 @@ def run(ctx: StageContext) -> int:
     summary |= {"dataset": config.label, "error_threshold": config.error_threshold}
     problems = [problem for raw in splits.values() for problem in raw.problems] + across
     write_json(ctx.out / "report.json", summary | {"verdict": failed or "passed"})
-    write_text(ctx.out / "report.md", checks.report_markdown(config.label, summary, failed))
+    page = checks.report_markdown(config.label, summary, failed, config.form.quirks_known)
+    write_text(ctx.out / "report.md", page)
     write_jsonl(ctx.out / "problems.jsonl", (problem.to_json() for problem in problems))
     write_jsonl(ctx.out / "examples.jsonl", checks.examples(records))
     for split, counts in summary["splits"].items():

@@ -52,10 +52,10 @@ def token_counter(config: DatasetConfig) -> Callable[[str], int]:
 
 def run(ctx: StageContext) -> None:
     """Read the raw splits, prepare the records, write them and say what was left out and cut."""
-    from utils.grading.gold import gold_program_fault
+    from utils.grading.tasks import task_of
 
     config = ctx.config.dataset
-    raw = read_splits(config, ctx.inputs, gold_program_fault)
+    raw = read_splits(config, ctx.inputs, task_of(config.dataset).gold_fault)
     if failed := checks.verdict(raw, config.error_threshold):
         raise UserError(f"the data cannot be used: {failed}; 00_check_data.py reports every problem")
     prepared = prepare(raw, config, token_counter(config), ctx.progress)

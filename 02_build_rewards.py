@@ -66,21 +66,21 @@ def run(ctx: StageContext) -> int:
         return audit_stage(ctx)
 
     from utils.data.records import load_records
-    from utils.grading.grade import REQUIRED_FIELDS
-    from utils.rewards.unit_cases import gold_completion, gold_grade, run_cases
+    from utils.grading.tasks import task_of
+    from utils.rewards.unit_cases import run_cases
     from utils.rewards.user_components import check_own, own_rewards, with_sources
 
     splits = {split: load_records(ctx.inputs[split]) for split in SPLITS}
     spec: RewardSpec = with_sources(ctx.config.reward)
     if not spec.required_fields:
-        names = {record.form for records in splits.values() for record in records}
-        fields = [field for name in sorted(names) for field in REQUIRED_FIELDS.get(name, ())]
+        datasets = sorted({record.dataset for records in splits.values() for record in records})
+        fields = [field for dataset in datasets for field in task_of(dataset).response_fields]
         spec = replace(spec, required_fields=list(dict.fromkeys(fields)))
     write_reward_spec(ctx.out / "reward_spec.yaml", spec)
     if not all(splits.values()):
         raise UserError("01_preprocessing has a split without records; check the data and run 01 again")
     if spec.own:
-        golds = [(record, gold_completion(record)) for record in splits["val"]]
+        golds = [(record, task_of(record.dataset).gold_completion(record)) for record in splits["val"]]
         ctx.metrics["own_of_golds"] = check_own(own_rewards(spec), golds)
         ctx.log(f"own rewards, mean over the golds of val: {ctx.metrics['own_of_golds']}")
 
@@ -88,7 +88,8 @@ def run(ctx: StageContext) -> int:
     for split, records in splits.items():
         counts: Counter[str] = Counter()
         for record in ctx.progress(records, description=f"golds of {split}"):
-            graded = gold_grade(record, spec)
+            task = task_of(record.dataset)
+            graded = task.grade(record, task.gold_completion(record), tuple(spec.required_fields))
             counts.update(name for name, met in graded.official.items() if met)
             if not (graded.correct and graded.format_valid):
                 failures.append(f"{record.source or record.id}: {graded.failure or graded.format_error}")

@@ -62,7 +62,7 @@ def run(ctx: StageContext) -> None:
     rows = sample_candidates(ctx, records, spec, options.num_candidates, options.reward)
     if not is_main_process():
         return
-    summary = summarize_candidates(rows, options.num_candidates)
+    summary = summarize_candidates(rows, options.num_candidates, ctx.seed)
     write_jsonl(ctx.out / "candidates.jsonl", rows)
     write_json(ctx.out / "summary.json", summary)
     for component in write_audit(rows, ctx.out, ctx.seed)["components"].values():

@@ -5,8 +5,7 @@
 
 TRL's RLOOTrainer with shared prefixes (utils/rollouts/shared_prefix_trainer.py). The reference is the SFT
 policy, and the KL to it is part of the reward. Greedy answers to validation items choose the best checkpoint.
-Before the first update the variance of RLOO's gradient is measured against that of plain REINFORCE, on the
-same samples. In this stage save_steps, logging_steps and eval_steps count rollouts.
+In this stage save_steps, logging_steps and eval_steps count rollouts.
 """
 
 from dataclasses import dataclass
@@ -57,27 +56,20 @@ class Options:
         DEFAULT_CURRICULUM,
         "which prompts to learn from next (docs/curricula.md); a folder 07_rloo_<curriculum> for others",
     )
-    variance_prompts: int = setting(
-        64, "prompts on which gradient variances are compared before the first update; 0: not at all"
-    )
-
-    def validate(self) -> None:
-        if self.variance_prompts < 0 or self.variance_prompts == 1:
-            raise ValueError(f"variance_prompts must be 0 or at least 2, found {self.variance_prompts}")
 
 
 def run(ctx: StageContext) -> None:
-    from utils.methods.rloo.gradient_variance import check_gradient_variance
     from utils.methods.rloo.trainer import build_rloo_trainer
     from utils.rollouts.shared_prefix_trainer import updates_per_rollout
     from utils.training.run import train_stage
 
-    def build(records, spec):
-        trainer, tokenizer = build_rloo_trainer(ctx, records, spec)
-        check_gradient_variance(ctx, trainer)
-        return trainer, tokenizer
-
-    train_stage(ctx, "rloo", build, PANELS, unit=updates_per_rollout(ctx.config.algo))
+    train_stage(
+        ctx,
+        "rloo",
+        lambda records, spec: build_rloo_trainer(ctx, records, spec),
+        PANELS,
+        unit=updates_per_rollout(ctx.config.algo),
+    )
 
 
 STAGE = Stage(
@@ -86,7 +78,7 @@ STAGE = Stage(
     summary="Improve the SFT policy by RLOO.",
     reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
     writes="07_rloo/: ckpt_rloo/{best,final,step_N}, valid_samples/, "
-    "logs/{metrics.jsonl,rollouts.jsonl,gradient_variance.json,curves.png}; "
+    "logs/{metrics.jsonl,rollouts.jsonl,curves.png}; "
     "with --curriculum: logs/curriculum.{jsonl,png}",
     tiers={
         "model": (ModelConfig, "configs/models/sample.yaml"),
@@ -97,7 +89,6 @@ STAGE = Stage(
     variant=variant,
     several_processes=True,
     quick={
-        "variance_prompts": 8,
         "algo.num_rollouts": 4,
         "algo.per_device_train_batch_size": 8,
         "model.training.save_steps": 2,

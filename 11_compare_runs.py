@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from utils.comparison.failed_policies import parse_failures
-from utils.comparison.stage import compare_over_seeds, compare_policies, comparison_inputs
+from utils.comparison.stage import compare, comparison_inputs
 from utils.frame.command_line import wants_help
 from utils.frame.config import setting
 from utils.frame.files import UserError
@@ -49,13 +49,9 @@ class Options:
 
 
 def run(ctx: StageContext) -> None:
-    options = ctx.config.options
-    if options.diff_json:
+    if ctx.config.options.diff_json:
         raise UserError("--diff_json goes with --diff RUN_A RUN_B")
-    if options.by_seed:
-        compare_over_seeds(ctx)
-    else:
-        compare_policies(ctx)
+    compare(ctx)
 
 
 STAGE = Stage(

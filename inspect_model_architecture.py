@@ -56,8 +56,8 @@ def main(argv: list[str]) -> int:
 def write_config(name: str, out: Path, known: "Known | None", overwrite: bool) -> None:
     """Inspect one model, say what it is and write its file. Raises UserError."""
     from utils.models.inspection.architecture import inspect_model
-    from utils.models.inspection.estimates import estimate
     from utils.models.inspection.model_config import DEFAULT_RANK, config_text, summary
+    from utils.models.inspection.resources import estimate
 
     found = inspect_model(name)
     targets = ", ".join(f"{target} ({each.count})" for target, each in found.targets.items())

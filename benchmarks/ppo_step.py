@@ -87,7 +87,12 @@ class PPOStepper(Stepper):
             pipeline=RewardPipeline(
                 records, RewardSpec(), "combined", Teacher(frozen.to(args.device), len(processing_class))
             ),
-            args=PPOConfig(**{name: getattr(args, name) for name in SETTINGS}, report_to=[]),
+            args=PPOConfig(
+                **{name: getattr(args, name) for name in SETTINGS},
+                num_ppo_epochs=1,
+                num_mini_batches=1,
+                report_to=[],
+            ),
             train_dataset=train_dataset,
             processing_class=processing_class,
         )

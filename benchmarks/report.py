@@ -15,14 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from report_folders import make_page, make_run  # noqa: E402
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
-from utils.documents.text import markdown_table  # noqa: E402
+from tests.support.report_folders import make_page, make_run
+from utils.documents.document import Table, block_markdown
 
 POLICIES = ("base", "sft", "ppo", "grpo", "rloo", "dpo")
 # Sets filters and opens items as a reader would, and resolves with milliseconds of each.
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
     heads = [f"{options.items:,} items x {len(POLICIES)} policies", "figure"]
-    print(markdown_table(heads, measure(options.items, options.passes)))
+    print(block_markdown(Table(heads, measure(options.items, options.passes))))
 
 
 if __name__ == "__main__":

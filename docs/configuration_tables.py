@@ -1,4 +1,4 @@
-"""The tables of docs/configuration.md, from the dataclasses.
+"""The tables of docs/configuration.md: every key, and what a stage runs with where no option is given.
 
 `python -m docs.configuration_tables` rewrites them.
 """
@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.data.settings import DatasetConfig
+from utils.curricula.settings import CurriculumSettings
 from utils.frame.command_line import FrameOptions, describe_keys, plain
+from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, write_text
 from utils.frame.pipeline import OBJECTIVES, SCRIPTS
 from utils.frame.stage_plan import NoOptions, Stage, load_script
-from utils.models.settings import ModelConfig
 
 DOCUMENT = REPO_ROOT / "docs" / "configuration.md"
 BEGIN = "<!-- tables: made by python -m docs.configuration_tables -->\n"
@@ -30,19 +30,16 @@ def stages() -> list[Stage]:
 
 
 def tables(found: list[Stage]) -> str:
-    """Return a Markdown table of every key of every tier and of every stage's options."""
+    """Return a Markdown table of every key of every tier and of every stage's options.
+
+    The values are those in force where a stage is run without options.
+    """
     blocks = [_table("Options of every stage", "", FrameOptions())]
-    tiers: dict[str, dict[type, list[str]]] = {"model": {ModelConfig: []}, "dataset": {DatasetConfig: []}}
-    for stage in found:
-        for tier, (cls, default) in stage.tiers.items():
-            files = tiers.setdefault(tier, {}).setdefault(cls, [])
-            if default not in files:
-                files.append(default)
     for tier in ("model", "dataset", "reward", "algo"):
-        for cls, files in tiers.get(tier, {}).items():
-            named = " and ".join(f"`{file}`" for file in files)
-            title = f"{tier.capitalize()} tier: `{cls.__name__}`" + (f" ({named})" if named else "")
-            blocks.append(_table(title, f"{tier}.", cls()))
+        for cls, file in dict.fromkeys(stage.tiers[tier] for stage in found if tier in stage.tiers):
+            title = f"{tier.capitalize()} tier: `{cls.__name__}` (`{file}`)"
+            blocks.append(_table(title, f"{tier}.", load_tier(cls, REPO_ROOT / file)))
+    blocks.append(_table("Curricula of 03 distill, 05, 06 and 07", "algo.curriculum.", CurriculumSettings()))
     for stage in found:
         if stage.choice is not None:
             blocks.append(_choice(stage))
@@ -64,8 +61,14 @@ def _choice(stage: Stage) -> str:
 
 def _table(title: str, prefix: str, values: Any) -> str:
     lines = [f"### {title}", "", *HEAD]
+    classes = {key: value for key, _, value in describe_keys(type(values)())}
     for key, note, value in describe_keys(values):
-        cells = (f"`{prefix}{key}`", f"`{plain(value)}`", note)
+        if key.startswith("curriculum."):  # has a table of its own
+            continue
+        shown = f"`{plain(value)}`"
+        if value != classes[key]:
+            shown += f" (in other files `{plain(classes[key])}`)"
+        cells = (f"`{prefix}{key}`", shown, note)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

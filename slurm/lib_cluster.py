@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, UserError, resolve_path
 from utils.frame.pipeline import SCRIPTS
-from utils.frame.typed_settings import at_least
+from utils.frame.typed_settings import setting
 
 # A whole run in one job, or the comparison that the driver makes in the end.
 DRIVER = "12_driver"
@@ -40,14 +40,13 @@ class Resources:
     qos: str | None = None
     constraint: str | None = None
     time: str | None = None
-    nodes: int | None = None
-    tasks_per_node: int | None = None
+    nodes: int | None = setting(None, "nodes of a step", at_least=1)
+    tasks_per_node: int | None = setting(None, "tasks on each", at_least=1)
     gpus_per_node: int | str | None = None
-    cpus_per_task: int | None = None
+    cpus_per_task: int | None = setting(None, "CPUs of each task", at_least=1)
     mem: str | None = None
 
     def validate(self) -> None:
-        at_least(1, nodes=self.nodes, tasks_per_node=self.tasks_per_node, cpus_per_task=self.cpus_per_task)
         if (self.tasks_per_node or 1) > 1 and self.gpus:
             raise ValueError(
                 f"tasks_per_node is {self.tasks_per_node}, but one task drives all GPUs of its node: give "
@@ -72,7 +71,7 @@ class Cluster(Resources):
     container_options: list[str] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
     signal_seconds: int = 120
-    max_requeues: int = 50
+    max_requeues: int = setting(50, "how often a job may be queued again", at_least=0)
     extra: list[str] = field(default_factory=list)
 
     def validate(self) -> None:
@@ -82,7 +81,6 @@ class Cluster(Resources):
                 raise ValueError(f"steps: no step writes {name}; there are {', '.join((*SCRIPTS, DRIVER))}")
         if not 10 <= self.signal_seconds <= 65535:
             raise ValueError(f"signal_seconds must be from 10 to 65535, found {self.signal_seconds}")
-        at_least(0, max_requeues=self.max_requeues)
 
     def resources(self, folder: str) -> Resources:
         """What the step that writes ``folder`` asks for: its own settings, else the general."""

@@ -13,12 +13,55 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support.tiny_models import make_tiny_model
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+UNIT = REPO_ROOT / "tests" / "unit"
+
+# No example is timed: a machine may be busy.
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=20, **UNTIMED)
+settings.register_profile("thorough", max_examples=150, derandomize=True, **UNTIMED)
+
+
+def only_fast(config: pytest.Config) -> bool:
+    """Whether this is the inner loop, `pytest -m fast`."""
+    return config.option.markexpr.strip() == "fast"
+
+
+def can_be_fast(path: Path) -> bool:
+    """Whether a test file belongs to the inner loop: units, but of no trainer.
+
+    A trainer's tests train, and the libraries of training take longer to import than most tests to run.
+    """
+    return path.is_relative_to(UNIT) and "trainer" not in path.stem
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As many examples as there is time for, and the slowest tests said where speed is what counts."""
+    if config.getoption("--hypothesis-profile", default=None) is None:
+        settings.load_profile("fast" if only_fast(config) else "thorough")
+    if only_fast(config) and config.option.durations is None:
+        config.option.durations, config.option.durations_min = 10, 1.0
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """In the inner loop other files are not even imported."""
+    if only_fast(config) and collection_path.name.startswith("test_") and not can_be_fast(collection_path):
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the most pipeline tests first: they are long, and should not be what all others wait for."""
+    """Mark what is fast: all that can be and is not marked slow.
+
+    Files with the most pipeline tests go first: they are long, and should not be what all others wait for.
+    """
+    for item in items:
+        if can_be_fast(item.path) and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
     long = Counter(item.path for item in items if item.get_closest_marker("pipeline"))
     items.sort(key=lambda item: -long[item.path])
 
@@ -95,74 +138,15 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
     def make(architecture: str) -> Path:
         if architecture not in made:
-            made[architecture] = _make_tiny_model(architecture, tmp_path_factory.mktemp(architecture))
+            made[architecture] = make_tiny_model(architecture, tmp_path_factory.mktemp(architecture))
         return made[architecture]
 
     return make
 
 
-def _make_tiny_model(architecture: str, folder: Path) -> Path:
-    import torch
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+@pytest.fixture(scope="session")
+def files(tmp_path_factory, tiny_models) -> dict[str, Path]:
+    """Inputs of a training stage by name, on the tiny Llama: eight records, a specification, an adapter."""
+    from tests.support.training_stages import training_files
 
-    tokenizer = make_tiny_tokenizer()
-    common = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    wide = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": True,
-    }
-    configs = {
-        "llama": lambda: LlamaConfig(**common, **wide),
-        "qwen2": lambda: Qwen2Config(**common, **wide),
-        "gpt2": lambda: GPT2Config(
-            **common,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            n_positions=256,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-        ),
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(configs[architecture]())
-        # Larger than the usual initial weights, so that logits differ visibly between tokens and contexts.
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def make_tiny_tokenizer():
-    """Return a tokenizer of one token per UTF-8 byte, left-padding, whose padding token is not EOS."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    # Plain byte-level BPE without merges: Transformers rebuilds some architectures' tokenizers from the
-    # vocabulary and merges alone (Qwen2's, for one), and this kind survives that unchanged.
-    vocabulary = ["<pad>", "<eos>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return training_files(tmp_path_factory.mktemp("files"), tiny_models("llama"))

@@ -10,9 +10,10 @@ import torch
 from peft import PeftModel
 
 from tests.support import vllm_stub
-from tests.support.group_stub import group_trainer, rollout_inputs, stage_context, stage_inputs
+from tests.support.group_stub import group_trainer, rollout_inputs
 from tests.support.ppo_stub import ppo_trainer, tiny_model
 from tests.support.stand_ins import make_padded_stand_in
+from tests.support.training_stages import stage_context, stage_inputs
 from utils.data.records import load_records
 from utils.evaluation.answers import answer_records
 from utils.frame.config import load_tier

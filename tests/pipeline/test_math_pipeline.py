@@ -5,29 +5,23 @@ from collections import Counter
 
 import pytest
 
+from tests.support.scripts import execute_stage
 from utils.data.records import load_records
 from utils.frame.files import read_json, write_jsonl
-from utils.frame.stage import execute
-from utils.frame.stage_plan import load_script
 
 MODEL = ["--config", "configs/models/sample-math.yaml"]
 SCRIPTS = {
-    number: load_script(name)
-    for number, name in {
-        "00": "00_check_data.py",
-        "01": "01_prepare_dataset.py",
-        "02": "02_build_rewards.py",
-        "03": "03_sft_train.py",
-        "04": "04_generate_candidates.py",
-        "10": "10_evaluate.py",
-    }.items()
+    "00": "00_check_data.py",
+    "01": "01_prepare_dataset.py",
+    "02": "02_build_rewards.py",
+    "03": "03_sft_train.py",
+    "04": "04_generate_candidates.py",
+    "10": "10_evaluate.py",
 }
 
 
 def run(number, outputs, *more):
-    script = SCRIPTS[number]
-    argv = ["--output_dir", str(outputs), *map(str, more)]
-    assert execute(script.STAGE, script.run, argv) == 0
+    assert execute_stage(SCRIPTS[number], ["--output_dir", outputs, *more]) == 0
 
 
 def data(shared_data, dataset):

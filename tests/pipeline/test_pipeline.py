@@ -51,7 +51,6 @@ SETTINGS = {
     "rloo.training.save_steps": "2",
     "rloo.validation.eval_steps": "3",
     "rloo.warmup_steps": "0",
-    "rloo.variance_prompts": "2",
     "dpo.training.save_steps": "2",
     "dpo.validation.eval_steps": "3",
     "dpo.max_steps": "5",

@@ -1,24 +1,12 @@
-"""Curricula in training: PPO, GRPO and RLOO under them, kills and resumptions, logs."""
+"""Curricula in training: PPO, GRPO and RLOO under them, what they choose and log."""
 
-import importlib
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.support.group_stub import (
-    PROMPTS,
-    SIZE,
-    KillAt,
-    Killed,
-    group_trainer,
-    rollout_inputs,
-    run_script,
-    stage_context,
-    stage_inputs,
-    tree,
-)
+from tests.support.group_stub import PROMPTS, SIZE, group_trainer, rollout_inputs
+from tests.support.training_stages import run_script, stage_context, stage_inputs, tree
 from utils.curricula.build import build_curriculum
 from utils.curricula.curriculum import UNKNOWN
 from utils.curricula.pacing import competence, pool_size
@@ -63,7 +51,6 @@ ALGOS = {
     "06": GrpoAlgo(num_generations=4, beta=0.05, **GROUP),
     "07": RlooAlgo(num_samples=4, **GROUP),
 }
-METHODS = {"05": "ppo", "06": "grpo", "07": "rloo"}
 
 
 @pytest.fixture(scope="module")
@@ -80,29 +67,14 @@ def inputs(tiny_models, tmp_path_factory):
 
 
 @pytest.fixture
-def stage(inputs, tiny_models, tmp_path, monkeypatch):
+def stage(inputs, tiny_models, tmp_path):
     """Runs a stage under a curriculum; returns its files and metrics."""
 
-    def run(number, followed, name="out", *callbacks, resuming=False, **changes):
+    def run(number, followed, name="out", **changes):
         algo = replace(ALGOS[number], **changes)
-        options = {"curriculum": followed, "variance_prompts": 0}
-        ctx = stage_context(tmp_path / name, inputs, tiny_models("llama"), algo, resuming=resuming, **options)
-        module = importlib.import_module(
-            f"utils.methods.{METHODS[number]}.{'build' if number == '05' else 'trainer'}"
-        )
-        maker = f"build_{METHODS[number]}_trainer"
-        original = getattr(module, maker)
-
-        def with_callbacks(*args):
-            trainer, tokenizer = original(*args)
-            for callback in callbacks:
-                trainer.add_callback(callback)
-            return trainer, tokenizer
-
-        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
-        with monkeypatch.context() as patch:
-            patch.setattr(module, maker, with_callbacks)
-            run_script(number, ctx)
+        options = {"curriculum": followed}
+        ctx = stage_context(tmp_path / name, inputs, tiny_models("llama"), algo, **options)
+        run_script(number, ctx)
         return tree(ctx.out), ctx.metrics
 
     return run
@@ -124,21 +96,10 @@ def records(levels=(1, 2, 1, 2)) -> list[Record]:
 
 
 @pytest.mark.parametrize(
-    ("number", "curriculum", "kills"),
-    [
-        ("05", "pass_rate", [("on_step_end", 5)]),
-        ("06", "sec", [("on_save", 4), ("on_step_end", 7)]),
-        ("07", "hard_to_easy", [("on_step_end", 5)]),
-    ],
+    ("number", "curriculum"), [("05", "pass_rate"), ("06", "sec"), ("07", "hard_to_easy")]
 )
-def test_killed_and_resumed_choices_and_weights_are_the_same(stage, tmp_path, number, curriculum, kills):
-    """Every file bit by bit: the log of choices with Q values, the weights, the figure."""
-    whole = stage(number, curriculum, "whole")
-    for event, step in kills:
-        with pytest.raises(Killed):
-            stage(number, curriculum, "killed", KillAt(event, step), resuming=True)
-    assert stage(number, curriculum, "killed", resuming=True) == whole
-    files, metrics = whole
+def test_choices_are_those_of_the_curriculum_and_logged(stage, tmp_path, number, curriculum):
+    files, metrics = stage(number, curriculum, "whole")
     rows = read_jsonl(tmp_path / "whole" / "logs" / LOG_FILE)
     assert [row["rollout"] for row in rows] == list(range(5))
     assert "logs/curriculum.png" in files

@@ -1,13 +1,13 @@
 """Stages 00 and 01: what is reported, what is left out, no leakage, same bytes for the same work."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import make_tiny_tokenizer
+from tests.support.scripts import execute_stage
+from tests.support.tiny_models import make_tiny_tokenizer
 from utils.data import checks
 from utils.data.preparation import hold_out, prepare
 from utils.data.reading import RawRow
@@ -16,18 +16,9 @@ from utils.data.settings import DatasetConfig
 from utils.data.sources import RawSplit, raw_files, read_splits
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, UserError, read_json, read_jsonl
-from utils.frame.stage import execute
-from utils.grading.gold import gold_program_fault
+from utils.grading.tasks import task_of
 
-
-def stage(script: str):
-    spec = importlib.util.spec_from_file_location(script, REPO_ROOT / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CHECK, PREPARE = stage("00_check_data"), stage("01_prepare_dataset")
+CHECK, PREPARE = "00_check_data.py", "01_prepare_dataset.py"
 
 
 def finqa_item(page: int, question: int = 1, program: str = "subtract(5, 3)", answer=2.0) -> dict:
@@ -49,9 +40,9 @@ def write_finqa(root: Path, **splits) -> Path:
     return root
 
 
-def run(module, dataset: str, root: Path, out: Path, *more: str) -> int:
+def run(script: str, dataset: str, root: Path, out: Path, *more: str) -> int:
     argv = ["--dataset_config", str(REPO_ROOT / f"configs/datasets/{dataset}.yaml"), "--data_root", str(root)]
-    return execute(module.STAGE, module.run, [*argv, "--output_dir", str(out), *more])
+    return execute_stage(script, [*argv, "--output_dir", str(out), *more])
 
 
 @pytest.fixture()
@@ -252,7 +243,7 @@ def test_inputs_of_which_nothing_can_be_cut_leave_train_and_stay_in_test():
 def test_published_data_passes_and_does_not_leak(shared_data, dataset):
     changes = {"data_root": str(shared_data / dataset), "max_train": 200, "max_val": 50, "max_test": 50}
     config = load_tier(DatasetConfig, REPO_ROOT / f"configs/datasets/{dataset}.yaml", changes)
-    raw = read_splits(config, raw_files(config), gold_program_fault)
+    raw = read_splits(config, raw_files(config), task_of(dataset).gold_fault)
     assert checks.verdict(raw, config.error_threshold) == ""
     assert not [p for part in raw.values() for p in part.problems if p.code == "gold_program"]
     across = checks.duplicate_problems(raw) + checks.page_problems(raw)

@@ -1,20 +1,20 @@
-"""Distillation through the stage: resuming, where it starts, curricula, refusals, and the choice of 03."""
+"""Distillation through the stage: what is logged, where it starts, refusals, and the choice of 03."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.support.group_stub import KillAt, Killed, stage_context, stage_inputs, tree
+from tests.support.scripts import execute_stage
+from tests.support.training_stages import stage_context, stage_inputs
 from utils.curricula.settings import CurriculumSettings, SignalWeights
 from utils.frame.files import UserError, read_jsonl
-from utils.frame.stage import execute
 from utils.frame.stage_plan import load_script, make_plan
 from utils.methods.distill.build import build_distill_trainer
 from utils.methods.distill.settings import DistillAlgo
 from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import load_policy, save_policy
-from utils.training.run import resume_point, train_stage
+from utils.training.run import train_stage
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
@@ -72,39 +72,13 @@ def train(ctx, *callbacks):
     return built[0]
 
 
-KILLS = [("on_step_end", 2), ("on_step_begin", 4), ("on_step_end", 7), ("on_train_end", 12)]
-
-
-@pytest.mark.parametrize(
-    ("algo", "curriculum"),
-    [(GROUPS, "random"), (MIXED, "random"), (SEC, "sec")],
-    ids=["groups", "mixed", "sec"],
-)
-def test_a_killed_training_ends_the_same(context, algo, curriculum):
-    """Weights, logs and costs, bit by bit: killed within the first rollout, between two, within the second,
-    and at the end."""
-    whole = context("whole", algo, curriculum=curriculum)
-    expected = train(whole)
-    for event, step in KILLS:
-        torch.manual_seed(step)
-        with pytest.raises(Killed):
-            train(context("killed", algo, curriculum=curriculum, resuming=True), KillAt(event, step))
-    assert resume_point(whole.out.parent / "killed" / "resume").name == "checkpoint-8"
-    ctx = context("killed", algo, curriculum=curriculum, resuming=True)
-    found = train(ctx)
-    assert tree(ctx.out) == tree(whole.out)
-    assert ctx.metrics == whole.metrics and found.cost.counts() == expected.cost.counts()
+def test_what_is_logged_and_costs_count_samples_alone(context):
+    ctx = context(algo=MIXED)
+    train(ctx)
     rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
     start, first = rows[0], next(row for row in rows if "loss" in row)
     assert start["step"] == 0 and {"val_agreement", "val_forward_kl", "val_reverse_kl"} <= start.keys()
     assert {"divergence", "agreement", "train_accuracy", "sampled_completions"} <= first.keys()
-    if curriculum == "sec":
-        assert len(read_jsonl(ctx.out / "logs" / "curriculum.jsonl")) == 3
-
-
-def test_costs_count_samples_alone(context):
-    ctx = context(algo=MIXED)
-    train(ctx)
     cost = ctx.metrics["cost"]
     assert cost["sampled_completions"] == MIXED.sampled_completions == 12
     assert cost["trained_tokens"] > 2 * cost["generated_tokens"]
@@ -214,7 +188,7 @@ def test_the_objective_chooses_folder_and_settings(tmp_path, argv, folder, algo)
     ],
 )
 def test_mistakes_have_one_line(argv, message, capsys):
-    assert execute(SCRIPT.STAGE, SCRIPT.run, argv) == 2
+    assert execute_stage("03_sft_train.py", argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -224,7 +198,7 @@ def test_help_is_of_the_chosen_stage(capsys):
         (["--help"], "--algo.num_train_epochs"),
         (["--objective", "distill", "--help"], "--start"),
     ):
-        assert execute(SCRIPT.STAGE, SCRIPT.run, argv) == 0
+        assert execute_stage("03_sft_train.py", argv) == 0
         text = capsys.readouterr().out
         assert key in text and "--objective" in text
 

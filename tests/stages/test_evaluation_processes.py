@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.stages.test_evaluation_resume import BATCHES, count_batches, prepare_run
-from tests.stages.test_evaluation_stages import pretend_finished
 from tests.support import evaluation_processes
+from tests.support.evaluated_runs import BATCHES, count_batches, prepare_run
+from tests.support.finished_runs import pretend_finished
+from utils.data.prompts import token_ids
 from utils.evaluation.answers import journal_of, read_journal
 from utils.frame.files import read_json
 from utils.frame.manifest import describe_outputs
@@ -127,7 +128,7 @@ def test_one_process_goes_on_where_two_were_stopped(models, runs, tmp_path, monk
 def test_batches_of_other_processes_take_their_random_numbers(models, monkeypatch, processes, fallback):
     """Played one after the other: the shares make up the whole, and every generator ends as that of one."""
     model, tokenizer = load_policy(models / "tiny", ModelSection(torch_dtype="float32"))
-    prompts = ["cash " * (1 + number % 3) for number in range(10)]
+    prompts = token_ids(tokenizer, ["cash " * (1 + number % 3) for number in range(10)])
     batches = [[0, 3], [1, 4, 6], [2, 5], [7, 8, 9]]
     monkeypatch.setattr(sampling, "batches_by_length", lambda *_: batches)
     if fallback:

@@ -3,58 +3,21 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.stages.test_evaluation_stages import EVALUATE, pretend_finished
-from utils.data.records import Record
+from tests.support.evaluated_runs import (
+    BATCHES,
+    SAMPLING,
+    count_batches,
+    evaluate_run,
+    prepare_run,
+    results_of,
+)
 from utils.evaluation import answers as answering
 from utils.evaluation import policy as evaluate
 from utils.evaluation.answers import read_journal
-from utils.frame.files import write_jsonl
-from utils.frame.stage import execute
 from utils.models.sampling import Completion
-
-FILES = (
-    "metrics.json",
-    "breakdown.csv",
-    "samples/predictions.jsonl",
-    "samples/tokens.jsonl",
-    "checkpoints.csv",
-)
-BATCHES = 3 + 5  # five records to ask, two greedy ones a batch; three samples fill a batch of two
-
-
-def prepare_run(run_dir):
-    """A run with six items to evaluate; the last one's prompt is too long to be asked."""
-    texts = ["cash 2001 5" + " ." * i for i in range(5)] + ["cash " * 60]
-    records = [
-        Record(f"t-{i}", "sample", "q?", text, "t", "3.0", "add(1, 2)", level=1 + i % 2)
-        for i, text in enumerate(texts)
-    ]
-    write_jsonl(run_dir / "01_preprocessing" / "test.jsonl", (record.to_json() for record in records))
-    pretend_finished(run_dir / "01_preprocessing")
-    pretend_finished(run_dir / "02_rewards", "reward_spec.yaml")
-    return run_dir
-
-
-def evaluate_run(run_dir, checkpoint, teacher, *more):
-    argv = ["--policy_ckpt", str(checkpoint), "--run_id", run_dir.name, "--output_dir", str(run_dir.parent)]
-    argv += ["--teacher_name_or_path", str(teacher), "--max_new_tokens", "8", "--generation.batch_size", "2"]
-    return execute(EVALUATE.STAGE, EVALUATE.run, [*argv, *more])
-
-
-def written(out):
-    """Every result of an evaluation by name, its runtime and log aside."""
-    return {
-        path.relative_to(out).as_posix(): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file()
-        and (path.relative_to(out).as_posix().endswith(FILES) or path.name == "manifest.json")
-    }
-
-
-SAMPLING = ("--policy", "tiny", "--num_samples", "3", "--temperature", "0.9", "--top_k", "50")
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +25,7 @@ def whole(tiny_models, tmp_path_factory):
     """An evaluation without an interruption: run folder's name -> its results."""
     run_dir = prepare_run(tmp_path_factory.mktemp("whole") / "run_001")
     assert evaluate_run(run_dir, tiny_models("llama"), tiny_models("llama"), *SAMPLING) == 0
-    return written(run_dir / "10_evaluation" / "tiny")
-
-
-def count_batches(monkeypatch, stop_after=None):
-    """Count the batches that are answered; interrupt before the one after ``stop_after``."""
-    calls, original = [], answering.complete
-
-    def complete(*args, **kwargs):
-        if len(calls) == stop_after:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(answering, "complete", complete)
-    return calls
+    return results_of(run_dir / "10_evaluation" / "tiny")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +46,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_batch(
         file.write(tail)
     calls = count_batches(monkeypatch)
     assert evaluate_run(run_dir, model, model, *SAMPLING) == 0
-    assert written(out) == whole
+    assert results_of(out) == whole
     assert len(calls) == BATCHES - stop_after
     assert json.loads((out / "runtime.json").read_text())["batches_resumed"] == stop_after
     assert "resuming" in capsys.readouterr().out
@@ -117,7 +66,7 @@ def test_an_evaluation_stopped_after_its_answers_asks_nothing_again(
         assert evaluate_run(run_dir, model, model, *SAMPLING) == 130
     calls = count_batches(monkeypatch)
     assert evaluate_run(run_dir, model, model, *SAMPLING) == 0
-    assert written(run_dir / "10_evaluation" / "tiny") == whole and not calls
+    assert results_of(run_dir / "10_evaluation" / "tiny") == whole and not calls
 
 
 def test_answers_of_other_work_are_not_taken(tiny_models, tmp_path, monkeypatch):
@@ -134,7 +83,7 @@ def test_answers_of_other_work_are_not_taken(tiny_models, tmp_path, monkeypatch)
 def test_greedy_answers_do_not_depend_on_samples(tiny_models, tmp_path, whole):
     run_dir, model = prepare_run(tmp_path / "run_001"), tiny_models("llama")
     assert evaluate_run(run_dir, model, model, "--policy", "tiny") == 0
-    found = written(run_dir / "10_evaluation" / "tiny")
+    found = results_of(run_dir / "10_evaluation" / "tiny")
     assert found["samples/tokens.jsonl"] == whole["samples/tokens.jsonl"]
     rows, more = (
         [json.loads(line) for line in files["samples/predictions.jsonl"].splitlines()]
@@ -160,7 +109,6 @@ def test_non_finite_logits_are_one_line_that_names_the_items(tiny_models, tmp_pa
     assert len(lines) == 1 and "non-finite logits for token 0" in lines[0] and "items t-0, t-1" in lines[0]
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_journal_cut_anywhere_gives_its_whole_lines(tmp_path_factory, data):
     text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

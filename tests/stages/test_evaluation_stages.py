@@ -1,6 +1,5 @@
 """10_evaluate.py and 11_compare_runs.py from the command line, against counts made by hand and real data."""
 
-import csv
 import json
 import os
 import subprocess
@@ -8,17 +7,13 @@ import sys
 
 import pytest
 
+from tests.support.finished_runs import pretend_finished, read_csv
+from tests.support.scripts import execute_stage
 from utils.data.records import Record
-from utils.frame.files import REPO_ROOT, dump_json, write_json, write_jsonl
-from utils.frame.manifest import describe_outputs
-from utils.frame.stage import execute
-from utils.frame.stage_plan import load_script
+from utils.frame.files import REPO_ROOT, write_json, write_jsonl
 from utils.grading.program import tokenize_program
 
 ITEMS = 30
-
-
-EVALUATE, COMPARE = load_script("10_evaluate.py"), load_script("11_compare_runs.py")
 
 
 @pytest.fixture()
@@ -41,12 +36,7 @@ def responses(path, right, first=0, last=ITEMS):
 def evaluate(tmp_path, data_root, predictions, *more):
     argv = ["--predictions", str(predictions), "--dataset_config", "configs/datasets/gsm8k.yaml"]
     argv += ["--data_root", str(data_root), "--output_dir", str(tmp_path / "outputs"), *more]
-    return execute(EVALUATE.STAGE, EVALUATE.run, argv)
-
-
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return execute_stage("10_evaluate.py", argv)
 
 
 def test_predictions_are_graded_without_any_earlier_stage(tmp_path, data_root, capsys):
@@ -124,20 +114,10 @@ def test_policy_without_its_checkpoint_names_the_script_to_run(tmp_path, capsys)
     pretend_finished(run_dir / "02_rewards", "reward_spec.yaml")
     for policy, expected in (("grpo", "06_train_grpo.py"), ("ppo_intrinsic", "05_train_ppo.py")):
         argv = ["--policy", policy, "--output_dir", str(tmp_path)]
-        assert execute(EVALUATE.STAGE, EVALUATE.run, argv) == 2
+        assert execute_stage("10_evaluate.py", argv) == 2
         assert f"python {expected}" in capsys.readouterr().err
-    assert execute(EVALUATE.STAGE, EVALUATE.run, ["--policy", "best", "--output_dir", str(tmp_path)]) == 2
+    assert execute_stage("10_evaluate.py", ["--policy", "best", "--output_dir", str(tmp_path)]) == 2
     assert "'best' is none of base, sft, teacher" in capsys.readouterr().err
-
-
-def pretend_finished(folder, *names):
-    """A stage folder with these files (made empty where absent) and a manifest that lists them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    run_dir = folder.parent
-    manifest = {"stage": folder.name, "outputs": describe_outputs(folder, run_dir)}
-    (folder / "manifest.json").write_text(dump_json(manifest))
 
 
 def test_a_model_answers_every_item_the_same_twice(tmp_path, tiny_models):
@@ -153,7 +133,7 @@ def test_a_model_answers_every_item_the_same_twice(tmp_path, tiny_models):
         argv = ["--policy", "tiny", "--policy_ckpt", str(tiny_models("llama")), "--run_id", run]
         argv += ["--output_dir", str(tmp_path), "--max_new_tokens", "8", "--generation.batch_size", "2"]
         argv += ["--teacher_name_or_path", str(tiny_models("llama"))]
-        assert execute(EVALUATE.STAGE, EVALUATE.run, argv) == 0
+        assert execute_stage("10_evaluate.py", argv) == 0
     out = [tmp_path / run / "10_evaluation" / "tiny" for run in ("run_001", "run_002")]
     for name in ("metrics.json", "breakdown.csv", "samples/predictions.jsonl"):
         assert (out[0] / name).read_bytes() == (out[1] / name).read_bytes()
@@ -180,7 +160,7 @@ def evaluated(tmp_path, data_root):
 
 
 def compare(outputs, *more):
-    return execute(COMPARE.STAGE, COMPARE.run, ["--output_dir", str(outputs), *more])
+    return execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), *more])
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -288,7 +268,7 @@ def test_finqa_predictions_left_out_lower_the_score(shared_data, tmp_path):
     write_json(tmp_path / "gold.json", predictions[:-10])
     argv = ["--predictions", tmp_path / "gold.json", "--dataset_config", "configs/datasets/finqa.yaml"]
     argv += ["--data_root", shared_data / "finqa", "--output_dir", tmp_path / "out"]
-    assert execute(EVALUATE.STAGE, EVALUATE.run, list(map(str, argv))) == 0
+    assert execute_stage("10_evaluate.py", list(map(str, argv))) == 0
     out = tmp_path / "out" / "run_001" / "10_evaluation" / "predictions"
     metrics = json.loads((out / "metrics.json").read_text())
     n = len(predictions)

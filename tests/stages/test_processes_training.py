@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import training_processes
-from tests.support.group_stub import stage_inputs, tree
-from utils.frame.files import read_json, read_jsonl, write_json, write_jsonl
+from tests.support.training_stages import stage_inputs, tree, write_pairs
+from utils.frame.files import read_json, read_jsonl, write_json
 from utils.models.loading import load_policy
 from utils.models.settings import ModelSection
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, write_reward_spec
@@ -50,17 +50,7 @@ def make_inputs(folder: Path, model: Path) -> None:
     write_reward_spec(folder / "reward_spec.yaml", SPEC)
     adapter = folder / "checkpoint" / "adapter_config.json"
     write_json(adapter, read_json(adapter) | {"lora_dropout": 0.0})
-    pairs = [
-        {
-            "id": row["id"],
-            "prompt": row["input_text"],
-            "chosen": "right<eos>",
-            "rejected": "no" * (1 + place % 3) + "<eos>",
-        }
-        for place, row in enumerate(read_jsonl(folder / "train.jsonl"))
-    ]
-    write_jsonl(folder / "pairs.jsonl", pairs[:5])
-    write_jsonl(folder / "val_pairs.jsonl", pairs[5:])
+    write_pairs(folder, read_jsonl(folder / "train.jsonl"))
 
 
 @pytest.mark.parametrize("method", training_processes.METHODS)

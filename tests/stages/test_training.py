@@ -1,8 +1,7 @@
-"""SFT and GRPO on tiny models: what is taught, what is logged, what is refused, and resuming after a kill."""
+"""SFT and GRPO on tiny models: what is taught, what is logged, what is refused, and what the seed decides."""
 
 import json
 import math
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,98 +9,42 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl
 
-from tests.support.group_stub import KillAt, Killed
-from utils.data.prompts import completion_ids, render_prompt
-from utils.data.records import Record
+from tests.support.records import RECORDS
+from tests.support.training_stages import (
+    GRPO,
+    SFT,
+    SPEC,
+    model_config,
+    run_script,
+    stage_context,
+    stage_inputs,
+    train,
+    varied_rewards,
+)
+from utils.data.prompts import PromptTokens, completion_ids, render_prompt
 from utils.documents.training_curves import plot_curves
 from utils.frame.config import StageConfig
-from utils.frame.files import UserError, read_json, read_jsonl, write_jsonl
-from utils.frame.stage import StageContext, _clear
+from utils.frame.files import UserError, read_json, read_jsonl
+from utils.frame.stage import StageContext
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import OutcomeRewards, build_grpo_trainer
 from utils.methods.sft.settings import SftAlgo
 from utils.methods.sft.trainer import build_sft_trainer, tokenize_demonstrations
-from utils.models.loading import add_lora, load_policy, save_policy
+from utils.models.loading import load_policy
 from utils.models.settings import (
     GenerationSection,
-    LoraSection,
-    ModelConfig,
     ModelSection,
     TrainingSection,
     ValidationSection,
 )
-from utils.rewards.spec import IntrinsicSection, RewardSpec, write_reward_spec
+from utils.rewards.spec import IntrinsicSection
 from utils.rewards.task import COMPONENTS, task_reward
+from utils.rollouts.prompt_order import prompt_order
 from utils.rollouts.reward_state import open_pipeline
-from utils.training import run as running
 from utils.training.run import RefuseNonFinite, resume_point, stable, train_stage
-from utils.training.validation import GenerationValidation, best_step
+from utils.training.validation import GenerationValidation, best_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-def record(number: int, question: str = "the change ?") -> Record:
-    a, b = 10 + number, 30 + 2 * number
-    program = f"subtract({b}, {a})"
-    return Record(
-        id=f"train-{number}",
-        dataset="sample",
-        question=question,
-        input_text=f"cash 2001 {a} 2002 {b}\n{question}",
-        target_text=json.dumps({"program": program}),
-        target_answer=str(b - a),
-        target_program=program,
-        level=1,
-        table=[["", "2001", "2002"], ["cash", str(a), str(b)]],
-    )
-
-
-RECORDS = [record(number, "the change ?" * (1 + number % 3)) for number in range(8)]
-SPEC = RewardSpec(required_fields=["program"])
-
-
-def model_config(folder, **sections) -> ModelConfig:
-    """Settings for the tiny models (one token per byte) that let validations, saves and logs fall apart."""
-    defaults = {
-        "lora": LoraSection(r=4),
-        "training": TrainingSection(save_steps=2, logging_steps=3),
-        "validation": ValidationSection(eval_steps=3, num_items=3),
-        "generation": GenerationSection(max_new_tokens=40, batch_size=8),
-    }
-    return ModelConfig(
-        model=ModelSection(name_or_path=str(folder), max_prompt_length=200), **{**defaults, **sections}
-    )
-
-
-SFT = SftAlgo(max_steps=7, learning_rate=2e-2, warmup_steps=1, per_device_train_batch_size=3)
-# A rollout of 8 completions serves two optimizer steps; rewards come from the texts' lengths (see below).
-GRPO = GrpoAlgo(
-    num_rollouts=4,
-    learning_rate=2e-2,
-    warmup_steps=0,
-    per_device_train_batch_size=8,
-    steps_per_generation=1,
-    num_generations=4,
-    num_iterations=2,
-    beta=0.05,
-)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory, tiny_models):
-    """Inputs of a training stage by name; the checkpoint is a random adapter on the tiny Llama."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_jsonl(folder / "train.jsonl", [row.to_json() for row in RECORDS])
-    write_jsonl(folder / "val.jsonl", [row.to_json() for row in RECORDS])
-    write_reward_spec(folder / "reward_spec.yaml", SPEC)
-    model, tokenizer = load_policy(tiny_models("llama"), ModelSection(), trainable=True)
-    save_policy(add_lora(model, LoraSection(r=4), 0), tokenizer, folder / "checkpoint")
-    return {
-        "train": folder / "train.jsonl",
-        "val": folder / "val.jsonl",
-        "reward_spec": folder / "reward_spec.yaml",
-        "checkpoint": folder / "checkpoint",
-    }
 
 
 @pytest.fixture
@@ -203,7 +146,7 @@ def test_reward_functions_sum_to_the_pipelines_total(tokenizer, tiny_models, rew
     model.model.teacher_name_or_path = str(tiny_models("llama"))
     spec = replace(SPEC, intrinsic=IntrinsicSection(missing_eos_penalty=0.5))
     pipeline = open_pipeline(RECORDS, spec, reward, model, tokenizer)
-    functions = OutcomeRewards(pipeline, tokenizer, {tokenizer.eos_token_id}).functions()
+    functions = OutcomeRewards(pipeline, PromptTokens(tokenizer), {tokenizer.eos_token_id}).functions()
     logged = {}
     paid = [
         function(
@@ -272,8 +215,8 @@ def test_the_latest_complete_resume_point_counts(tmp_path):
 def test_the_best_step_is_the_earliest_of_equals():
     rewards = {0: 0.1, 20: 0.5, 40: 0.4, 60: 0.5, 80: -0.2}
     history = [{"step": step, "val_reward": reward} for step, reward in rewards.items()]
-    assert best_step([{"step": 10, "loss": 1.0}, *history, {"step": 90, "reward": 2.0}]) == 20
-    assert best_step(history[:1]) == 0
+    assert best_row([{"step": 10, "loss": 1.0}, *history, {"step": 90, "reward": 2.0}])["step"] == 20
+    assert best_row(history[:1])["step"] == 0
 
 
 def test_what_varies_between_executions_is_not_kept():
@@ -366,7 +309,7 @@ def test_validation_keeps_the_best_and_every_step(context, tokenizer, tiny_model
             saved[step] = weights.read_bytes()
     assert sorted(saved) == [3, 6, 9]
     assert (out / "ckpt_sft" / "best" / "model.safetensors").read_bytes() == saved[3]
-    assert best_step(state.log_history) == 3
+    assert best_row(state.log_history)["step"] == 3
     samples = read_json(out / "valid_samples" / "step_6.json")
     assert [row["id"] for row in samples] == ["train-0", "train-1"]
     assert {path.name for path in (out / "valid_samples").iterdir()} == {
@@ -383,32 +326,101 @@ def test_curves_are_the_numbers_alone(tmp_path):
     assert first == second and first.startswith(b"\x89PNG")
 
 
-# ------------------------------------------------------------------------------------------- resuming
+# --------------------------------------------------------------------------------------------- costs
 
 
-def varied_rewards(self):
-    """Rewards that differ within the groups of a tiny random model."""
+def test_grpo_counts_what_it_samples_and_trains_on(context, monkeypatch):
+    """Four rollouts of 8 completions, each passed over twice; validations do not count."""
+    lengths = []
+    trainer_class = build_grpo_trainer.__globals__["SharedPrefixGRPOTrainer"]
+    sample = trainer_class._sample_turn
 
-    def exact_match(completions, **_):
-        return [len(set(text)) / 40 for text in completions]
+    def noted(self, *args, **kwargs):
+        sampled = sample(self, *args, **kwargs)
+        lengths.extend(len(ids) for ids in sampled[0])
+        return sampled
 
-    return [exact_match]
+    monkeypatch.setattr(trainer_class, "_sample_turn", noted)
+    ctx = context(algo=GRPO)
+    train(ctx)
+    assert len(lengths) == 32
+    assert ctx.metrics["cost"] == {
+        "sampled_completions": 32,
+        "generated_tokens": sum(lengths),
+        "trained_tokens": 2 * sum(lengths),
+    }
+    assert set(ctx.runtime["seconds_by_phase"]) == {"sampling", "scoring", "updating"}
+    assert all(seconds > 0 for seconds in ctx.runtime["seconds_by_phase"].values())
+    rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
+    assert [row["sampled_completions"] for row in rows] == [8 * -(-row["step"] // 2) for row in rows]
 
 
-def train(ctx, *callbacks):
-    """The whole of a training stage, below ``ctx.out``."""
+def test_sft_counts_the_tokens_it_teaches(context):
+    ctx = context(algo=replace(SFT, max_steps=-1, num_train_epochs=2))
+    train(ctx)
+    tokenizer = build_grpo_trainer(context(algo=GRPO), RECORDS, SPEC)[1]
+    rows, _ = tokenize_demonstrations(RECORDS, tokenizer, ctx.config.model)
+    taught = sum(sum(row["completion_mask"]) for row in rows)
+    assert ctx.metrics["cost"] == {
+        "sampled_completions": 0,
+        "generated_tokens": 0,
+        "trained_tokens": 2 * taught,
+    }
+    rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
+    assert not any("sampled_completions" in row for row in rows)
 
-    def build(records, spec):
-        if isinstance(ctx.config.algo, SftAlgo):
-            trainer, tokenizer = build_sft_trainer(ctx, records)
-        else:
-            trainer, tokenizer = build_grpo_trainer(ctx, records, spec)
-        for callback in callbacks:
-            trainer.add_callback(callback)
-        return trainer, tokenizer
 
-    unit = 2 if isinstance(ctx.config.algo, GrpoAlgo) else 1
-    train_stage(ctx, "x", build, {"loss": ["loss"], "validation": ["val_reward"]}, unit)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_prompts_come_in_the_order_of_the_trainers_sampler(context, seed):
+    trainer, _ = build_grpo_trainer(context(algo=GRPO, seed=seed), RECORDS, SPEC)
+    drawn = list(dict.fromkeys(trainer._get_train_sampler()))
+    assert drawn == prompt_order(len(RECORDS), seed)
+    assert drawn != list(range(len(RECORDS)))
+
+
+# --------------------------------------------------------------------------------- process supervision
+
+
+PROCESS = replace(GRPO, supervision="process")
+
+
+@pytest.fixture
+def supervised(tiny_models, tmp_path, unrendered):
+    """A factory of contexts of 06 that write below tmp_path/<name>; the model is its own teacher."""
+    model, folder = tiny_models("llama"), tmp_path / "inputs"
+    folder.mkdir()
+    inputs = stage_inputs(folder, model)
+    return lambda name, algo=PROCESS, **options: stage_context(
+        tmp_path / name, inputs, model, algo, **options
+    )
+
+
+def test_process_supervision_is_logged_and_trains_other_weights(supervised):
+    contexts = {"process": supervised("process"), "outcome": supervised("outcome", GRPO)}
+    for ctx in contexts.values():
+        run_script("06", ctx)
+    process, outcome = (
+        (ctx.out / "ckpt_grpo" / "final" / "adapter_model.safetensors").read_bytes()
+        for ctx in contexts.values()
+    )
+    assert process != outcome
+    rows = read_jsonl(contexts["process"].out / "logs" / "metrics.jsonl")
+    rows = [row for row in rows if "advantages/abs_mean" in row]
+    assert rows and all(row["advantages/abs_mean"] > 0 and row["rewards/intrinsic/mean"] < 0 for row in rows)
+    for row in rows:  # the total, although advantages are made of its parts
+        parts = sum(row[key] for key in row if key.startswith("rewards/") and key.endswith("/mean"))
+        assert row["reward"] == pytest.approx(parts, abs=1e-5)
+
+
+def test_process_supervision_needs_a_teacher(supervised):
+    with pytest.raises(
+        UserError, match=r"^algo.supervision process needs .* --reward task does not"
+    ) as caught:
+        run_script("06", supervised("out", reward="task"))
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ seeds and logs
 
 
 def tree(folder):
@@ -417,56 +429,6 @@ def tree(folder):
         for path in folder.rglob("*")
         if path.is_file() and path.name != "stage.log"
     }
-
-
-KILLS = [
-    ("on_step_end", 1),  # before the first resume point
-    ("on_step_begin", 2),  # right after it
-    ("on_step_end", 3),  # between two, before the validation of this step
-    ("on_step_begin", 3),  # and after it
-    ("on_step_end", 4),
-    ("on_step_begin", 5),
-    ("on_step_end", 7),  # SFT's last step, unsaved
-]
-
-
-@pytest.mark.parametrize("algo", [SFT, GRPO], ids=["sft", "grpo"])
-def test_killed_at_every_turn_the_outputs_are_the_same(context, monkeypatch, algo):
-    """Every file, bit by bit: weights, log, samples, curves. The run is killed nine times on its way."""
-    monkeypatch.setattr("utils.methods.grpo.trainer.OutcomeRewards.functions", varied_rewards)
-    dropout = LoraSection(r=4, lora_dropout=0.1)  # so that a lost random state would show
-    whole = context("whole", algo, lora=dropout)
-    train(whole)
-
-    def resumed(*callbacks):
-        ctx = context("killed", algo, resuming=True, lora=dropout)
-        _clear(ctx.out, keep_files=True)  # as the frame does
-        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))  # a new process has its own random state
-        train(ctx, *callbacks)
-        return ctx
-
-    for event, step in KILLS:
-        with pytest.raises(Killed):
-            resumed(KillAt(event, step))
-    for moment in ("save_final", "rmtree"):  # all steps done; resume points about to be deleted
-        with monkeypatch.context() as patch:
-            owner = GenerationValidation if moment == "save_final" else running.shutil
-            patch.setattr(owner, moment, kill)
-            with pytest.raises(Killed):
-                resumed()
-    ctx = resumed()
-    assert not (ctx.out / "resume").exists()
-    assert tree(ctx.out) == tree(whole.out)
-    assert ctx.metrics == whole.metrics
-    assert (ctx.out / "stage.log").read_text().count("resuming from step") >= 6
-    if algo is GRPO:
-        rows = read_jsonl(whole.out / "logs" / "metrics.jsonl")
-        assert max(row.get("reward_std", 0) for row in rows) > 0.01
-        assert any(row.get("kl", 0) > 0 for row in rows)
-
-
-def kill(*args, **kwargs):
-    raise Killed
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,13 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.stages.test_evaluation_resume import SAMPLING, evaluate_run
+from tests.support.evaluated_runs import SAMPLING, evaluate_run
+from tests.support.scripts import execute_stage
 from utils.evaluation import answers as answering
 from utils.evaluation import token_values
 from utils.frame import stage
 from utils.frame.processes import leave_processes, process_index
-from utils.frame.stage_plan import load_script
 from utils.models import teacher
-
-CANDIDATES = load_script("04_generate_candidates.py")
 
 
 def in_many_slices(work: Callable) -> Callable:
@@ -52,7 +50,7 @@ def do_all(models: Path, run_dir: Path) -> None:
     argv = ["--run_id", run_dir.name, "--output_dir", str(run_dir.parent), "--num_candidates", "3"]
     argv += ["--teacher_name_or_path", str(models / "steps" / "step_2"), "--max_new_tokens", "8"]
     argv += ["--generation.batch_size", "6"]
-    assert stage.execute(CANDIDATES.STAGE, CANDIDATES.run, argv) == 0
+    assert execute_stage("04_generate_candidates.py", argv) == 0
 
 
 def evaluate_until_killed(models: Path, run_dir: Path) -> None:

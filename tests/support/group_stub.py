@@ -1,6 +1,5 @@
-"""What the tests of GRPO and RLOO share: made-up rewards, completions fed in, tiny trainers and stages."""
+"""What the tests of GRPO and RLOO share: made-up rewards, completions fed in, tiny trainers."""
 
-import importlib.util
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,27 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, RLOOTrainer
 
-from utils.data.records import Record
-from utils.frame.config import StageConfig
-from utils.frame.files import REPO_ROOT, write_jsonl
-from utils.frame.stage import StageContext, _clear
+from utils.data.prompts import PromptTokens
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.methods.rloo.trainer import BaselineRLOOConfig
-from utils.models.loading import add_lora, load_policy, save_policy
 from utils.models.prefix.shared_prefix import CompletionBatch
-from utils.models.settings import (
-    GenerationSection,
-    LoraSection,
-    ModelConfig,
-    ModelSection,
-    TrainingSection,
-    ValidationSection,
-)
 from utils.rewards.reward_pipeline import ALL_COMPONENTS, RolloutRewards
-from utils.rewards.spec import RewardSpec, write_reward_spec
 from utils.rewards.task import COMPONENTS
 from utils.rollouts.start import OutcomeRewards
 
@@ -85,7 +71,7 @@ class StubPipeline:
         paid = tokens.clone()
         paid[torch.arange(len(mask)), mask.sum(1) - 1] += torch.tensor(outcomes, dtype=torch.float64)
         right = components["exact_match"] > 0
-        return RolloutRewards(paid.float(), components, {}, right, {"intrinsic": WEIGHT})
+        return RolloutRewards(paid.float(), components, {}, right, right, {"intrinsic": WEIGHT})
 
     score_outcomes = score_tokens  # whoever asks for outcomes reads the components alone
 
@@ -117,7 +103,7 @@ def group_trainer(kind: type, folder: Path, out: Path, *, tokens: bool = False, 
     config = BaselineRLOOConfig if issubclass(kind, RLOOTrainer) else GRPOConfig
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pipeline = StubPipeline()
-    rewards = OutcomeRewards(pipeline, tokenizer, {tokenizer.eos_token_id}, tokens)
+    rewards = OutcomeRewards(pipeline, PromptTokens(tokenizer), {tokenizer.eos_token_id}, tokens)
     if tokens:
         settings["reward_weights"] = [float(name != "intrinsic") for name in rewards.names]
     trainer = kind(
@@ -190,87 +176,3 @@ def completions_of(rollout: dict) -> list[list[int]]:
     """The token ids of each row's completion."""
     rows = zip(rollout["completion_ids"], rollout["completion_mask"], strict=True)
     return [ids[mask.bool()].tolist() for ids, mask in rows]
-
-
-# ----------------------------------------------------------------------------------------- whole stages
-
-
-class Killed(BaseException):
-    """The end of a process, as far as one can have it within one."""
-
-
-class KillAt(TrainerCallback):
-    """End at an event ("on_step_begin", "on_step_end", "on_save", "on_train_end") of a step."""
-
-    def __init__(self, event: str, step: int):
-        def kill(args, state, control, **kwargs):
-            if state.global_step == step:
-                raise Killed
-
-        setattr(self, event, kill)
-
-
-def stage_inputs(folder: Path, model: Path) -> dict[str, Path]:
-    """The inputs of a training stage below ``folder``; the checkpoint is a random adapter on ``model``, with
-    dropout, so that a lost random state shows."""
-    rows = [
-        Record(
-            id=f"train-{number}",
-            dataset="sample",
-            question="the change ?",
-            input_text=f"cash 2001 {10 + number} 2002 {30 + 2 * number}\nthe change ?" + "?" * (number % 3),
-            target_text="{}",
-            target_answer=str(20 + number),
-            target_program=f"subtract({30 + 2 * number}, {10 + number})",
-            level=1,
-        ).to_json()
-        for number in range(8)
-    ]
-    write_jsonl(folder / "train.jsonl", rows)
-    write_jsonl(folder / "val.jsonl", rows)
-    write_reward_spec(folder / "reward_spec.yaml", RewardSpec(required_fields=["program"]))
-    policy, tokenizer = load_policy(model, ModelSection(), trainable=True)
-    adapter = add_lora(policy, LoraSection(r=4, lora_dropout=0.1), 0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # new adapters do nothing, and have a gradient in one of their halves alone
-        for parameter in adapter.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    save_policy(adapter, tokenizer, folder / "checkpoint")
-    names = ("train.jsonl", "val.jsonl", "reward_spec.yaml", "checkpoint")
-    return {name.split(".")[0]: folder / name for name in names}
-
-
-def stage_context(out: Path, inputs: dict[str, Path], model: Path, algo, *, resuming=False, **options):
-    """The context of 06 or 07 on the tiny model, which is the teacher as well."""
-    config = ModelConfig(
-        model=ModelSection(name_or_path=str(model), teacher_name_or_path=str(model), max_prompt_length=200),
-        training=TrainingSection(save_steps=1, logging_steps=3),
-        validation=ValidationSection(eval_steps=2, num_items=2),
-        generation=GenerationSection(max_new_tokens=8, batch_size=8),
-    )
-    options = SimpleNamespace(**{"reward": "combined", "variance_prompts": 4, **options})
-    out.mkdir(exist_ok=True)
-    if resuming:
-        _clear(out, keep_files=True)  # as the frame does
-    settings = StageConfig(model=config, algo=algo, options=options, seed=3)
-    return StageContext(settings, "run", out.parent, out, resuming, inputs)
-
-
-def run_script(number: str, ctx: StageContext) -> None:
-    """What the numbered script does with a context."""
-    path = next(REPO_ROOT.glob(f"{number}_*.py"))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.PANELS = {"reward": ["reward", "val_reward"]}  # drawing all of them takes longer than the training
-    module.run(ctx)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a stage's folder that its manifest would list."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "stage.log"
-    }

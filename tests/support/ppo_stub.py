@@ -37,7 +37,7 @@ class Paid:
             rewards[row, : len(kept)] = torch.tensor(self.pay(kept), dtype=torch.float32)
         total = rewards.sum(1)
         assert len(record) == len(texts) == len(truncated) == len(total)
-        return RolloutRewards(rewards, {"exact_match": total}, {}, total > 0, {})
+        return RolloutRewards(rewards, {"exact_match": total}, {}, total > 0, total > 0, {})
 
     def state_dict(self):
         return {}

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.comparison.page.page import write_html_report
-from utils.comparison.paired import compare_all, load_result, summary_rows
+from tests.support.comparisons import compared
+from utils.comparison.page.page import write_page
+from utils.comparison.paired import load_result
+from utils.comparison.report import summary_table
+from utils.comparison.topics import accuracy
+from utils.documents.document import Bullets, Document, Finding, Line, Section
 from utils.evaluation.policy_names import evaluation_files
 from utils.frame.files import write_csv, write_json, write_jsonl
 
@@ -133,18 +137,12 @@ def _write(folder, policy, rows, values, bare, run):
         (folder / "samples" / "tokens.jsonl").write_text(text)
 
 
-def make_page(
-    folders: dict[str, Path], path: Path, report: str = "# Comparison\n\n- **ppo** leads.\n"
-) -> Path:
-    """Compare the evaluations of one run and write the page."""
+def make_page(folders: dict[str, Path], path: Path, *sections: Section, claim: Line = "ppo leads") -> Path:
+    """Compare the evaluations of one run and write the page, with a finding and these sections."""
     results = [load_result(name, *evaluation_files(folder)) for name, folder in folders.items()]
+    each = {result.name: [result] for result in results}
+    comparison = compared(each, folders={name: [folder] for name, folder in folders.items()})
+    report = Document("Comparison", [Bullets([Finding(claim, "by a lot.")])], sections)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_html_report(
-        path,
-        report,
-        {name: [folder] for name, folder in folders.items()},
-        [""],
-        compare_all(results, 0),
-        summary_rows(results),
-    )
+    write_page(path, report, comparison, summary_table({"accuracy": accuracy.topic(comparison)}))
     return path

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from tests.support import curriculum_processes
-from tests.support.group_stub import KillAt, Killed, stage_context
+from tests.support.training_stages import KillAt, Killed, stage_context
 from utils.frame.files import REPO_ROOT, write_json
 from utils.frame.processes import (
     is_main_process,
@@ -199,7 +199,7 @@ def main(model: Path, teacher: Path, inputs: Path, out: Path) -> None:
 
     def context(name: str, resuming: bool = False) -> StageContext:
         algo, _ = METHODS[name.removesuffix("_resumed")]
-        options = {"curriculum": "random", "start": "sft", "variance_prompts": 0}
+        options = {"curriculum": "random", "start": "sft"}
         ctx = stage_context(out / name, named, model, algo, resuming=resuming, **options)
         ctx.config.model.model.teacher_name_or_path = str(teacher)
         ctx.config.model.validation.num_items = 3

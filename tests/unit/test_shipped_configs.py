@@ -1,10 +1,13 @@
-"""Every configuration that is shipped loads into its tier."""
+"""Every shipped configuration loads, and states what differs from its class's defaults and nothing else."""
+
+import re
 
 import pytest
 
 from utils.data.settings import DatasetConfig
-from utils.frame.config import load_tier
+from utils.frame.config import load_tier, read_yaml
 from utils.frame.files import REPO_ROOT
+from utils.frame.typed_settings import changed, leaf_keys
 from utils.methods.distill.settings import DistillAlgo
 from utils.methods.dpo.settings import DpoAlgo, PreferencesAlgo
 from utils.methods.grpo.settings import GrpoAlgo
@@ -31,6 +34,13 @@ FILES = [
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_it_loads(path):
-    cls = ALGORITHMS[path.stem.split("_")[0]] if path.parent.name == "algorithms" else TIERS[path.parent.name]
-    load_tier(cls, path)
+def test_it_states_what_differs_from_the_defaults(path):
+    cls = ALGORITHMS[path.stem] if path.parent.name == "algorithms" else TIERS[path.parent.name]
+    assert read_yaml(path) == changed(load_tier(cls, path))
+    for key in re.findall("`([a-z_.]+)`", path.read_text()):
+        assert key in leaf_keys(cls), f"a comment names {key}"
+
+
+def test_a_default_stated_again_would_be_seen(tmp_path):
+    (tmp_path / "grpo.yaml").write_text(f"beta: {GrpoAlgo().beta}\nnum_generations: 4\n")
+    assert changed(load_tier(GrpoAlgo, tmp_path / "grpo.yaml")) == {"num_generations": 4}

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from utils.documents.text import counted
 from utils.frame.command_line import output_root, parse, resolve
 from utils.frame.files import UserError, read_json, resolve_path, write_json
 from utils.frame.stage import Stage
@@ -118,34 +119,34 @@ def _effect(difference: Difference) -> tuple[bool, int]:
 
 
 def _diff_stage(stage: str, a: dict, b: dict) -> Iterable[Difference]:
-    sections = (
-        ("data", "inputs", "input "),
-        ("config", "config", ""),
-        ("code", "environment", ""),
-        ("outputs", "outputs", ""),
-        ("outputs", "metrics", "metric "),
-    )
-    flat_a, flat_b = {"config": {"seed": a.get("seed")}}, {"config": {"seed": b.get("seed")}}
-    for flat, manifest in ((flat_a, a), (flat_b, b)):
-        for _, section, _ in sections:
-            depth = 1 if section in ("inputs", "outputs") else None
-            flat[section] = flat.get(section, {}) | _flatten(manifest.get(section, {}), depth=depth)
-        known = {section for _, section, _ in sections} | {*_LABELS, "seed"}
-        flat["config"] |= _flatten({key: value for key, value in manifest.items() if key not in known})
-    for category, section, prefix in sections:
-        for key in sorted(set(flat_a[section]) | set(flat_b[section])):
-            left, right = flat_a[section].get(key, ABSENT), flat_b[section].get(key, ABSENT)
-            if left != right:
-                yield Difference(category, stage, prefix + key, left, right)
+    left, right = _facts(a), _facts(b)
+    for category, key in left.keys() | right.keys():
+        values = [facts.get((category, key), ABSENT) for facts in (left, right)]
+        if values[0] != values[1]:
+            yield Difference(category, stage, key, *values)
 
 
-def _flatten(value: Any, prefix: str = "", depth: int | None = None) -> dict[str, Any]:
-    """Nested objects as dotted keys, down to ``depth`` levels (None: to the leaves)."""
-    if not isinstance(value, dict) or depth == 0 or (prefix and not value):
+def _facts(manifest: dict) -> dict[tuple[str, str], Any]:
+    """(category, key) -> value of everything that a manifest says but for its labels."""
+    metrics = {f"metric {key}": value for key, value in flatten(manifest.get("metrics", {})).items()}
+    known = ("inputs", "outputs", "metrics", "environment", "config", *_LABELS)
+    rest = {key: value for key, value in manifest.items() if key not in known}
+    found = {
+        "data": {f"input {path}": facts for path, facts in manifest.get("inputs", {}).items()},
+        "config": {"seed": None} | flatten(manifest.get("config", {})) | flatten(rest),
+        "code": flatten(manifest.get("environment", {})),
+        "outputs": manifest.get("outputs", {}) | metrics,
+    }
+    return {(category, key): value for category, of in found.items() for key, value in of.items()}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested objects as dotted keys; an empty one within another is a value."""
+    if not isinstance(value, dict) or (prefix and not value):
         return {prefix: value}
     flat = {}
     for key, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key, None if depth is None else depth - 1)
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else key)
     return flat
 
 
@@ -178,9 +179,8 @@ def render_diff(differences: list[Difference], name_a: str, name_b: str) -> str:
     """
     if not differences:
         return f"{name_a} and {name_b}: no difference (run ids aside)"
-    count = len(differences)
     groups = folded(differences)
-    lines = [f"{name_a} -> {name_b}: {count} {'difference' if count == 1 else 'differences'}"]
+    lines = [f"{name_a} -> {name_b}: {counted(len(differences), 'difference')}"]
     for category in CATEGORIES:
         block = [group for group in groups if group.category == category]
         if block:
@@ -197,13 +197,9 @@ def render_diff(differences: list[Difference], name_a: str, name_b: str) -> str:
         rest = [d for d in follow if d.category == "outputs" and not _is_result(d)]
         lines.append(
             f"  not listed (--diff_json FILE has them): {len(inputs)} inputs that an earlier stage wrote, "
-            f"{len(rest)} outputs and metrics of {_stages(len({d.stage for d in rest}))}"
+            f"{len(rest)} outputs and metrics of {counted(len({d.stage for d in rest}), 'stage')}"
         )
     return "\n".join(lines)
-
-
-def _stages(count: int, more: str = "") -> str:
-    return f"{count} {more}{'stage' if count == 1 else 'stages'}"
 
 
 def _is_result(difference: Difference) -> bool:
@@ -214,7 +210,7 @@ def _line(group: Group, name_a: str, name_b: str) -> str:
     if group.category == "stages":
         return f"only in {name_a if group.b == ABSENT else name_b}: {', '.join(group.stages)}"
     named = ", ".join(group.stages[:NAMED])
-    more = f" and {_stages(len(group.stages) - NAMED, 'more ')}" if len(group.stages) > NAMED else ""
+    more = f" and {counted(len(group.stages) - NAMED, 'more stage')}" if len(group.stages) > NAMED else ""
     return f"{group.key}: {_show(group.a, group.b)} -> {_show(group.b, group.a)}  ({named}{more})"
 
 

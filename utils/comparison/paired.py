@@ -1,16 +1,18 @@
-"""Paired comparison of evaluated policies: summary, tests, and the report that states them."""
+"""Policies compared item by item: what stage 10 found of each, and the tests of every pair."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from utils.comparison.answer_files import read_breakdown
+from utils.comparison.estimates import Estimate, estimate_of
 from utils.frame.files import UserError, derive_seed, read_json
 from utils.statistics.accuracy_tests import bootstrap_difference, holm, mcnemar, minimum_detectable_difference
 
@@ -18,16 +20,23 @@ ALPHA = 0.05
 POWER = 0.8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PolicyResult:
-    """What stage 10 found for one policy; the lists run over the gold items in file order."""
+    """What stage 10 found for one policy.
+
+    Attributes:
+        items: by id in file order, the columns ``correct`` (bool), ``level`` (int or None) and ``gold``.
+        metrics: metrics.json.
+    """
 
     name: str
-    ids: list[str]
-    correct: list[bool]
-    levels: list[int | None]
-    golds: list[str]
+    items: pd.DataFrame
     metrics: dict[str, Any]
+
+    @property
+    def accuracy(self) -> Estimate:
+        """The share of items answered correctly, as stage 10 states it."""
+        return estimate_of(self.metrics["accuracy"])
 
 
 @dataclass(frozen=True)
@@ -65,28 +74,30 @@ class Pair:
 
 
 def load_result(name: str, metrics_path: Path, breakdown_path: Path) -> PolicyResult:
-    """Read one policy's metrics.json and breakdown.csv.
+    """Read one policy's metrics.json and breakdown.csv; UserError as `read_breakdown` has it."""
+    rows = pd.DataFrame(read_breakdown(breakdown_path), dtype=object).set_index("id")
+    items = rows[["correct", "level", "gold"]].astype({"correct": bool})
+    return PolicyResult(name, items, read_json(metrics_path))
 
-    Raises UserError naming file and line of a breakdown that does not have the documented columns.
+
+def side_by_side(a: PolicyResult, b: PolicyResult, named: str) -> pd.DataFrame:
+    """The items that both were given in the order of A's, their columns ending in ``_a`` and ``_b``.
+
+    ``named`` says which two these are. Raises UserError where data set, split or an item's gold differ.
     """
-    metrics = read_json(metrics_path)
-    ids, correct, levels, golds = [], [], [], []
-    with open(breakdown_path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            where = f"{breakdown_path}:{reader.line_num}"
-            try:
-                correct.append({"0": False, "1": True}[row["correct"]])
-                levels.append(int(row["level"]) if row["level"] else None)
-                ids.append(row["id"])
-                golds.append(row["gold"])
-            except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"{where}: not a row of breakdown.csv ({error}); run 10_evaluate.py"
-                ) from None
-    if not ids:
-        raise UserError(f"{breakdown_path}: no items; run 10_evaluate.py again")
-    return PolicyResult(name, ids, correct, levels, golds, metrics)
+    for key in ("dataset", "split"):
+        if a.metrics.get(key) != b.metrics.get(key):
+            raise UserError(
+                f"cannot compare {named}: {key} is {a.metrics.get(key)!r} for one and "
+                f"{b.metrics.get(key)!r} for the other; evaluate both on the same items"
+            )
+    both = a.items.add_suffix("_a").join(b.items.add_suffix("_b"), how="inner")
+    for item, row in both[both["gold_a"] != both["gold_b"]].iterrows():
+        raise UserError(
+            f"cannot compare {named}: item '{item}' has gold {row['gold_a']!r} for one and {row['gold_b']!r} "
+            "for the other; evaluate both on the same data"
+        )
+    return both
 
 
 def compare_pair(a: PolicyResult, b: PolicyResult, seed: int, alpha: float = ALPHA) -> Pair:
@@ -95,38 +106,25 @@ def compare_pair(a: PolicyResult, b: PolicyResult, seed: int, alpha: float = ALP
     Raises UserError where the two were evaluated on different data: another data set or split, no item in
     common, or the same id with different golds.
     """
-    for key in ("dataset", "split"):
-        if a.metrics.get(key) != b.metrics.get(key):
-            raise UserError(
-                f"cannot compare '{a.name}' with '{b.name}': {key} is {a.metrics.get(key)!r} for one and "
-                f"{b.metrics.get(key)!r} for the other; evaluate both on the same items"
-            )
-    row_of = {item: row for row, item in enumerate(b.ids)}
-    rows = [(row, row_of[item]) for row, item in enumerate(a.ids) if item in row_of]
-    if len(rows) < 2:
-        raise UserError(f"cannot compare '{a.name}' with '{b.name}': {len(rows)} items in common, need 2")
-    for i, j in rows:
-        if a.golds[i] != b.golds[j]:
-            raise UserError(
-                f"cannot compare '{a.name}' with '{b.name}': item '{a.ids[i]}' has gold {a.golds[i]!r} for "
-                f"one and {b.golds[j]!r} for the other; evaluate both on the same data"
-            )
-    right_a = np.array([a.correct[i] for i, _ in rows])
-    right_b = np.array([b.correct[j] for _, j in rows])
+    named = f"'{a.name}' with '{b.name}'"
+    both = side_by_side(a, b, named)
+    if len(both) < 2:
+        raise UserError(f"cannot compare {named}: {len(both)} items in common, need 2")
+    right_a, right_b = both["correct_a"].to_numpy(), both["correct_b"].to_numpy()
     test = mcnemar(right_a, right_b)
-    discordance = (test.fixed + test.broken) / len(rows)
+    discordance = (test.fixed + test.broken) / len(both)
     rng = np.random.default_rng(derive_seed(seed, "bootstrap", a.name, b.name))
     return Pair(
         a=a.name,
         b=b.name,
-        n=len(rows),
+        n=len(both),
         accuracy_a=float(right_a.mean()),
         accuracy_b=float(right_b.mean()),
         ci95=bootstrap_difference(right_a, right_b, rng),
         p_value=test.p_value,
-        detectable=minimum_detectable_difference(len(rows), discordance, alpha, POWER),
-        fixed=[a.ids[i] for k, (i, _) in enumerate(rows) if right_b[k] and not right_a[k]],
-        broken=[a.ids[i] for k, (i, _) in enumerate(rows) if right_a[k] and not right_b[k]],
+        detectable=minimum_detectable_difference(len(both), discordance, alpha, POWER),
+        fixed=both.index[right_b & ~right_a].tolist(),
+        broken=both.index[right_a & ~right_b].tolist(),
     )
 
 
@@ -135,39 +133,4 @@ def compare_all(results: Sequence[PolicyResult], seed: int) -> list[Pair]:
     couples = list(combinations(results, 2))
     pairs = [compare_pair(a, b, seed, ALPHA / len(couples)) for a, b in couples]
     corrected = holm([pair.p_value for pair in pairs])
-    return [Pair(**{**vars(pair), "p_holm": p}) for pair, p in zip(pairs, corrected, strict=True)]
-
-
-def summary_rows(results: Sequence[PolicyResult]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows and columns of summary.csv: one row per policy, each rate with the ends of its interval.
-
-    Rates that only some policies have are left blank for the others.
-    """
-    names = sorted(
-        {key for r in results for key, value in r.metrics.items() if _is_rate(value)} - {"accuracy"}
-    )
-    columns = ["policy", "dataset", "split", "n", "correct", "missing", "mean_tokens"]
-    for name in ("accuracy", *names):
-        columns += [name, f"{name}_low", f"{name}_high"]
-    rows = []
-    for result in results:
-        metrics = result.metrics
-        row = {
-            "policy": result.name,
-            "dataset": metrics["dataset"],
-            "split": metrics["split"],
-            "n": len(result.ids),
-            "correct": sum(result.correct),
-            "missing": metrics["missing"]["count"],
-            "mean_tokens": (metrics.get("response_tokens") or {}).get("mean", ""),
-        }
-        for name in ("accuracy", *names):
-            share = metrics.get(name)
-            low, high = share["ci95"] if share else ("", "")
-            row |= {name: share["value"] if share else "", f"{name}_low": low, f"{name}_high": high}
-        rows.append(row)
-    return rows, columns
-
-
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"value", "ci95", "n"}
+    return [replace(pair, p_holm=p) for pair, p in zip(pairs, corrected, strict=True)]

@@ -1,192 +1,160 @@
-"""report.md: what the comparison found, in words that the tests support."""
+"""The report of a comparison as a document: what the tests support, in words, then a section per topic."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import reduce
+from typing import Any
 
-from utils.comparison.paired import ALPHA, POWER, Pair, PolicyResult
-from utils.comparison.topics.levels import Levels, level_table
-from utils.documents.text import interval, markdown_table, p_text, percent
-from utils.frame.pipeline import policy_order
-from utils.statistics.accuracy_tests import rate
+import pandas as pd
 
-SHOWN_IDS = 10
+from utils.comparison import topics
+from utils.comparison.over_seeds import SeedPair
+from utils.comparison.paired import ALPHA, Pair
+from utils.comparison.topic import Comparison, Topic
+from utils.documents.document import Bullets, Document, Finding, Paragraph, plain, sentence, strong
+from utils.documents.text import listed, p_text, percent
 
-
-def render_report(
-    results: Sequence[PolicyResult],
-    pairs: Sequence[Pair],
-    levels: Levels,
-    figure: str,
-    failed: Mapping[str, str] | None = None,
-    costs: str = "",
-) -> str:
-    """The Markdown report of one comparison.
-
-    Args:
-        results, pairs: what is compared.
-        levels: the results' accuracies by level.
-        figure: the plot's file name beside the report.
-        failed: policy -> reason, for those that could not be compared.
-        costs: the sections on cost and training.
-    """
-    first = results[0].metrics
-    parts = [
-        f"# Comparison on {first['dataset']}, {first['split']} split",
-        conclusions(results, pairs),
-        "## Accuracy",
-        _accuracy_table(results, failed or {}),
-        level_table(levels, [result.name for result in results], "policy"),
-        f"![Accuracy of every policy with 95 % intervals]({figure})",
-        costs,
-        _failure_table(results),
-    ]
-    if pairs:
-        parts += ["## Paired tests", _pair_table(pairs), _method_note(pairs), "## Items that changed"]
-        parts += [_changed(pair) for pair in pairs]
-    return "\n\n".join(part for part in parts if part) + "\n"
+MORE = "{} answers more items correctly than {}"
+SPELT_OUT = 2  # findings about the policies trained here that get a sentence each; more share one
 
 
-def conclusions(results: Sequence[PolicyResult], pairs: Sequence[Pair]) -> str:
-    """One sentence per difference that the corrected test supports, or one that says there is none."""
+def report_of(comparison: Comparison, found: Mapping[str, Topic]) -> Document:
+    """The report: its title, the conclusions, the sections of all topics."""
+    first = next(iter(comparison.results.values()))[0].metrics
+    seeds = f" over {comparison.runs} seeds" if comparison.experiment else ""
+    title = f"Comparison{seeds} on {first['dataset']}, {first['split']} split"
+    sections = [section for topic in found.values() for section in topic.sections]
+    return Document(title, [conclusions(comparison)], sections)
+
+
+def conclusions(comparison: Comparison) -> Bullets | Paragraph:
+    """A finding per difference that the corrected test supports, or one that says there is none."""
+    pairs, seeds = comparison.pairs, comparison.experiment is not None
     if not pairs:
-        return f"Only one policy, {results[0].name}, was evaluated: there is nothing to compare it with."
-    # That an untrained model is worse than any other goes without saying, and is said last.
-    supported = sorted((pair for pair in pairs if pair.significant), key=_with_base)
-    lines = [f"- {_finding(pair)}" for pair in supported]
-    rest = len(pairs) - len(supported)
-    at_level = f"at the {ALPHA:g} level after Holm's correction"
-    if not supported:
-        lines.append(f"- The test supports no difference between the policies {at_level}.")
+        everywhere = " in every run" if seeds else ""
+        alone = f"Only one policy, {comparison.policies[0]}, was evaluated{everywhere}"
+        return Paragraph(f"{alone}: there is nothing to compare it with.")
+    supported = [pair for pair in pairs if pair.significant]
+    if seeds:
+        here = [pair for pair in pairs if pair.significant_here and not pair.significant]
+        lines = [_finding_over_seeds(comparison, pair) for pair in supported]
+        if len(here) > SPELT_OUT:
+            lines.append(_findings_here(here))
+        else:
+            lines += [_finding_here(comparison, pair) for pair in here]
+    else:
+        # That an untrained model is worse than any other goes without saying, and is said last.
+        here, lines = [], [_finding(pair) for pair in sorted(supported, key=_with_base)]
+    support = "The tests support" if seeds else "The test supports"
+    rest, at_level = (
+        len(pairs) - len(supported) - len(here),
+        f"at the {ALPHA:g} level after Holm's correction",
+    )
+    if rest == len(pairs):
+        lines.append(Finding(f"{support} no difference between the policies {at_level}."))
     elif rest:
+        support = support[0].lower() + support[1:]
         lines.append(
-            f"- For the other {rest} of {len(pairs)} pairs the test supports no difference {at_level}."
+            Finding(f"For the other {rest} of {len(pairs)} pairs {support} no difference {at_level}.")
         )
-    return "\n".join(lines)
+    return Bullets(lines)
+
+
+def said(conclusions: Bullets | Paragraph) -> list[str]:
+    """The conclusions as lines of plain text."""
+    if isinstance(conclusions, Paragraph):
+        return [plain(conclusions.line)]
+    return [f"- {plain(line)}" for line in conclusions.lines]
 
 
 def _with_base(pair: Pair) -> bool:
     return any(name.rpartition("/")[2] == "base" for name in (pair.a, pair.b))
 
 
-def _finding(pair: Pair) -> str:
-    better, worse = (pair.b, pair.a) if pair.difference > 0 else (pair.a, pair.b)
+def _best_first(pair: Pair | SeedPair) -> tuple[str, str, str, str]:
+    """Better policy, worse policy, points between them, and the interval of that difference."""
+    low, high = pair.ci95 if pair.difference > 0 else (-pair.ci95[1], -pair.ci95[0])
+    names = (pair.b, pair.a) if pair.difference > 0 else (pair.a, pair.b)
+    return *names, f"{100 * abs(pair.difference):.1f}", f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _finding(pair: Pair) -> Finding:
+    better, worse, points, ends = _best_first(pair)
     high, low = sorted((pair.accuracy_a, pair.accuracy_b), reverse=True)
-    ends = pair.ci95 if pair.difference > 0 else (-pair.ci95[1], -pair.ci95[0])
-    return (
-        f"**{better}** answers more items correctly than **{worse}**: {percent(high)} against "
-        f"{percent(low)}, a difference of {100 * abs(pair.difference):.1f} points "
-        f"(95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}; exact McNemar, Holm-corrected "
-        f"p {p_text(pair.p_holm)}; n = {pair.n})."
+    return Finding(
+        sentence(MORE, strong(better), strong(worse)),
+        f"{percent(high)} against {percent(low)}, a difference of {points} points (95 % interval {ends}; "
+        f"exact McNemar, Holm-corrected p {p_text(pair.p_holm)}; n = {pair.n}).",
     )
 
 
-def _accuracy_table(results: Sequence[PolicyResult], failed: Mapping[str, str]) -> str:
-    scores = [
-        (key, title) for key, title in _SCORES.items() if any(key in result.metrics for result in results)
-    ]
-    rows = []
-    for result in results:
-        share = rate(sum(result.correct), len(result.correct))
-        tokens = (result.metrics.get("response_tokens") or {}).get("mean")
-        rows.append(
-            [
-                result.name,
-                str(share["n"]),
-                percent(share["value"]),
-                interval(share["ci95"]),
-                *(
-                    percent(result.metrics[key]["value"]) if key in result.metrics else ""
-                    for key, _ in scores
-                ),
-                "" if tokens is None else f"{tokens:.1f}",
-            ]
-        )
-    heads = ["policy", "n", "accuracy", "95 % interval", *(t for _, t in scores), "mean tokens"]
-    return markdown_table(heads, with_failed_rows(rows, failed, place=2))
+def _finding_over_seeds(comparison: Comparison, pair: SeedPair) -> Finding:
+    better, worse, points, ends = _best_first(pair)
+    return Finding(
+        sentence(MORE, strong(better), strong(worse)),
+        f"{_means_of(comparison, better, worse)} on average over {comparison.runs} seeds, a difference of "
+        f"{points} points (95 % interval {ends}; test over seeds and items, Holm-corrected p "
+        f"{p_text(pair.p_holm)}).",
+    )
 
 
-_SCORES = {
-    "program_accuracy": "program",
-    "tolerant_accuracy": "tolerant",
-    "flexible_accuracy": "flexible",
-    "format_validity": "valid format",
-    "truncation_rate": "cut off",
-}
+def _finding_here(comparison: Comparison, pair: SeedPair) -> Finding:
+    better, worse, points, ends = _best_first(pair)
+    claim = "The policies trained here as {} answer more items correctly than those trained as {}"
+    return Finding(
+        sentence(claim, strong(better), strong(worse)),
+        f"{_means_of(comparison, better, worse)}, a difference of {points} points (exact test over items, "
+        f"Holm-corrected p {p_text(pair.p_items_holm)}). That other seeds would show it too is not "
+        f"supported: 95 % interval {ends}, Holm-corrected p {p_text(pair.p_holm)}.",
+    )
 
 
-def _failure_table(results: Sequence[PolicyResult]) -> str:
-    reasons = sorted({reason for result in results for reason in result.metrics["failure_reasons"]})
-    if not reasons:
-        return ""
-    total = {r: sum(result.metrics["failure_reasons"].get(r, 0) for result in results) for r in reasons}
-    reasons.sort(key=lambda reason: (-total[reason], reason))
-    rows = [
-        [reason.replace("_", " "), *(str(r.metrics["failure_reasons"].get(reason, 0)) for r in results)]
-        for reason in reasons
-    ]
-    return "## Why items fail\n\n" + markdown_table(["failure reason", *(r.name for r in results)], rows)
+def _findings_here(pairs: Sequence[SeedPair]) -> Finding:
+    largest = p_text(max(pair.p_items_holm for pair in pairs))
+    found = [(strong(better), strong(worse), points) for better, worse, points, _ in map(_best_first, pairs)]
+    listing = (
+        listed(["{} over {} by {}"] * len(pairs))
+        + " points. That other seeds would show it too is not supported."
+    )
+    return Finding(
+        f"For {len(pairs)} pairs only the policies trained here are shown to differ (exact test over items, "
+        f"largest Holm-corrected p {largest})",
+        sentence(listing, *(part for each in found for part in each)),
+    )
 
 
-def _pair_table(pairs: Sequence[Pair]) -> str:
-    heads = [
-        "pair",
-        "n",
-        "difference",
-        "95 % interval",
-        "fixed",
-        "broken",
-        "McNemar p",
-        "Holm p",
-        "detectable",
-    ]
-    rows = [
+def _means_of(comparison: Comparison, better: str, worse: str) -> str:
+    high, low = (comparison.accuracies[name].value for name in (better, worse))
+    return f"{percent(high)} against {percent(low)}"
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def summary_table(found: Mapping[str, Topic]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and columns of summary.csv: a row per policy with the columns of all topics."""
+    return _beside([found[name].columns for name in _in_order(found)])
+
+
+def table_by_run(found: Mapping[str, Topic]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows and columns of by_seed.csv: a row per policy and run."""
+    by_run = [found[name].by_run for name in _in_order(found)]
+    return _beside(
         [
-            f"{pair.a} → {pair.b}",
-            str(pair.n),
-            f"{100 * pair.difference:+.1f}",
-            f"{100 * pair.ci95[0]:+.1f} to {100 * pair.ci95[1]:+.1f}",
-            str(len(pair.fixed)),
-            str(len(pair.broken)),
-            p_text(pair.p_value).removeprefix("= "),
-            p_text(pair.p_holm).removeprefix("= ") + (" *" if pair.significant else ""),
-            "none" if pair.detectable is None else f"{100 * pair.detectable:.1f}",
+            {(policy, place): row for policy, rows in of_topic.items() for place, row in enumerate(rows)}
+            for of_topic in by_run
         ]
-        for pair in pairs
-    ]
-    return markdown_table(heads, rows)
-
-
-def _method_note(pairs: Sequence[Pair]) -> str:
-    return (
-        "Differences are in percentage points, second policy minus first, on the items that both were given. "
-        "Intervals of a single accuracy are Wilson 95 % intervals, those of a difference paired percentile "
-        "bootstrap intervals. p-values are exact two-sided McNemar tests; Holm p corrects for the "
-        f"{len(pairs)} {'test' if len(pairs) == 1 else 'tests'} of this table, and * marks those below "
-        f"{ALPHA:g}. *Detectable* is the smallest true difference that this test would find with "
-        f"{100 * POWER:.0f} % power at level {ALPHA:g} / {len(pairs)}, given how often the two disagreed."
     )
 
 
-def _changed(pair: Pair) -> str:
-    return (
-        f"**{pair.a} → {pair.b}**\n\n"
-        f"- fixed, {len(pair.fixed)}: {_ids(pair.fixed)}\n"
-        f"- broken, {len(pair.broken)}: {_ids(pair.broken)}"
-    )
+def _in_order(found: Mapping[str, Topic]) -> list[str]:
+    return sorted(found, key=lambda name: [*topics.COLUMNS, name].index(name))
 
 
-def _ids(ids: Sequence[str]) -> str:
-    if not ids:
-        return "none"
-    shown = ", ".join(f"`{item}`" for item in ids[:SHOWN_IDS])
-    return shown + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
-
-
-def with_failed_rows(rows: Sequence[list[str]], failed: Mapping[str, str], place: int) -> list[list[str]]:
-    """A table's rows, with one for every policy that failed, the reason in the column at ``place``."""
-    more = []
-    for name, reason in failed.items():
-        more.append([name, *[""] * (len(rows[0]) - 1)])
-        more[-1][place] = f"– failed: {reason}"
-    return sorted([*rows, *more], key=lambda row: policy_order(row[0])) if more else list(rows)
+def _beside(parts: Sequence[Mapping[Hashable, Mapping[str, Any]]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Tables side by side; a column that a later one has as well stands there."""
+    frames = [pd.DataFrame(part.values(), part.keys(), dtype=object) for part in parts if part]
+    whole = reduce(lambda left, right: left.drop(columns=right, errors="ignore").join(right), frames)
+    whole = whole.astype(object).where(whole.notna(), "")
+    return whole.to_dict("records"), list(whole)

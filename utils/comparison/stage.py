@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from utils.comparison.answer_files import records_file
 from utils.comparison.evaluations import audit_files, chosen_evaluations, expand_runs, input_files
 from utils.comparison.failed_policies import parse_failures
 from utils.comparison.lineage import trained_policies, training_logs
-from utils.comparison.page.sources import records_file
 from utils.comparison.seed_runs import SeedRuns, find_seed_runs
-from utils.comparison.topics.sections import AUDIT_INPUT, Compared, write_sections
 from utils.evaluation.policy_names import evaluation_files
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
 
-FIGURE = "comparison.png"
+if TYPE_CHECKING:  # the driver imports this to see what stage 11 would read
+    from utils.comparison.topic import Comparison
+
+AUDIT_INPUT = "reward audit of "  # then the run: how the stage's inputs name one
 
 
 def comparison_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
@@ -41,111 +42,90 @@ def seed_runs(run_dir: Path, options: Any) -> SeedRuns:
     return find_seed_runs(run_dir, expand_runs(run_dir, options.runs), options.policies, options.failures)
 
 
-def compare_policies(ctx: StageContext) -> None:
-    """Compare policies as they are, each from one run."""
-    from utils.comparison.changes import CHANGES, change_rows
+def compare(ctx: StageContext) -> None:
+    """Compare policies as they are, or with ``by_seed`` their means over the seeds of several runs."""
     from utils.comparison.failed_policies import with_failed
-    from utils.comparison.page.page import PAGE, write_html_report
-    from utils.comparison.paired import compare_all, load_result, summary_rows
-    from utils.comparison.report import conclusions, render_report
-    from utils.comparison.topics.accuracy_plots import plot_comparison
-    from utils.comparison.topics.levels import levels_of
-    from utils.frame.files import write_csv, write_jsonl, write_text
-    from utils.statistics.accuracy_tests import rate
+    from utils.comparison.page.page import PAGE, write_page
+    from utils.comparison.report import report_of, said, summary_table, table_by_run
+    from utils.comparison.topic import topics_of
+    from utils.frame.files import write_csv, write_text
 
-    options = ctx.config.options
-    failed = parse_failures(options.failures)
-    found = chosen_evaluations(ctx.run_dir, options, failed)
+    comparison = _means_over_seeds(ctx) if ctx.config.options.by_seed else _policies(ctx)
+    topics = topics_of(comparison)
+    for topic in topics.values():
+        for name, write in topic.files.items():
+            write(ctx.out / name)
+    rows, columns = summary_table(topics)
+    write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, comparison.failed))
+    if comparison.experiment:
+        write_csv(ctx.out / "by_seed.csv", *table_by_run(topics))
+    report = report_of(comparison, topics)
+    write_text(ctx.out / "report.md", report.markdown())
+    write_page(ctx.out / PAGE, report, comparison, (rows, columns))
+    _say(ctx, comparison, said(report.lead[0]))
+    for name, share in comparison.accuracies.items():
+        seeds = {"seeds": comparison.runs} if comparison.experiment else {}
+        ctx.metrics[name] = {"accuracy": share.value, "n": share.n} | seeds
+    ctx.metrics |= {policy: {"failed": reason} for policy, reason in comparison.failed.items()}
+
+
+def _policies(ctx: StageContext) -> Comparison:
+    """Policies as they are, each from one run."""
+    from utils.comparison.paired import compare_all, load_result
+    from utils.comparison.topic import Comparison
+
+    failed = parse_failures(ctx.config.options.failures)
+    found = chosen_evaluations(ctx.run_dir, ctx.config.options, failed)
     results = [load_result(name, *evaluation_files(folder)) for name, folder in found.items()]
-    ctx.log(f"comparing {', '.join(result.name for result in results)}")
-    pairs = compare_all(results, ctx.seed)
-    shares = {result.name: rate(sum(result.correct), len(result.correct)) for result in results}
-    compared = Compared(
+    ctx.log(f"comparing {', '.join(found)}")
+    return Comparison(
         folders={name: [folder] for name, folder in found.items()},
         results={result.name: [result] for result in results},
-        accuracies={name: (share["value"], tuple(share["ci95"])) for name, share in shares.items()},
-        pairs=pairs,
-        levels=levels_of(results),
+        accuracies={result.name: result.accuracy for result in results},
+        pairs=compare_all(results, ctx.seed),
+        failed=failed,
+        **_of_both(ctx),
     )
-    sections = write_sections(ctx, compared)
-    rows, columns = sections.with_columns(*summary_rows(results))
-    write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, failed))
-    write_jsonl(ctx.out / CHANGES, change_rows(pairs))
-    plot_comparison(results, ctx.out / FIGURE)
-    report = render_report(results, pairs, compared.levels, FIGURE, failed, sections.text)
-    write_text(ctx.out / "report.md", report)
-    write_html_report(ctx.out / PAGE, report, compared.folders, [""], pairs, (rows, columns), failed=failed)
-    say(ctx, rows, failed, conclusions(results, pairs))
-    ctx.metrics |= {row["policy"]: {"accuracy": row["accuracy"], "n": row["n"]} for row in rows}
-    ctx.metrics |= {policy: {"failed": reason} for policy, reason in failed.items()}
 
 
-def compare_over_seeds(ctx: StageContext) -> None:
-    """Compare the means of policies over the seeds of several runs."""
-    from utils.comparison import over_seeds as seeds
-    from utils.comparison.changes import CHANGES, seed_change_rows
-    from utils.comparison.failed_policies import with_failed
-    from utils.comparison.page.page import PAGE, write_html_report
-    from utils.comparison.seed_report import render_seed_report, seed_conclusions
-    from utils.comparison.topics.accuracy_plots import plot_seeds
-    from utils.comparison.topics.cost import with_costs_by_run
-    from utils.comparison.topics.levels import levels_of_seeds
-    from utils.comparison.topics.measures import with_measures_by_run
-    from utils.comparison.topics.training import with_training_by_run
-    from utils.frame.files import write_csv, write_jsonl, write_text
+def _means_over_seeds(ctx: StageContext) -> Comparison:
+    """The means of policies over the seeds of several runs."""
+    from utils.comparison.over_seeds import compare_seeds, load_experiment
+    from utils.comparison.topic import Comparison
 
-    options = ctx.config.options
-    runs = seed_runs(ctx.run_dir, options)
+    runs = seed_runs(ctx.run_dir, ctx.config.options)
     named = ", ".join(f"{seed} ({run})" for seed, run in zip(runs.seeds, runs.runs, strict=True))
     ctx.log(f"comparing {', '.join(runs.folders)} over seeds {named}")
     for policy, lacking in runs.left_out.items():
         ctx.log(f"{policy} is left out: {', '.join(lacking)} did not evaluate it")
-    experiment = seeds.load_experiment(runs, ctx.seed)
-    pairs = seeds.compare_seeds(experiment)
-    means = zip(experiment.policies, experiment.means, strict=True)
-    compared = Compared(
+    experiment = load_experiment(runs, ctx.seed)
+    return Comparison(
         folders=runs.folders,
         results=experiment.results,
-        accuracies={name: (mean.value, mean.ci95) for name, mean in means},
-        pairs=pairs,
-        levels=levels_of_seeds(experiment),
+        accuracies=dict(zip(experiment.policies, experiment.means, strict=True)),
+        pairs=compare_seeds(experiment),
+        failed=runs.failed,
+        experiment=experiment,
+        seed_runs=runs,
+        **_of_both(ctx),
     )
-    sections = write_sections(ctx, compared)
-    rows, columns = sections.with_columns(*seeds.seed_summary_rows(experiment))
-    write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, runs.failed))
-    by_seed = with_costs_by_run(*seeds.by_seed_rows(experiment), sections.costs)
-    by_seed = with_measures_by_run(*with_training_by_run(*by_seed, sections.trainings), experiment.results)
-    write_csv(ctx.out / "by_seed.csv", *by_seed)
-    write_csv(ctx.out / "pairs.csv", *seeds.pair_rows(pairs))
-    write_jsonl(ctx.out / CHANGES, seed_change_rows(experiment))
-    plot_seeds(experiment, ctx.out / FIGURE)
-    report = render_seed_report(
-        experiment, pairs, runs, compared.levels, FIGURE, sections.costs, sections.text
-    )
-    write_text(ctx.out / "report.md", report)
-    write_html_report(
-        ctx.out / PAGE,
-        report,
-        runs.folders,
-        [f"seed {seed}" for seed in runs.seeds],
-        pairs,
-        (rows, columns),
-        {name: of.tolist() for name, of in zip(experiment.policies, experiment.accuracies, strict=True)},
-        runs.failed,
-    )
-    say(ctx, rows, runs.failed, seed_conclusions(experiment, pairs))
-    ctx.metrics |= {
-        row["policy"]: {"accuracy": row["accuracy"], "n": row["n"], "seeds": len(runs.seeds)} for row in rows
+
+
+def _of_both(ctx: StageContext) -> dict[str, Any]:
+    """What a comparison of either kind is given besides its policies."""
+    audits = {name: path for name, path in ctx.inputs.items() if name.startswith(AUDIT_INPUT)}
+    return {
+        "audits": {name.removeprefix(AUDIT_INPUT): path for name, path in audits.items()},
+        "efficiency_fraction": ctx.config.options.efficiency_fraction,
     }
-    ctx.metrics |= {policy: {"failed": reason} for policy, reason in runs.failed.items()}
 
 
-def say(ctx: StageContext, rows: list[dict], failed: Mapping[str, str], conclusions: str) -> None:
+def _say(ctx: StageContext, comparison: Comparison, conclusions: list[str]) -> None:
     """Log every policy's accuracy with its interval, what failed, then the conclusions."""
-    for row in rows:
-        ends = f"{100 * row['accuracy_low']:.1f} to {100 * row['accuracy_high']:.1f}"
-        ctx.log(f"  {row['policy']:<20} {100 * row['accuracy']:5.1f} % ({ends}, n = {row['n']})")
-    for policy, reason in failed.items():
+    for name, share in comparison.accuracies.items():
+        ends = " to ".join(f"{100 * end:.1f}" for end in share.ci95)
+        ctx.log(f"  {name:<20} {100 * share.value:5.1f} % ({ends}, n = {share.n})")
+    for policy, reason in comparison.failed.items():
         ctx.log(f"  {policy:<20} failed: {reason}")
-    for line in conclusions.splitlines():
-        ctx.log(line.replace("**", ""))
+    for line in conclusions:
+        ctx.log(line)

@@ -158,8 +158,8 @@ def answer_type(answer: str) -> str:
     return "text" if answer.startswith("\\text") else "expression"
 
 
-def report_markdown(dataset: str, summary: dict, failed: str) -> str:
-    """The summary as a page to read."""
+def report_markdown(dataset: str, summary: dict, failed: str, quirks: bool = True) -> str:
+    """The summary as a page to read, ``quirks`` of the published files included."""
     splits = summary["splits"]
     lines = [f"# Data check: {dataset}", "", f"Verdict: {'FAILED: ' + failed if failed else 'passed'}", ""]
     counts = [[key, *(s[key] for s in splits.values())] for key in ("rows", "usable", "wrong_demonstrations")]
@@ -176,7 +176,7 @@ def report_markdown(dataset: str, summary: dict, failed: str) -> str:
         ("Known quirks of the published files", "quirks"),
     ):
         names = sorted({name for s in splits.values() for name in s[key]}, key=lambda name: (len(name), name))
-        if names and not (key == "quirks" and dataset == "sample"):
+        if names and (quirks or key != "quirks"):
             rows = [[name, *(s[key].get(name, 0) for s in splits.values())] for name in names]
             lines += [f"## {title}", "", *_table(["", *splits], rows)]
     lines += ["## Lengths (median / 95 % / longest)", ""]

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from utils.data.checks import item_key
+from utils.data.reader import SPLITS
 from utils.data.reading import Problem, RawRow
 from utils.data.records import Record
-from utils.data.rendering import Cut, approximate_tokens, question_with, render_record
+from utils.data.rendering import Cut, approximate_tokens
 from utils.data.settings import DatasetConfig
-from utils.data.sources import SPLITS, RawSplit
+from utils.data.sources import RawSplit
 from utils.frame.files import UserError, derive_seed
-
-WITHOUT_CONTEXT = ("gsm8k", "math")  # an input is the question alone, of which nothing can be cut
 
 
 @dataclass
@@ -63,23 +62,11 @@ def prepare(
     limits = {"train": config.max_train, "val": config.max_val, "test": config.max_test}
     prepared = Prepared({}, dropped, held_out=held_out)
     for split in SPLITS:
-        if split != "test" and config.max_input_tokens is not None and config.dataset in WITHOUT_CONTEXT:
+        if split != "test" and config.max_input_tokens is not None and not config.form.has_context:
             rows[split], long = _short_enough(rows[split], config, count_tokens)
             prepared.dropped += [{"split": split} | problem.to_json() for problem in long]
         chosen = limit(rows[split], limits[split], derive_seed(config.val_seed, "limit", split))
-        rendered = [
-            render_record(
-                row,
-                dataset=config.label,
-                table_style=config.table_style,
-                instruction=config.instruction,
-                response_fields=tuple(config.response_fields),
-                max_input_tokens=config.max_input_tokens,
-                count_tokens=count_tokens,
-                calculator_marks=config.calculator_marks,
-            )
-            for row in progress(chosen)
-        ]
+        rendered = [config.form.record(row, config, count_tokens) for row in progress(chosen)]
         prepared.records[split] = [record for record, _ in rendered]
         prepared.cuts[split] = [cut for _, cut in rendered if cut is not None]
     return prepared
@@ -163,11 +150,11 @@ def _short_enough(
     """The rows whose input is within ``max_input_tokens``, and a problem for each of the others."""
     kept, long = [], []
     for row in rows:
-        length = count_tokens(question_with(config.instruction, row.question))
-        if length <= config.max_input_tokens:
+        _, cut = config.form.input_text(row, config, count_tokens)
+        if cut is None:
             kept.append(row)
         else:
-            message = f"an input of {length} tokens, max_input_tokens is {config.max_input_tokens}"
+            message = f"an input of {cut.tokens_before} tokens, max_input_tokens is {config.max_input_tokens}"
             long.append(row.problem("error", "too_long", message))
     return kept, long
 

@@ -11,7 +11,12 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from utils.data.records import Record
 
 # Chat templates may ask for today's date, and a run must not change overnight. Llama 3's own default.
 DATE = "2024-07-26"
@@ -57,7 +62,7 @@ def render_prompt(tokenizer: Any, input_text: str) -> str:
     """The text a model is prompted with: one user turn of the chat template, or the bare text without one.
 
     A tokenizer that opens sequences with a beginning-of-sequence token, as Llama's does, gets it here too.
-    The result contains every special token that is wanted; tokenise it with ``add_special_tokens=False``.
+    The result contains every special token that is wanted; tokenise it with `token_ids`.
     """
     if not getattr(tokenizer, "chat_template", None):
         return _opening(tokenizer) + input_text
@@ -133,5 +138,28 @@ def _end_of_turn_of_template(tokenizer: Any) -> int | None:
 def completion_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The token ids that a model is taught to write for each text: the text, then the end of the turn."""
     end = end_of_turn(tokenizer)
-    found = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    return [[*ids, end] for ids in found]
+    return [[*ids, end] for ids in token_ids(tokenizer, texts)]
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of rendered texts, without special tokens beyond those that stand in them."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+
+def prompt_ids(tokenizer: Any, records: Sequence[Record]) -> list[list[int]]:
+    """The token ids of the records' rendered prompts."""
+    return token_ids(tokenizer, [render_prompt(tokenizer, record.input_text) for record in records])
+
+
+class PromptTokens:
+    """`token_ids` of prompts that come again and again: each is tokenised once."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self._known: dict[str, np.ndarray] = {}  # a list would take nine times the memory
+
+    def __call__(self, prompts: Sequence[str]) -> list[list[int]]:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        for prompt, ids in zip(new, token_ids(self.tokenizer, new), strict=True):
+            self._known[prompt] = np.array(ids, dtype=np.int32)
+        return [self._known[prompt].tolist() for prompt in prompts]

@@ -90,7 +90,11 @@ class RawItem:
     file: str
     row: int
     place: str
-    value: Any
+    value: Any = None
+
+    def as_row(self, id: str, **fields: Any) -> RawRow:
+        """The usable row that was made of it."""
+        return RawRow(self.file, self.row, self.place, id, **fields)
 
 
 @dataclass
@@ -126,16 +130,15 @@ class Notes:
         return ""
 
 
-def read_json_items(path: Path, file: str, marker: str) -> tuple[list[RawItem], list[Problem]]:
+def read_json_items(path: Path, marker: str) -> tuple[list[RawItem], list[Problem]]:
     """The items of a JSON array of objects, parsed one by one.
 
     After a syntax error reading goes on at the next object that parses and holds the key ``marker``, so a
     truncated or damaged array still yields its whole items.
     """
-    text, problems = _read_text(path, file)
-    if not text.strip():
-        return [], [*problems, _file_error(file, "empty_file", "the file is empty")]
-    items: list[RawItem] = []
+    text, items, problems, fault = _opened(path, path.name)
+    if not text:
+        return items, problems
     decoder = json.JSONDecoder()
     budget = RESYNC_BUDGET
     position, row, closed = _skip_space(text, 0), 0, False
@@ -158,8 +161,7 @@ def read_json_items(path: Path, file: str, marker: str) -> tuple[list[RawItem], 
     if text[position] == "[":
         position += 1
     else:
-        message = f"expected an array of objects ('['), found {text[position : position + 1]!r}"
-        problems.append(_file_error(file, "not_an_array", message))
+        fault("not_an_array", f"expected an array of objects ('['), found {text[position : position + 1]!r}")
         position = resync(position)
         closed = True  # without an opening bracket a closing one is not missed
     while (position := _skip_space(text, position)) < len(text):
@@ -167,79 +169,57 @@ def read_json_items(path: Path, file: str, marker: str) -> tuple[list[RawItem], 
             closed = True
             rest = _skip_space(text, position + 1)
             if rest < len(text):
-                message = f"text after the end of the array at {_line_column(text, rest)}"
-                problems.append(_file_error(file, "text_after_end", message))
+                fault("text_after_end", f"text after the end of the array at {_line_column(text, rest)}")
             position = resync(rest)
             continue
-        place = f"row {row}"
+        item = RawItem(path.name, row, f"row {row}")
+        row += 1
         try:
             value, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            message = _syntax_message(text, position, error)
-            problems.append(Problem(file, place, "", "error", "bad_json", message))
-            position, row = resync(position + 1), row + 1
+            fault("bad_json", _syntax_message(text, position, error), item.place)
+            position = resync(position + 1)
             continue
         if isinstance(value, list) and any(isinstance(entry, dict) and marker in entry for entry in value):
             # A stray bracket has swallowed the items after it: they are read one by one all the same.
             message = f"a list stands where an object belongs, at {_line_column(text, position)}"
-            problems.append(Problem(file, place, "", "error", "not_an_object", message))
-            position, row = resync(position + 1), row + 1
+            fault("not_an_object", message, item.place)
+            position = resync(position + 1)
             continue
-        _admit(items, problems, RawItem(file, row, place, value), text[position:end])
-        row += 1
+        _admit(items, problems, replace(item, value=value), text[position:end])
         position = _skip_space(text, end)
         if position < len(text) and text[position] == ",":
             position += 1
         elif position < len(text) and text[position] != "]":
-            message = f"expected ',' or ']' after row {row - 1} at {_line_column(text, position)}"
-            problems.append(_file_error(file, "bad_json", message))
+            fault("bad_json", f"expected ',' or ']' after {item.place} at {_line_column(text, position)}")
             position = resync(position)
     if budget <= 0:
-        message = "damaged in so many places that the search for whole rows was given up"
-        problems.append(_file_error(file, "gave_up", message))
+        fault("gave_up", "damaged in so many places that the search for whole rows was given up")
     if not closed:
-        message = f"the array is not closed after row {row - 1}: the file is truncated"
-        problems.append(_file_error(file, "truncated_file", message))
+        fault("truncated_file", f"the array is not closed after row {row - 1}: the file is truncated")
     elif row == 0:
-        problems.append(_file_error(file, "no_rows", "the file holds no rows"))
+        fault("no_rows", "the file holds no rows")
     return items, problems
 
 
-def read_jsonl_items(path: Path, file: str) -> tuple[list[RawItem], list[Problem]]:
+def read_jsonl_items(path: Path) -> tuple[list[RawItem], list[Problem]]:
     """The values of a JSONL file, one per non-blank line."""
-    text, problems = _read_text(path, file)
-    if not text.strip():
-        return [], [*problems, _file_error(file, "empty_file", "the file is empty")]
-    items: list[RawItem] = []
+    text, items, problems, _ = _opened(path, path.name)
     row = 0
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"line {number}"
-        if len(line) > MAX_ROW_CHARS:
-            problems.append(Problem(file, place, "", "error", "too_long", _length_message(line)))
-        else:
-            try:
-                _admit(items, problems, RawItem(file, row, place, json.loads(line)), line)
-            except (ValueError, RecursionError) as error:
-                message = _syntax_message(line, 0, error)
-                problems.append(Problem(file, place, "", "error", "bad_json", message))
-        row += 1
+        if line.strip():
+            _admit(items, problems, RawItem(path.name, row, f"line {number}"), line, read=True)
+            row += 1
     return items, problems
 
 
 def read_object(path: Path, file: str, row: int) -> tuple[list[RawItem], list[Problem]]:
     """The single object of a one-problem-per-file data set, as a list of at most one item."""
     place = f"row {row}"
-    text, problems = _read_text(path, file)
+    text, items, problems, _ = _opened(path, file)
     problems = [replace(problem, place=place) for problem in problems]  # the file is no more than a row
-    if not text.strip():
-        return [], problems or [Problem(file, place, "", "error", "empty_file", "the file is empty")]
-    items: list[RawItem] = []
-    try:
-        _admit(items, problems, RawItem(file, row, place, json.loads(text)), text)
-    except (ValueError, RecursionError) as error:
-        problems.append(Problem(file, place, "", "error", "bad_json", _syntax_message(text, 0, error)))
+    if text:
+        _admit(items, problems, RawItem(file, row, place), text, read=True)
     return items, problems
 
 
@@ -287,13 +267,25 @@ def usable_rows(
     problems: list[Problem],
     split: str,
     check: Callable[[RawItem, Notes], RawRow | None],
+    used: set[str],
+    required: tuple[str, ...],
+    identify: Callable[[dict, Notes], None] = lambda row, notes: None,
 ) -> list[RawRow]:
     """The rows that ``check`` makes of ``items`` without an error, each id once; what it notes goes into
-    ``problems``. Rows without an id of their own are called ``<split>-<row>``.
+    ``problems``.
+
+    ``identify`` gives ``notes`` the id of a row that has its own; others are called ``<split>-<row>``, or
+    nothing where ``split`` is "". ``used``, ``required``: as in `check_scalars` and `check_required`.
     """
     rows = []
     for item in items:
-        notes = Notes(item, problems, id=f"{split}-{item.row}")
+        notes = Notes(item, problems, id=f"{split}-{item.row}" if split else "")
+        if not isinstance(item.value, dict):
+            notes.error("not_an_object", f"expected an object, found {describe(item.value)}")
+            continue
+        identify(item.value, notes)
+        check_scalars(notes, used)
+        check_required(notes, item.value, required)
         row = check(item, notes)
         if row is not None and not notes.failed:
             rows.append(row)
@@ -320,37 +312,62 @@ def describe(value: Any) -> str:
     return f"{name} {shown}" if 0 < len(shown) <= 40 else name
 
 
-def _admit(items: list[RawItem], problems: list[Problem], item: RawItem, source: str) -> None:
-    """Append the item unless its source text is over-long or not UTF-8."""
-    if len(source) > MAX_ROW_CHARS:
-        problem = ("too_long", _length_message(source))
-    elif not source.isascii() and (escaped := _ESCAPED_BYTE.search(source)):
-        byte = ord(escaped.group()) - 0xDC00
-        near = source[max(0, escaped.start() - 20) : escaped.start()]
-        problem = ("wrong_encoding", f"byte 0x{byte:02x} after {near!r} is not UTF-8; save the file as UTF-8")
+def _admit(
+    items: list[RawItem], problems: list[Problem], item: RawItem, source: str, read: bool = False
+) -> None:
+    """Append the item unless its source is over-long or not UTF-8; with ``read`` its value is still to be
+    read from there."""
+    try:
+        if read and len(source) <= MAX_ROW_CHARS:
+            item = replace(item, value=json.loads(source))
+    except (ValueError, RecursionError) as error:
+        fault = ("bad_json", _syntax_message(source, 0, error))
     else:
-        items.append(item)
-        return
-    problems.append(Problem(item.file, item.place, _id_of(item.value), "error", *problem))
+        if not (fault := _fault_of(source)):
+            items.append(item)
+            return
+    problems.append(Problem(item.file, item.place, _id_of(item.value), "error", *fault))
 
 
-def _read_text(path: Path, file: str) -> tuple[str, list[Problem]]:
-    """The file as text; bytes that are not UTF-8 become lone surrogates, to be reported row by row."""
+def _fault_of(source: str) -> tuple[str, str] | None:
+    """What makes the text of a row unusable, as a problem's code and message."""
+    if len(source) > MAX_ROW_CHARS:
+        found, limit = len(source) / 1e6, MAX_ROW_CHARS / 1e6
+        return "too_long", f"{found:.1f} million characters in one row (limit {limit:.0f} million)"
+    if source.isascii() or not (escaped := _ESCAPED_BYTE.search(source)):
+        return None
+    byte, near = ord(escaped[0]) - 0xDC00, source[max(0, escaped.start() - 20) : escaped.start()]
+    return "wrong_encoding", f"byte 0x{byte:02x} after {near!r} is not UTF-8; save the file as UTF-8"
+
+
+def _opened(path: Path, file: str) -> tuple[str, list[RawItem], list[Problem], Callable[..., None]]:
+    """The file's text ("" where it is blank), no items yet, what is wrong with the file, and a function that
+    notes an error (code, message, place).
+
+    Bytes that are not UTF-8 become lone surrogates, to be reported row by row.
+    """
+    problems: list[Problem] = []
+
+    def fault(code: str, message: str, place: str = FILE) -> None:
+        problems.append(Problem(file, place, "", "error", code, message))
+
     try:
         data = path.read_bytes()
     except OSError as error:
-        return "", [_file_error(file, "unreadable", f"cannot be read: {error.strerror}")]
+        fault("unreadable", f"cannot be read: {error.strerror}")
+        return "", [], problems, fault
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        warning = Problem(file, FILE, "", "warning", "utf16", "the file is UTF-16; save it as UTF-8")
-        return data.decode("utf-16", errors="replace"), [warning]
-    if data.startswith(b"\xef\xbb\xbf"):
-        warning = Problem(file, FILE, "", "warning", "bom", "the file starts with a byte order mark")
-        return data[3:].decode("utf-8", errors="surrogateescape"), [warning]
-    return data.decode("utf-8", errors="surrogateescape"), []
-
-
-def _file_error(file: str, code: str, message: str) -> Problem:
-    return Problem(file, FILE, "", "error", code, message)
+        problems.append(Problem(file, FILE, "", "warning", "utf16", "the file is UTF-16; save it as UTF-8"))
+        text = data.decode("utf-16", errors="replace")
+    else:
+        if data.startswith(b"\xef\xbb\xbf"):
+            message = "the file starts with a byte order mark"
+            problems.append(Problem(file, FILE, "", "warning", "bom", message))
+        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
+    if not text.strip():
+        fault("empty_file", "the file is empty")
+        text = ""
+    return text, [], problems, fault
 
 
 def _id_of(value: Any) -> str:
@@ -373,10 +390,6 @@ def _syntax_message(text: str, start: int, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return f"too deeply nested JSON in the item at {_line_column(text, start)}"
     return f"bad number in the item at {_line_column(text, start)}: {str(error).split(';')[0]}"
-
-
-def _length_message(source: str) -> str:
-    return f"{len(source) / 1e6:.1f} million characters in one row (limit {MAX_ROW_CHARS / 1e6:.0f} million)"
 
 
 def _join(path: tuple) -> str:

@@ -1,17 +1,11 @@
 """The one record type that every stage after preparation reads."""
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from utils.frame.files import UserError
+from utils.frame.files import UserError, jsonl_values
 
 HELD_OUT = "held_out_levels.json"  # beside train.jsonl where levels are held out: {"levels": [...]}
-
-
-def form_of(dataset: str) -> str:
-    """The form of a data set's prompts and answers, by which it is graded: gsm8k of "gsm8k:riddles"."""
-    return dataset.partition(":")[0]
 
 
 @dataclass(frozen=True)
@@ -38,11 +32,6 @@ class Record:
     type: str = ""
     table: list[list[str]] = field(default_factory=list)
     source: str = ""
-
-    @property
-    def form(self) -> str:
-        """What its prompt and answer look like and how it is graded: sample, finqa, gsm8k or math."""
-        return form_of(self.dataset)
 
     def to_json(self) -> dict:
         """The record as a JSON object, keys in the order of the fields."""
@@ -86,25 +75,14 @@ def load_records(path: str | Path) -> list[Record]:
     Raises UserError naming file and line of the first line that is not a record, and where the same id
     occurs twice (grading pairs predictions with golds by id).
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read records ({error}); run 01_prepare_dataset.py again") from None
     records, line_of = [], {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, row in jsonl_values(path):
         try:
-            record = Record.from_json(json.loads(line, parse_constant=_reject_constant))
-        except (ValueError, RecursionError) as error:
+            record = Record.from_json(row)
+        except ValueError as error:
             raise UserError(f"{path}:{number}: not a record: {error}") from None
         if record.id in line_of:
             raise UserError(f"{path}:{number}: id '{record.id}' already used in line {line_of[record.id]}")
         line_of[record.id] = number
         records.append(record)
     return records
-
-
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"{name} is not valid JSON")

@@ -1,4 +1,4 @@
-"""Turn a raw row into a record: what the model sees, and what it is taught.
+"""A report and a question on it as one input, cut to a length.
 
 A context longer than the limit loses the sentences and table rows least related to the question. Related is
 lexical: the sum of the inverse document frequencies, within this context, of the words shared with the
@@ -7,7 +7,6 @@ in the choice, so that training and test inputs are made in the same way; they o
 cutting lost.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -15,9 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from utils.data.readers.gsm8k import strip_marks
 from utils.data.reading import RawRow
-from utils.data.records import Record, form_of
 
 # Three quarters of FinQA's evidence is in tables (arXiv 2109.00122, section 3), so rows are kept longer than
 # sentences. The values keep all the evidence of the most train and dev items, over limits of 256 to 1024.
@@ -61,62 +58,6 @@ def approximate_tokens(text: str) -> int:
     return len(_TOKEN.findall(text))
 
 
-def render_record(
-    row: RawRow,
-    dataset: str,
-    table_style: str,
-    instruction: str,
-    response_fields: tuple[str, ...],
-    max_input_tokens: int | None,
-    count_tokens: Callable[[str], int] = approximate_tokens,
-    calculator_marks: bool = False,
-) -> tuple[Record, Cut | None]:
-    """The record of ``row``, and what was cut from its context (None: nothing).
-
-    FinQA's instruction precedes the context, so that the question comes last; elsewhere it follows the
-    question, as is customary for GSM8K and MATH.
-    """
-    cut, form = None, form_of(dataset)
-    if form in ("finqa", "sample"):
-        text, cut = _render_report(row, table_style, instruction, max_input_tokens, count_tokens)
-        target = finqa_target(row, response_fields)
-    else:
-        text = question_with(instruction, row.question)
-        if max_input_tokens is not None and (count := count_tokens(text)) > max_input_tokens:
-            cut = Cut(0, 0, count, count, 0, still_over=True)
-        target = gsm8k_target(row, calculator_marks) if form == "gsm8k" else row.solution
-    record = Record(
-        id=row.id,
-        dataset=dataset,
-        question=row.question,
-        input_text=text,
-        target_text=target,
-        target_answer=row.answer,
-        target_program=row.program,
-        level=row.level,
-        type=row.type,
-        table=[list(cells) for cells in row.table],
-        source=row.source,
-    )
-    return record, cut
-
-
-def question_with(instruction: str, question: str) -> str:
-    """The input of a data set without context: the question, then the instruction where there is one."""
-    return f"{question}\n{instruction}" if instruction else question
-
-
-def finqa_target(row: RawRow, response_fields: tuple[str, ...]) -> str:
-    """The taught JSON object: evidence, the annotator's program and the answer, in the order asked for."""
-    values = {"evidence": " ; ".join(row.evidence), "program": row.demonstration, "answer": row.answer}
-    return json.dumps({name: values[name] for name in response_fields}, ensure_ascii=False)
-
-
-def gsm8k_target(row: RawRow, calculator_marks: bool) -> str:
-    """The worked solution, ending in ``#### n``; with or without the calculator marks."""
-    return row.solution if calculator_marks else strip_marks(row.solution)
-
-
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text in FinQA's tokenised form, where a full stop stands between spaces."""
     return [part for part in _SENTENCE_END.split(" ".join(text.split())) if re.search(r"\w", part)]
@@ -145,9 +86,13 @@ def table_lines(table: tuple[tuple[str, ...], ...], style: str) -> list[tuple[st
     return lines
 
 
-def _render_report(
+def render_report(
     row: RawRow, style: str, instruction: str, limit: int | None, count: Callable[[str], int]
 ) -> tuple[str, Cut | None]:
+    """Instruction, context and question of a row within ``limit`` tokens, and what was cut (None: nothing).
+
+    style: of the table, as in `table_lines`. count: the tokens of a text.
+    """
     before = _sentence_pieces(row.pre_text, first=0, towards_table=True)
     after = _sentence_pieces(row.post_text, first=len(row.pre_text), towards_table=False)
     table = [_Piece(place, text, 0) for place, text in table_lines(row.table, style)]

@@ -4,14 +4,16 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.frame.typed_settings import at_least, setting, within
+from utils.data.reader import Reader
+from utils.data.readers import all_readers
+from utils.frame.typed_settings import setting
 
 
 @dataclass
 class DatasetConfig:
     """The dataset tier: configs/datasets/*.yaml."""
 
-    dataset: Literal["sample", "finqa", "gsm8k", "math"] = setting(
+    dataset: Literal[tuple(all_readers())] = setting(
         "sample", "which reader; of a set of your own: whose form prompts and answers have"
     )
     name: str = setting("", "what reports call a set of your own; empty: what dataset says")
@@ -20,12 +22,14 @@ class DatasetConfig:
     )
     files: dict[str, str] = setting({}, "raw file by split, below data_root, where it has another name")
     data_root: str = setting("datasets/sample", "folder holding the raw files", path=True)
-    val_fraction: float = setting(0.1, "part of train held out where the set has no validation split")
+    val_fraction: float = setting(
+        0.1, "part of train held out where the set has no validation split", between=(0, 0.9)
+    )
     val_seed: int = setting(0, "which part that is")
     hold_out_levels: list[int] = setting([], "levels kept out of train and val; they stay in test")
-    max_train: int | None = setting(None, "use at most this many training items; null for all")
-    max_val: int | None = setting(None, "use at most this many validation items; null for all")
-    max_test: int | None = setting(None, "use at most this many test items; null for all")
+    max_train: int | None = setting(None, "use at most this many training items; null for all", at_least=1)
+    max_val: int | None = setting(None, "use at most this many validation items; null for all", at_least=1)
+    max_test: int | None = setting(None, "use at most this many test items; null for all", at_least=1)
     instruction: str = setting("", "before a FinQA report, after a GSM8K or MATH question; empty for none")
     table_style: Literal["facts", "rows"] = setting(
         "facts", "tables in the prompt: a line per cell or per row"
@@ -33,6 +37,7 @@ class DatasetConfig:
     max_input_tokens: int | None = setting(
         None,
         "longest input, tokens; FinQA: the least related text is cut; else: the row is left out of train",
+        at_least=1,
     )
     tokenizer: str = setting("", "counts those tokens: a folder or hub name; empty: estimate", path=True)
     response_fields: list[Literal["evidence", "program", "answer"]] = setting(
@@ -40,13 +45,11 @@ class DatasetConfig:
     )
     calculator_marks: bool = setting(False, "keep GSM8K's <<16-3=13>> in the taught solution")
     required_fields: list[str] = setting([], "further raw keys a row must have, dotted, e.g. qa.gold_inds")
-    error_threshold: float = setting(0.05, "share of rows with an error above which 00 and 01 fail")
+    error_threshold: float = setting(
+        0.05, "share of rows with an error above which 00 and 01 fail", between=(0, 1)
+    )
 
     def validate(self) -> None:
-        within(0, 0.9, val_fraction=self.val_fraction)
-        within(0, 1, error_threshold=self.error_threshold)
-        at_least(1, max_train=self.max_train, max_val=self.max_val, max_test=self.max_test)
-        at_least(1, max_input_tokens=self.max_input_tokens)
         if len(set(self.hold_out_levels)) < len(self.hold_out_levels):
             raise ValueError(f"hold_out_levels must name no level twice, found {self.hold_out_levels}")
         fields = self.response_fields
@@ -57,8 +60,10 @@ class DatasetConfig:
     def _validate_own(self) -> None:
         if self.reader and not self.name:
             raise ValueError("reader needs a name: results of your set must not pass for those of another")
-        if (self.reader or self.name) and self.dataset == "sample":
-            raise ValueError("dataset must be finqa, gsm8k or math for a set of your own, found sample")
+        if (self.reader or self.name) and not self.form.row_keys:
+            *some, last = (name for name, reader in all_readers().items() if reader.row_keys)
+            own = f"{', '.join(some)} or {last}"
+            raise ValueError(f"dataset must be {own} for a set of your own, found {self.dataset}")
         if self.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
             raise ValueError(f'name must be letters, digits, ".", "_" and "-", found "{self.name}"')
         if unknown := sorted(set(self.files) - {"train", "val", "test"}):
@@ -68,3 +73,8 @@ class DatasetConfig:
     def label(self) -> str:
         """What records and reports call the set: "gsm8k", and "gsm8k:riddles" where it has a name."""
         return f"{self.dataset}:{self.name}" if self.name else self.dataset
+
+    @property
+    def form(self) -> Reader:
+        """How rows of this form of data set are read and made into records."""
+        return all_readers()[self.dataset]

@@ -1,41 +1,15 @@
 """Where each data set's raw files are, and which reader takes them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils.data.readers import sample
-from utils.data.readers.finqa import read_finqa
-from utils.data.readers.gsm8k import read_gsm8k
-from utils.data.readers.hendrycks_math import read_math
-from utils.data.readers.user import read_own
+from utils.data.reader import SPLITS
 from utils.data.reading import FILE, Problem, RawRow
 from utils.data.records import Record
-from utils.data.rendering import render_record
 from utils.data.settings import DatasetConfig
+from utils.data.user_reader import read_own
 from utils.frame.files import UserError, resolve_path
-
-SPLITS = ("train", "val", "test")
-
-# Raw files by split, each name tried in this order below the data root; a set may lack val, which is then cut
-# from train. The second names are those of the publishers' repositories and archives.
-_CANDIDATES: dict[str, dict[str, tuple[str, ...]]] = {
-    "finqa": {
-        "train": ("dataset/train.json", "train.json"),
-        "val": ("dataset/dev.json", "dev.json"),
-        "test": ("dataset/test.json", "test.json"),
-    },
-    "gsm8k": {
-        "train": ("train.jsonl", "grade_school_math/data/train.jsonl"),
-        "val": ("val.jsonl",),
-        "test": ("test.jsonl", "grade_school_math/data/test.jsonl"),
-    },
-    "math": {
-        "train": ("train.jsonl", "train", "MATH/train"),
-        "val": ("val.jsonl",),
-        "test": ("test.jsonl", "test", "MATH/test"),
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -59,11 +33,13 @@ def raw_files(config: DatasetConfig) -> dict[str, Path]:
     here where it is missing: it is the same for every run seed, so that runs with different seeds are
     compared on the same items.
     """
-    root = resolve_path(config.data_root)
-    if config.dataset == "sample":
-        sample.ensure(root)
+    root, reader = resolve_path(config.data_root), config.form
+    reader.ensure(root)
     files = {}
-    for split, names in _candidates(config).items():
+    for split in SPLITS:
+        names = (f"{split}.jsonl",) if config.reader else reader.files[split]
+        if split in config.files:
+            names = (config.files[split],)
         found = [root / name for name in names if (root / name).exists()]
         if found or split != "val" or "val" in config.files:
             files[split] = found[0] if found else root / names[0]
@@ -75,44 +51,27 @@ def raw_inputs(config: DatasetConfig) -> dict[str, Path]:
     return raw_files(config) | ({"reader": resolve_path(config.reader)} if config.reader else {})
 
 
-def _candidates(config: DatasetConfig) -> dict[str, tuple[str, ...]]:
-    """The names that the raw file of each split may have."""
-    if config.reader:
-        return {split: (config.files.get(split, f"{split}.jsonl"),) for split in SPLITS}
-    known = _CANDIDATES["finqa" if config.dataset == "sample" else config.dataset]
-    return {split: (config.files[split],) if split in config.files else known[split] for split in SPLITS}
-
-
 def read_split(config: DatasetConfig, split: str, path: Path) -> RawSplit:
     """Read one split's raw file. Problems and sources name the file without its folders."""
-    required = tuple(config.required_fields)
+    reader, required = config.form, config.form.required_keys(config)
     if config.reader:
-        if config.dataset == "finqa" and "evidence" in config.response_fields:
-            required += ("evidence",)
-        return RawSplit(*read_own(path, split, resolve_path(config.reader), config.dataset, required))
-    if config.dataset in ("finqa", "sample"):
-        if "evidence" in config.response_fields:
-            required += ("qa.evidence",)  # an empty evidence field would be taught in silence
-        max_level = sample.MAX_LEVEL if config.dataset == "sample" else None
-        return RawSplit(*read_finqa(path, path.name, required, max_level))
-    reader = read_gsm8k if config.dataset == "gsm8k" else read_math
-    return RawSplit(*reader(path, path.name, split, required))
+        return RawSplit(*read_own(path, split, resolve_path(config.reader), reader, required))
+    return RawSplit(*reader.read(path, split, required))
 
 
 def read_splits(
-    config: DatasetConfig, files: dict[str, Path], program_fault: Callable[[RawRow], str]
+    config: DatasetConfig, files: dict[str, Path], gold_fault: Callable[[RawRow], str]
 ) -> dict[str, RawSplit]:
-    """Read all splits; a FinQA row whose gold program fails becomes an error.
+    """Read all splits; a row whose gold cannot be graded against becomes an error.
 
-    ``files`` may name more than splits (a reader), which is left out. ``program_fault`` returns why a row's
-    gold program does not execute to its answer, "" where it does.
+    ``files`` may name more than splits (a reader), which is left out. ``gold_fault`` returns what is wrong
+    with a row's gold, "" where nothing is (`utils.grading.task.Task.gold_fault`).
     """
     splits = {split: read_split(config, split, files[split]) for split in SPLITS if split in files}
-    if config.dataset in ("finqa", "sample"):
-        for raw in splits.values():
-            for row in raw.rows:
-                if reason := program_fault(row):
-                    raw.problems.append(row.problem("error", "gold_program", reason))
+    for raw in splits.values():
+        for row in raw.rows:
+            if reason := gold_fault(row):
+                raw.problems.append(row.problem("error", "gold_program", reason))
     return splits
 
 
@@ -134,11 +93,4 @@ def gold_records(config: DatasetConfig, split: str) -> list[Record]:
 
 def render(config: DatasetConfig, row: RawRow) -> Record:
     """The record of one row with nothing cut."""
-    return render_record(
-        row,
-        dataset=config.label,
-        table_style=config.table_style,
-        instruction=config.instruction,
-        response_fields=tuple(config.response_fields),
-        max_input_tokens=None,
-    )[0]
+    return config.form.record(row, replace(config, max_input_tokens=None))[0]

@@ -1,4 +1,4 @@
-"""Numbers, names and tables as the reports print them."""
+"""Numbers and names as the reports print them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,31 @@ def interval(ci95: Sequence[float]) -> str:
     return f"{100 * ci95[0]:.1f}–{100 * ci95[1]:.1f}"
 
 
+def points(value: float) -> str:
+    """A difference of shares for print, in percentage points: ``+4.4``."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # adding zero turns "-0.0" into "+0.0"
+
+
+def points_interval(ci95: Sequence[float]) -> str:
+    """The ends of an interval of a difference for print: ``+1.0 to +7.9``."""
+    return f"{points(ci95[0])} to {points(ci95[1])}"
+
+
 def p_text(value: float) -> str:
-    """A p-value for print: ``= 0.031``, or ``< 0.0001``."""
+    """A p-value for a sentence: ``= 0.031``, or ``< 0.0001``."""
     return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
+
+
+def p_cell(value: float) -> str:
+    """A p-value for a table: ``0.031``, or ``< 0.0001``."""
+    return p_text(value).removeprefix("= ")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things for print: ``1 pair``, ``3 pairs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
     """Names for print: ``ppo, grpo and dpo``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that may hold any text."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -21,32 +21,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import prompt_ids
 from utils.data.records import Record
-from utils.frame.files import UserError, derive_seed, write_jsonl
+from utils.frame.files import UserError, derive_seed, jsonl_values, write_jsonl
 from utils.frame.processes import from_main, gather_lists, is_main_process, process_index, share
 from utils.grading.outside_predictions import Prediction
 from utils.models.loading import load_policy
 from utils.models.prefix.common_prefix import batches_by_prefix
 from utils.models.prefix.shared_prefix import position_limit
-from utils.models.sampling import Completion, batches_by_length, complete
+from utils.models.sampling import Completion, batches_by_length, complete, drawn_as
 from utils.models.sampling_memory import Room
 from utils.models.settings import GenerationSection, ModelConfig
 from utils.models.vllm.sampler import vllm_completer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Key = tuple[str, bool]  # a record's id, and whether its samples are meant rather than its greedy answer
 Found = dict[Key, list[Completion]]
 
 
 @dataclass(frozen=True)
-class Answers:
+class PolicyAnswers:
     """A policy with its answers: per record, the prompt's token ids, the greedy completion and samples.
 
     A completion is None, and there are no samples, where prompt and ``max_new_tokens`` exceed the model's
@@ -88,7 +86,7 @@ def answer_records(
     journal: Path,
     runtime: dict[str, Any],
     progress: Callable[[list], Any] = iter,
-) -> Answers:
+) -> PolicyAnswers:
     """The answers of a policy to every record, at least one; speed goes into ``runtime``.
 
     Every process calls this alike and gets all the answers.
@@ -102,8 +100,7 @@ def answer_records(
     Raises UserError where no prompt leaves room for an answer, or logits are not finite.
     """
     model, tokenizer = load_policy(checkpoint, config.model)
-    texts = [render_prompt(tokenizer, record.input_text) for record in records]
-    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    prompts = prompt_ids(tokenizer, records)
     new_tokens, batch_size = config.generation.max_new_tokens, config.generation.largest_batch
     room, limit = Room(config.generation), position_limit(model)
     asked = [number for number, prompt in enumerate(prompts) if len(prompt) + new_tokens <= limit]
@@ -134,11 +131,8 @@ def answer_records(
 
     def answer(batch: Batch) -> Found:
         try:
-            answers = completer(
-                [prompts[number] for number in batch.members],
-                max_new_tokens=new_tokens,
-                **batch.drawing(config.generation, seed),
-            )
+            drawing = batch.drawing(config.generation, seed)
+            answers = completer([prompts[number] for number in batch.members], **drawing)
         except FloatingPointError as error:
             raise UserError(
                 f"{checkpoint}: {error}, in the batch of items "
@@ -158,7 +152,7 @@ def answer_records(
         "tokens_per_second": round(tokens / seconds, 1),
         "batches_resumed": len(plan) - len(left),
     }
-    return Answers(
+    return PolicyAnswers(
         model,
         tokenizer,
         records,
@@ -192,15 +186,9 @@ class Batch:
     def drawing(self, config: GenerationSection, seed: int) -> dict[str, Any]:
         """How its completions are drawn, as arguments of ``complete``."""
         if not self.samples:
-            return {"common_prefixes": True}
+            return {"max_new_tokens": config.max_new_tokens, "common_prefixes": True}
         generator = torch.Generator().manual_seed(derive_seed(seed, "evaluation samples", self.number))
-        return {
-            "num_samples": self.samples,
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "top_k": config.top_k,
-            "generator": generator,
-        }
+        return {"num_samples": self.samples, "generator": generator, **drawn_as(config)}
 
 
 def _answer_shares(
@@ -249,11 +237,7 @@ def read_journal(path: Path) -> Found:
     found: Found = {}
     if not path.is_file():
         return found
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
+    for _, row in jsonl_values(path, journal=True):
         if row.get("token_ids") is not None:
             found[row["id"], False] = [_completion(row)]
         if row.get("samples"):

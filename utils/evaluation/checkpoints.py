@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.documents.figures import PALETTE, drawing
 from utils.evaluation.metrics import headline
@@ -12,9 +12,7 @@ from utils.evaluation.policy import Questions, evaluate_policy
 from utils.evaluation.policy_names import METRICS, Checkpoint
 from utils.frame.files import read_json, sha256_of, write_csv
 from utils.frame.processes import from_main, is_main_process
-
-if TYPE_CHECKING:
-    from utils.frame.stage import StageContext
+from utils.frame.stage import StageContext
 
 
 def evaluate_checkpoints(
@@ -47,7 +45,8 @@ def evaluate_checkpoints(
         return {}
     ctx.runtime["checkpoints"] = runtime
     rows = [_row(each, folder_of[each.name], found[folder_of[each.name]]) for each in checkpoints]
-    write_csv(ctx.out / "checkpoints.csv", rows, _columns(rows))
+    # Every row's keys: where nothing of one is generated it lacks the rates of what was.
+    write_csv(ctx.out / "checkpoints.csv", rows, list(dict.fromkeys(name for row in rows for name in row)))
     plot_checkpoints(rows, ctx.out / "checkpoints.png")
     for row in rows:
         same = f", the same weights as {row['folder']}" if row["folder"] != row["checkpoint"] else ""
@@ -78,11 +77,6 @@ def _row(checkpoint: Checkpoint, folder: str, metrics: dict[str, Any]) -> dict[s
     return row
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Every row's keys; where nothing of one is generated it lacks the rates of what was."""
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
 def plot_checkpoints(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Accuracy over steps with a band of Wilson 95 % intervals; a dashed line where there is no step.
 
@@ -99,12 +93,8 @@ def plot_checkpoints(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
             axis.fill_between(steps, low, high, color=PALETTE[4], alpha=0.2, linewidth=0)
             axis.plot(steps, middle, color=PALETTE[4], marker="o", label="accuracy, Wilson 95 %")
             for row in curve:
-                same = [
-                    each["checkpoint"]
-                    for each in rows
-                    if each["step"] == "" and each["folder"] == row["checkpoint"]
-                ]
-                place = (row["step"], 100 * row["accuracy"])
+                copies = (each for each in rows if each["step"] == "" and each["folder"] == row["checkpoint"])
+                same, place = (each["checkpoint"] for each in copies), (row["step"], 100 * row["accuracy"])
                 axis.annotate(", ".join(same), place, xytext=(0, 8), textcoords="offset points", ha="center")
         for number, row in enumerate(others):
             colour = PALETTE[(5 + number) % len(PALETTE)]

@@ -10,30 +10,26 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.start_policy import trained_by
 from utils.evaluation.token_values import Values
 from utils.frame.files import shown
 from utils.frame.manifest import read_manifest
+from utils.frame.stage import StageContext
 from utils.methods.ppo.losses import gae, k1
 from utils.methods.ppo.settings import PpoAlgo
 from utils.models.loading import device, load_policy
 from utils.models.prefix.shared_prefix import CompletionBatch, unwrapped
 from utils.models.teacher import TeacherScores
-from utils.models.value_head import HEAD_FILE, MODEL_FILE, ValueHead, ValueModel
+from utils.models.value_head import ValueHead, ValueModel
 from utils.models.value_head import load_critic as read_weights
 from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec, paid_weights
-
-if TYPE_CHECKING:
-    from utils.evaluation.answers import Answers
-    from utils.frame.stage import StageContext
-
 
 # Of the stage's settings, those that rewards and advantages depend on.
 SETTINGS = ("gamma", "lam", "kl_coef", "entropy_reward_coef", "adaptive_kl", "whiten_rewards", "value_model")
@@ -59,7 +55,7 @@ class Critic:
     temperature: float
 
     def advantages(
-        self, answers: Answers, values: Mapping[int, Values], spec: RewardSpec
+        self, answers: PolicyAnswers, values: Mapping[int, Values], spec: RewardSpec
     ) -> dict[int, np.ndarray]:
         """GAE of the answers' tokens, item -> float64 [n], for the items that have ``values``.
 
@@ -127,7 +123,7 @@ def load_critic(
     algo = replace(PpoAlgo(), **{name: config["algo"][name] for name in SETTINGS if name in config["algo"]})
     separate = algo.value_model == "separate"
     reason = _obstacle(algo, config["options"]["reward"], spec, others)
-    if not (checkpoint / (MODEL_FILE if separate else HEAD_FILE)).is_file():
+    if not (checkpoint / (ValueModel if separate else ValueHead).file).is_file():
         reason = "it was saved without its critic"
     elif separate and "reference" not in ctx.inputs:
         reason = "its critic is a change of the reference"

@@ -7,7 +7,7 @@ teacher, or the policy that its training started from, its reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.models.divergences import Measure, log_divergence
-from utils.statistics.accuracy_tests import bootstrap_ratios
+from utils.statistics.accuracy_tests import ratios
 
 TOP_K = 5
 # In nats per token, except agreement and overlap (shares) and the cosine.
@@ -58,7 +58,10 @@ def distances(policy: Tensor, teacher: Tensor) -> Tensor:
 def against(
     values: Iterable[Mapping[str, np.ndarray]], other: str, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """How far the policy is from one other model on one text of each item: their ``summary``.
+    """How far the policy is from one other model on one text of each item.
+
+    Returns ``items`` and ``tokens`` that were compared and, unless there are none, each of ``NAMES`` as
+    {"value", "ci95", "n"}: the mean over all tokens with a bootstrap interval over the n items.
 
     Args:
         values: of each item's text, from ``token_values.values_of_texts``.
@@ -66,7 +69,12 @@ def against(
         rng: of the bootstrap intervals.
     """
     tables = [each[f"distances/{other}"] for each in values]
-    return summary([table.sum(0) for table in tables], list(map(len, tables)), rng)
+    tokens = np.array(list(map(len, tables)), dtype=float)
+    result = {"items": len(tokens), "tokens": int(tokens.sum())}
+    if not tokens.sum():
+        return result
+    means = ratios(np.stack([table.sum(0) for table in tables]), tokens, rng)
+    return result | dict(zip(NAMES, means, strict=True))
 
 
 def kl_per_text(
@@ -79,32 +87,7 @@ def kl_per_text(
     """
     place = NAMES.index("reverse_kl")
     sums = np.array([[each[f"distances/{other}"][:, place].sum()] for each in values])
-    if not len(sums):
-        return {}
-    ends = bootstrap_ratios(sums, np.ones(len(sums)), rng) if len(sums) > 1 else [None]
-    return {"kl_per_text": {"value": float(sums.mean()), "ci95": ends[0] and list(ends[0]), "n": len(sums)}}
-
-
-def summary(sums: Sequence[np.ndarray], tokens: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
-    """Means over all tokens with bootstrap intervals over items.
-
-    Returns ``items`` and ``tokens`` that were compared and, unless there are none, each of ``NAMES`` as
-    {"value", "ci95", "n"} with n items; the interval is null for a single item.
-    """
-    tokens = np.asarray(tokens, dtype=float)
-    result: dict[str, Any] = {"items": len(tokens), "tokens": int(tokens.sum())}
-    if not tokens.sum():
-        return result
-    table = np.stack(sums)
-    means = table.sum(0) / tokens.sum()
-    ends = bootstrap_ratios(table, tokens, rng) if len(tokens) > 1 else [None] * len(NAMES)
-    for name, mean, ci95 in zip(NAMES, means, ends, strict=True):
-        result[name] = {
-            "value": float(mean),
-            "ci95": None if ci95 is None else [float(end) for end in ci95],
-            "n": len(tokens),
-        }
-    return result
+    return {"kl_per_text": ratios(sums, np.ones(len(sums)), rng)[0]} if len(sums) else {}
 
 
 def distance_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.grading.graded_item import GradedItem, measure_names
-from utils.grading.reasoning_quality import reasoning_names
+from utils.grading.graded_item import GradedItem
+from utils.grading.tasks import task_of
 from utils.statistics.accuracy_tests import fraction, rate
 
 SCHEMA_VERSION = 1
@@ -28,6 +28,7 @@ def compute_metrics(
     apart, each where there are such items.
     """
     dataset = items[0].record.dataset
+    task = task_of(dataset)
     answered = [item.prediction for item in items if item.prediction is not None]
     generated = [p for p in answered if p.truncated is not None]
     missing = [item.record.id for item in items if item.prediction is None]
@@ -48,11 +49,11 @@ def compute_metrics(
         "response_tokens": _lengths([p.token_count for p in answered if p.token_count is not None]),
     }
     measures = [item.measures() for item in items]
-    for name in measure_names(dataset):
+    for name in task.measures:
         metrics[name] = rate(sum(measure[name] for measure in measures), len(items))
     metrics["reasoning"] = {
         name: fraction(values)
-        for name in reasoning_names(dataset)
+        for name in task.reasoning_measures
         if (values := [item.reasoning[name] for item in items if item.reasoning[name] is not None])
     }
     if held_out_levels:

@@ -18,7 +18,6 @@ from utils.frame.files import UserError, derive_seed, write_csv, write_json, wri
 from utils.frame.processes import is_main_process, merge_shares, share
 from utils.grading.graded_item import (
     GradedItem,
-    breakdown_columns,
     breakdown_row,
     grade_items,
     prediction_row,
@@ -86,15 +85,9 @@ def evaluate_policy(
     ctx.log(f"{policy}: answering {len(records)} items of the {questions.split} split")
     journal = out / "samples" / "predictions.jsonl"
     progress = partial(ctx.progress, description="answering")
+    count = config.options.num_samples
     answers = answer_records(
-        records,
-        checkpoint,
-        config.model,
-        config.options.num_samples,
-        ctx.seed,
-        journal,
-        ctx.runtime,
-        progress,
+        records, checkpoint, config.model, count, ctx.seed, journal, ctx.runtime, progress
     )
     if unanswered := answers.unanswered:
         ctx.log(
@@ -114,7 +107,7 @@ def evaluate_policy(
     columns = {"token_ids": [each and each.token_ids for each in answers.completions], "rewards": rewards}
     if samples is not None:
         rng = np.random.default_rng(derive_seed(ctx.seed, "samples"))
-        metrics["samples"] = sample_metrics(samples, config.options.num_samples, config.model.generation, rng)
+        metrics["samples"] = sample_metrics(samples, count, config.model.generation, rng)
         columns["samples"] = [[sample.row() for sample in of_item] for of_item in samples]
     write_evaluation(out, items, metrics, columns, passed.rows)
     return metrics
@@ -153,11 +146,8 @@ def write_evaluation(
     write_jsonl(out / "samples" / "predictions.jsonl", rows)
     if tokens:
         write_jsonl(out / "samples" / "tokens.jsonl", tokens)
-    write_csv(
-        out / "breakdown.csv",
-        [breakdown_row(item) for item in items],
-        breakdown_columns(items[0].record.dataset),
-    )
+    breakdown = [breakdown_row(item) for item in items]
+    write_csv(out / "breakdown.csv", breakdown, list(breakdown[0]))
     write_json(out / "metrics.json", metrics)
 
 
@@ -179,15 +169,10 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         from utils.evaluation.sampled_answers import sample_lines
 
         lines += sample_lines(metrics["samples"])
-    missing = metrics["missing"]
-    if missing["count"]:
-        named = ", ".join(missing["ids"][:5]) + (", …" if missing["count"] > 5 else "")
-        lines.append(
-            f"  {missing['count']} of {metrics['n']} items have no prediction and count as wrong: {named}"
-        )
-    reasons = sorted(metrics["failure_reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
+    if count := metrics["missing"]["count"]:
+        named = ", ".join(metrics["missing"]["ids"][:5]) + ", …" * (count > 5)
+        lines.append(f"  {count} of {metrics['n']} items have no prediction and count as wrong: {named}")
+    reasons = sorted(metrics["failure_reasons"].items(), key=lambda pair: (-pair[1], pair[0]))[:6]
     if reasons:
-        lines.append(
-            "  failures: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in reasons[:6])
-        )
+        lines.append("  failures: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in reasons))
     return lines

@@ -18,22 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils.data.records import Record
-from utils.grading.equations import reasoning_score
-from utils.grading.grade import Grade, grade
+from utils.evaluation.answers import PolicyAnswers
+from utils.evaluation.token_pass import TokenPass
+from utils.grading.task import Grade
+from utils.grading.tasks import task_of
+from utils.models.sampling import Completion
 from utils.rewards.spec import RewardSpec, RewardWeights
 from utils.rewards.task import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
-from utils.statistics.accuracy_tests import bootstrap_ratios
-
-if TYPE_CHECKING:
-    from utils.evaluation.answers import Answers
-    from utils.evaluation.token_pass import TokenPass
-    from utils.models.sampling import Completion
+from utils.statistics.accuracy_tests import ratios
 
 WEIGHT_OF = dict.fromkeys(COMPONENTS, "correctness") | {
     "format_penalty": "format",
@@ -45,32 +43,27 @@ _UNWEIGHTED = RewardWeights(intrinsic=1.0, correctness=1.0, reasoning=1.0, forma
 
 def reward_components(
     records: Sequence[Record],
-    answers: Answers,
+    answers: PolicyAnswers,
     token_pass: TokenPass,
     spec: RewardSpec,
-    grades: Sequence[Grade | None] | None = None,
+    grades: Sequence[Grade | None],
 ) -> list[dict[str, float] | None]:
     """Components and total of every record's greedy answer; None for a record that was not answered.
 
     Args:
-        grades: of the answers, where they have been graded already with the specification's required fields.
-
-    Raises UserError naming the record if its gold is unusable.
+        grades: of the answers, graded with the specification's required fields.
     """
-    graded = [None] * len(records) if grades is None else grades
-    rows = zip(records, answers.completions, token_pass.outcomes, graded, strict=True)
+    rows = zip(records, answers.completions, token_pass.outcomes, grades, strict=True)
     return [None if row[1] is None else components(*row, spec) for row in rows]
 
 
 def components(
-    record: Record, completion: Completion, outcome: float | None, graded: Grade | None, spec: RewardSpec
+    record: Record, completion: Completion, outcome: float | None, graded: Grade, spec: RewardSpec
 ) -> dict[str, float]:
     """The same for one answer; ``outcome`` is the teacher's, None where it was not asked."""
-    if graded is None:
-        graded = grade(record, completion.text, spec.required_fields, program_accuracy=False)
     paid = reward_of(record, graded, replace(spec, weights=_UNWEIGHTED))
     found = {name: paid[name] for name in COMPONENTS}
-    found["reasoning"] = reasoning_score(record, completion.text)
+    found["reasoning"] = task_of(record.dataset).reasoning_score(record, completion.text)
     found |= {each.name: each.score(record, completion.text) for each in own_rewards(spec)}
     if outcome is not None:
         found["intrinsic"] = outcome - (spec.intrinsic.missing_eos_penalty if completion.truncated else 0.0)
@@ -92,11 +85,6 @@ def reward_metrics(
     own = {name: None for row in answered for name in row if name not in WEIGHT_OF and name != "total"}
     for name in (*WEIGHT_OF, "total", *own):  # own ones last: the others' intervals are drawn as without them
         values = np.array([row[name] for row in answered if name in row])
-        if not len(values):
-            continue
-        ci95 = None
-        if len(values) > 1:
-            ((low, high),) = bootstrap_ratios(values[:, None], np.ones(len(values)), rng)
-            ci95 = [low, high]
-        found[name] = {"value": float(values.mean()), "ci95": ci95, "n": len(values)}
+        if len(values):
+            (found[name],) = ratios(values[:, None], np.ones(len(values)), rng)
     return found

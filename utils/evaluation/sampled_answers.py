@@ -10,29 +10,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils.data.records import Record
-from utils.grading.grade import Grade, grade
-from utils.grading.tasks.gsm8k import extract_strict, normalize_number
-from utils.grading.tasks.hendrycks_math import normalize_answer
+from utils.grading.tasks import task_of
+from utils.models.sampling import Completion
 from utils.models.settings import GenerationSection
-from utils.statistics.accuracy_tests import bootstrap_ratios, wilson_interval
-from utils.statistics.pass_at_k import majority_at_k, pass_at_k, sample_ks
-
-if TYPE_CHECKING:
-    from utils.models.sampling import Completion
+from utils.statistics.pass_at_k import majority_at_k, mean_shares, pass_at_k, sample_ks
 
 
 @dataclass(frozen=True)
 class GradedSample:
-    """One sampled answer; ``value`` is what was graded, as text, "" where nothing could be read."""
+    """One sampled answer; ``value`` is what was graded, as text, "" where nothing could be read; ``vote`` is
+    what it counts as among wrong answers."""
 
     completion: Completion
     value: str
     correct: bool
+    vote: str
 
     def row(self) -> dict[str, Any]:
         """The sample as predictions.jsonl has it."""
@@ -50,36 +47,26 @@ def grade_samples(
     record: Record, samples: Sequence[Completion], required_fields: Sequence[str] = ()
 ) -> list[GradedSample]:
     """Grade the samples of one record by its data set's official rule; equal texts are graded once."""
+    task = task_of(record.dataset)
     grades = {
-        text: grade(record, text, required_fields, program_accuracy=False)
+        text: task.grade(record, text, tuple(required_fields), program_accuracy=False)
         for text in dict.fromkeys(sample.text for sample in samples)
     }
+    graded = [(sample, grades[sample.text]) for sample in samples]
     return [
-        GradedSample(sample, _value(record, sample.text, grades[sample.text]), grades[sample.text].correct)
-        for sample in samples
+        GradedSample(sample, each.answer, each.correct, task.vote(each.answer)) for sample, each in graded
     ]
-
-
-def _value(record: Record, text: str, graded: Grade) -> str:
-    if record.form == "gsm8k":
-        return extract_strict(text) or ""
-    return "" if graded.value is None else str(graded.value)
 
 
 def votes(samples: Sequence[GradedSample]) -> tuple[int, tuple[int, ...], int]:
     """How the samples of an item vote: (right ones, wrong ones by value in ascending order, unreadable ones).
 
-    Right answers vote together, however they are written. Wrong ones do where they are equal as numbers, or
-    as ``normalize_answer`` leaves them. What nothing could be read from has no vote.
+    Right answers vote together, however they are written. Wrong ones do where the data set's task says so
+    (`Task.vote`). What nothing could be read from has no vote.
     """
     right = sum(sample.correct for sample in samples)
-    wrong = Counter(_voted(sample.value) for sample in samples if not sample.correct and sample.value)
+    wrong = Counter(sample.vote for sample in samples if not sample.correct and sample.value)
     return right, tuple(sorted(wrong.values())), len(samples) - right - sum(wrong.values())
-
-
-def _voted(value: str) -> str:
-    number = normalize_number(value)
-    return normalize_answer(value) if number is None else str(number.normalize())
 
 
 def sample_metrics(
@@ -90,8 +77,7 @@ def sample_metrics(
 ) -> dict[str, Any]:
     """What metrics.json says of the samples, over all items; one without samples counts as wrong.
 
-    ``pass_at_k`` and ``majority_at_k`` have, by k, the mean over items as {"value", "ci95", "n"}, with a
-    percentile interval of a bootstrap over items (Wilson's where all items agree: a bootstrap sees nothing).
+    ``pass_at_k`` and ``majority_at_k`` have, by k, the mean over items (`mean_shares`).
     """
     ks = sample_ks(num_samples)
     table = np.zeros((len(samples), 2 * len(ks)))
@@ -101,7 +87,7 @@ def sample_metrics(
             table[number] = [pass_at_k(num_samples, right, k) for k in ks] + [
                 majority_at_k(right, wrong, unreadable, k) for k in ks
             ]
-    means = _means(table, rng)
+    means = mean_shares(table, rng)
     drawn = [sample for of_item in samples for sample in of_item]
     return {
         "num_samples": num_samples,
@@ -115,18 +101,6 @@ def sample_metrics(
         "distinct_per_item": sum(len({s.completion.text for s in of_item}) for of_item in samples)
         / len(samples),
     }
-
-
-def _means(table: np.ndarray, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Means of the columns of shares [items, M] with their intervals."""
-    n = len(table)
-    ends = bootstrap_ratios(table, np.ones(n), rng) if n > 1 else [(0.0, 0.0)] * table.shape[1]
-    means = []
-    for column, (low, high) in zip(table.T, ends, strict=True):
-        if np.ptp(column) == 0 or n == 1:
-            low, high = wilson_interval(round(column.mean() * n), n)
-        means.append({"value": float(column.mean()), "ci95": [low, high], "n": n})
-    return means
 
 
 def sample_lines(metrics: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.data.records import HELD_OUT, Record
 from utils.evaluation.policy_names import checkpoint_of, checkpoints_in, policy_name, weights_of
@@ -11,10 +11,8 @@ from utils.evaluation.start_policy import reference_inputs
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_json, resolve_path
 from utils.frame.processes import is_main_process
+from utils.frame.stage import StageContext
 from utils.training.inputs import configured_teacher
-
-if TYPE_CHECKING:
-    from utils.frame.stage import StageContext
 
 
 def split_of(config: StageConfig) -> str:
@@ -52,29 +50,29 @@ def run_evaluation(ctx: StageContext) -> None:
     from utils.evaluation.metrics import headline
 
     if ctx.config.options.predictions:
-        if not is_main_process():
-            return  # there is nothing to share
-        ctx.metrics |= headline(_grade_outside(ctx))
-        return
-    from utils.models.vllm.sampler import announce_sampler
+        metrics = _grade_outside(ctx) if is_main_process() else {}  # there is nothing to share
+    else:
+        from utils.evaluation.policy import evaluate_policy
+        from utils.models.vllm.sampler import announce_sampler
 
-    config, policy = ctx.config, variant_of(ctx.config)
-    checkpoint = checkpoint_of(policy, config.options.policy_ckpt, config.model, ctx.run_dir)
-    several = checkpoints_in(checkpoint)
-    announce_sampler(ctx)
-    questions = _questions(ctx, several[0].path if several else checkpoint)
-    if several:
-        from utils.evaluation.checkpoints import evaluate_checkpoints
+        config, policy = ctx.config, variant_of(ctx.config)
+        checkpoint = checkpoint_of(policy, config.options.policy_ckpt, config.model, ctx.run_dir)
+        several = checkpoints_in(checkpoint)
+        announce_sampler(ctx)
+        questions = _questions(ctx, several[0].path if several else checkpoint)
+        if several:
+            from utils.evaluation.checkpoints import evaluate_checkpoints
 
-        ctx.metrics |= evaluate_checkpoints(ctx, questions, policy, several)
-        return
-    from utils.evaluation.policy import evaluate_policy
+            ctx.metrics |= evaluate_checkpoints(ctx, questions, policy, several)
+            return
+        metrics = evaluate_policy(ctx, questions, policy, checkpoint, ctx.out)
+    if is_main_process():
+        from utils.evaluation.policy import summary_lines
 
-    metrics = evaluate_policy(ctx, questions, policy, checkpoint, ctx.out)
-    if not is_main_process():
-        return
-    _say(ctx, metrics)
-    ctx.metrics |= headline(metrics)
+        ctx.log(f"{metrics['policy']} on {metrics['dataset']} {metrics['split']}")
+        for line in summary_lines(metrics):
+            ctx.log(line)
+        ctx.metrics |= headline(metrics)
 
 
 def _questions(ctx: StageContext, checkpoint: Path | str) -> Any:
@@ -111,7 +109,6 @@ def _grade_outside(ctx: StageContext) -> dict[str, Any]:
     items = grade_items(ctx.progress(_first(every, ctx), description="grading"), predictions)
     metrics = compute_metrics(items, variant_of(config), split, config.dataset.hold_out_levels)
     write_evaluation(ctx.out, items, metrics)
-    _say(ctx, metrics)
     return metrics
 
 
@@ -121,10 +118,3 @@ def _first(records: list[Record], ctx: StageContext) -> list[Record]:
             f"the {split_of(ctx.config)} split has no items; prepare one with 01_prepare_dataset.py"
         )
     return records[: ctx.config.options.max_items]
-
-
-def _say(ctx: StageContext, metrics: dict[str, Any]) -> None:
-    from utils.evaluation.policy import summary_lines
-
-    for line in [f"{metrics['policy']} on {metrics['dataset']} {metrics['split']}", *summary_lines(metrics)]:
-        ctx.log(line)

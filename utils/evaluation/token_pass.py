@@ -11,28 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from utils.data.prompts import completion_ids
+from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.critic import Critic, load_critic
 from utils.evaluation.distances import NAMES, WITHOUT, against, kl_per_text
 from utils.evaluation.token_text import TokenTexts
 from utils.evaluation.token_values import Models, Values, values_of_texts
 from utils.frame.files import UserError, derive_seed, shown
 from utils.frame.processes import is_main_process
+from utils.frame.stage import StageContext
 from utils.models.loading import load_policy, load_tokenizer
 from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher, check_same_tokenizer
 from utils.rewards.intrinsic import token_rewards
 from utils.rewards.spec import RewardSpec
-
-if TYPE_CHECKING:
-    from utils.evaluation.answers import Answers
-    from utils.frame.stage import StageContext
 
 DECIMALS = 4  # of the values in tokens.jsonl
 
@@ -80,7 +78,7 @@ def load_reference(config: ModelConfig, path: Path, checkpoint: Path | str) -> n
 
 def token_pass(
     ctx: StageContext,
-    answers: Answers,
+    answers: PolicyAnswers,
     teacher: Teacher | None,
     reference: nn.Module | None,
     spec: RewardSpec,
@@ -129,7 +127,8 @@ def token_pass(
     if critic:
         for item, advantage in critic.advantages(answers, own, spec).items():
             columns[item]["advantage"] = advantage
-    outcomes = [_outcome(own[item]) if item in own else None for item in range(items)]
+    taught = {item: float((each["q"] - each["v"]).sum()) for item, each in own.items() if "q" in each}
+    outcomes = [taught.get(item) for item in range(items)]
     ctx.runtime["token_pass_seconds"] = round(time.perf_counter() - start, 3)
     return TokenPass(metrics, _rows(answers, columns), outcomes)
 
@@ -170,24 +169,16 @@ def _kl(values: Values, other: str) -> np.ndarray:
     return values[f"distances/{other}"][:, NAMES.index("reverse_kl")]
 
 
-def _outcome(values: Values) -> float | None:
-    """alpha * log pi_hat of the whole answer by the teacher."""
-    return float((values["q"] - values["v"]).sum()) if "q" in values else None
-
-
-def _rows(answers: Answers, columns: Mapping[int, Values]) -> list[dict[str, Any]]:
+def _rows(answers: PolicyAnswers, columns: Mapping[int, Values]) -> list[dict[str, Any]]:
     texts = TokenTexts(answers.tokenizer)
     pairs = zip(answers.records, answers.completions, strict=True)
     return [
         {
             "id": record.id,
             "tokens": texts.of(completion.token_ids),
-            "values": {name: _rounded(column) for name, column in columns.get(item, {}).items()},
+            # Adding 0 makes a positive zero of a negative one.
+            "values": {k: (v.round(DECIMALS) + 0.0).tolist() for k, v in columns.get(item, {}).items()},
         }
         for item, (record, completion) in enumerate(pairs)
         if completion is not None
     ]
-
-
-def _rounded(column: np.ndarray) -> list[float]:
-    return (np.round(column, DECIMALS) + 0.0).tolist()  # adding 0 makes a positive zero of a negative one

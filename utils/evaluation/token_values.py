@@ -7,9 +7,8 @@ contribute nothing. A prompt is encoded once for all texts that follow it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,8 @@ from torch import Tensor, nn
 from utils.evaluation.distances import WITHOUT, distances
 from utils.frame.files import UserError
 from utils.frame.processes import merge_shares, share
-from utils.models.prefix.prefix_scoring import LOGIT_BYTES, states_before
-from utils.models.prefix.shared_prefix import (
-    CompletionBatch,
-    head_obstacle,
-    obstacle,
-    output_head,
-    position_limit,
-)
+from utils.models.prefix.prefix_scoring import LOGIT_BYTES, padded_parts, states_and_head
+from utils.models.prefix.shared_prefix import CompletionBatch, obstacle, position_limit
 from utils.models.value_head import ValueHead, ValueModel
 
 SLICE_TOKENS = 2**14  # prompt and response tokens run at once, padding counted
@@ -104,21 +97,6 @@ def _piece_values(models: Models, logits: Mapping[str, Tensor], tokens: Tensor) 
     return found
 
 
-def states_and_head(model: nn.Module, batch: CompletionBatch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """What the model predicts the response tokens from, [N, …], and what makes logits of it."""
-    if not head_obstacle(model):
-        return states_before(model, batch, shared=obstacle(model) is None), output_head(model)
-    # Its logits are more than a head applied to states: they are made by the model, row by row.
-    logits = []
-    for row in range(len(batch.prompt_ids)):
-        prompt = batch.prompt_ids[row][batch.prompt_mask[row].bool()]
-        completion = batch.completion_ids[row][batch.completion_mask[row].bool()]
-        ids = torch.cat([prompt, completion])[None]
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        logits.append(output.logits[0, len(prompt) - 1 : -1])
-    return torch.cat(logits), lambda piece: piece
-
-
 def values_of_texts(
     models: Models,
     prompts: Sequence[Sequence[int]],
@@ -146,9 +124,8 @@ def values_of_texts(
                 rows.setdefault((item, tuple(text)), []).append(name)
     # Prompts of similar length run together, the texts of one prompt side by side.
     order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row[0]))
-    slices = [
-        order[start:end] for start, end in _slices([len(prompts[item]) + len(text) for item, text in order])
-    ]
+    lengths = [len(prompts[item]) + len(text) for item, text in order]
+    slices = [order[part] for part in padded_parts(lengths, SLICE_TOKENS)]
     passes = merge_shares([_values_of_slice(models, prompts, part) for part in progress(share(slices))])
     found: dict[str, dict[int, Values]] = {name: {} for name in texts}
     for part, values in zip(slices, passes, strict=True):
@@ -180,14 +157,3 @@ def _check_finite(row: Values, item: int) -> None:
             f"the policy or what it is held against gave values that are not finite for item {item} "
             f"({', '.join(broken)}): check the weights, or set model.torch_dtype: float32; {WITHOUT}"
         )
-
-
-def _slices(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut rows into consecutive parts of at most ``SLICE_TOKENS`` tokens once padded, of one row at least."""
-    starts, longest = [0], 0
-    for row, length in enumerate(lengths):
-        longest = max(longest, length)
-        if row > starts[-1] and longest * (row + 1 - starts[-1]) > SLICE_TOKENS:
-            starts.append(row)
-            longest = length
-    return pairwise([*starts, len(lengths)] if lengths else [])

@@ -4,12 +4,22 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_origin
 
 from utils.frame.config import PathsSection, StageConfig, absolute_if_local, load_tier, read_yaml
 from utils.frame.files import REPO_ROOT, UserError, shown
-from utils.frame.typed_settings import Text, build, field_types, leaf_keys, setting, suggestion, type_name
+from utils.frame.typed_settings import (
+    Text,
+    bounds_in_words,
+    build,
+    field_types,
+    leaf_keys,
+    setting,
+    suggestion,
+    type_name,
+)
 
 TIER_FLAGS = {
     "model": "config",
@@ -235,12 +245,10 @@ def _block(title: str, prefix: str, values: Any, skip: Iterable[str] = ()) -> st
 
 
 def describe_keys(values: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield (dotted key, what it is with its type, value) for every value of a dataclass tree."""
+    """Yield (dotted key, what it is with type and bounds, value) for every value of a dataclass tree."""
     for key, (hint, spec) in leaf_keys(type(values)).items():
-        value = values
-        for part in key.split("."):
-            value = getattr(value, part)
-        yield key, f"{spec.metadata.get('help', '')} [{type_name(hint)}]", value
+        kind = ", ".join(filter(None, [type_name(hint), bounds_in_words(spec)]))
+        yield key, f"{spec.metadata.get('help', '')} [{kind}]", attrgetter(key)(values)
 
 
 def plain(value: Any) -> str:

@@ -124,26 +124,44 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line, blank lines skipped. Raises UserError naming file:line on bad input."""
+def jsonl_values(path: str | Path, journal: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield the number (from 1) and the value of every line that is not blank.
+
+    ``journal``: a process may have been killed while it appended. What has no newline is not read, and a
+    damaged line ends the reading. Otherwise raises UserError naming file:line for what is not JSON in UTF-8.
+    """
     try:
         lines = Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise UserError(f"{shown(path)}: no such file") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
+    except OSError as error:
+        raise UserError(f"{shown(path)}: {(error.strerror or 'cannot be read').lower()}") from None
+    for number, line in enumerate(lines[:-1] if journal else lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            raise UserError(f"{shown(path)}:{number}: not UTF-8 text") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{shown(path)}:{number}: not valid JSON ({error.msg})") from None
+            value = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            if journal:
+                return
+            raise UserError(f"{shown(path)}:{number}: {json_fault(error)}") from None
+        yield number, value
+
+
+def json_fault(error: ValueError | RecursionError) -> str:
+    """What is wrong with a text that is not JSON in UTF-8, as a clause."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8 text"
+    nested = isinstance(error, RecursionError)
+    reason = "nested too deeply" if nested else getattr(error, "msg", str(error).split(";")[0])
+    return f"not valid JSON ({reason})"
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line, blank lines skipped. Raises UserError as `jsonl_values`."""
+    rows = list(jsonl_values(path))
+    for number, row in rows:
         if not isinstance(row, dict):
             raise UserError(f"{shown(path)}:{number}: expected an object, found {type(row).__name__}")
-        rows.append(row)
-    return rows
+    return [row for _, row in rows]
 
 
 def write_csv(path: str | Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> None:

@@ -1,12 +1,14 @@
 """Typed dataclasses from plain mappings; an unknown key, wrong type or impossible value is one clear error.
 
 Supported field types: bool, int, float, str, Path, None, Literal, unions, list, tuple[X, ...], dict[str, X]
-and nested dataclasses. A dataclass may define `validate(self)` and raise ValueError to refuse a combination.
+and nested dataclasses. A field declares its bounds; a dataclass may define `validate(self)` and raise
+ValueError to refuse a combination.
 """
 
 import dataclasses
 import difflib
 import math
+import operator
 import re
 import types
 import typing
@@ -29,33 +31,62 @@ class Text:
     value: str
 
 
-def setting(default: Any, help: str, path: bool = False) -> Any:
-    """Declare a dataclass field with its default, its line in `--help` and whether it names a path."""
-    metadata = {"help": help, "path": path}
+# The bounds that a setting can declare, and what holds of a value that keeps them.
+_BOUNDS = {
+    "above": operator.gt,
+    "at_least": operator.ge,
+    "below": operator.lt,
+    "at_most": operator.le,
+    "between": lambda value, ends: ends[0] <= value <= ends[1],
+}
+
+
+def setting(default: Any, help: str, path: bool = False, **bounds: float | tuple[float, float]) -> Any:
+    """Declare a dataclass field: its default, its line in `--help`, whether it names a path, and its bounds.
+
+    ``bounds`` (above, at_least, below, at_most, between) hold for numbers alone.
+    """
+    metadata = {"help": help, "path": path, "bounds": bounds}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def at_least(minimum: float, **values: float | None) -> None:
-    """Raise ValueError naming the first of ``values`` below ``minimum``; None is no value."""
-    for name, value in values.items():
-        if value is not None and value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, found {value}")
+def bounds_in_words(field: dataclasses.Field) -> str:
+    """Return a field's bounds, e.g. "above 0 and at most 1"; "" where it declares none."""
+    words = []
+    for name, bound in field.metadata.get("bounds", {}).items():
+        bound = " and ".join(map(str, bound)) if name == "between" else bound
+        words.append(f"{name.replace('_', ' ')} {bound}")
+    return " and ".join(words)
 
 
-def above(minimum: float, **values: float | None) -> None:
-    """Raise ValueError naming the first of ``values`` that is not above ``minimum``; None is no value."""
-    for name, value in values.items():
-        if value is not None and value <= minimum:
-            raise ValueError(f"{name} must be above {minimum}, found {value}")
+def check(values: Any) -> None:
+    """Raise ValueError for the first field of a dataclass out of its bounds, then as its own `validate`."""
+    for field in dataclasses.fields(values):
+        value, bounds = getattr(values, field.name), field.metadata.get("bounds", {})
+        if not isinstance(value, (int, float)) or all(_BOUNDS[name](value, bounds[name]) for name in bounds):
+            continue
+        otherwise = ", or null" if field.default is None else ""
+        raise ValueError(f"{field.name} must be {bounds_in_words(field)}{otherwise}, found {value}")
+    if hasattr(values, "validate"):
+        values.validate()
 
 
-def within(low: float, high: float, **values: float) -> None:
-    """Raise ValueError naming the first of ``values`` that is not between ``low`` and ``high``."""
-    for name, value in values.items():
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be between {low} and {high}, found {value}")
+def fields_of(target: type, values: Any) -> dict[str, Any]:
+    """Return those of a dataclass's values whose names are fields of ``target`` too."""
+    names = {field.name for field in dataclasses.fields(target)}
+    return {name: value for name, value in vars(values).items() if name in names}
+
+
+def changed(values: Any) -> dict[str, Any]:
+    """Return what of a dataclass tree is not its class's default, as a YAML file would state it."""
+    default, found = type(values)(), {}
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if value != getattr(default, field.name):
+            found[field.name] = changed(value) if dataclasses.is_dataclass(value) else value
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -113,8 +144,7 @@ def build(cls: type[T], data: Any, where: str, prefix: str = "") -> T:
         raise UserError(f'{where}: missing key "{prefix}{missing[0]}"')
     try:
         built = cls(**values)
-        if hasattr(built, "validate"):
-            built.validate()
+        check(built)
     except ValueError as error:
         raise UserError(f"{where}: {prefix}{error}") from None
     return built

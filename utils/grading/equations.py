@@ -1,18 +1,8 @@
-"""A reasoning score in [0, 1], made without the gold: does what a completion states follow from what it has?
+"""The equations between numbers that a text states ("48 / 2 = 24", "2 + 3 * 4 = 14"), computed again.
 
-FinQA programs: the share of literal operands (numbers, row names) that the prompt's text holds. A number
-counts whatever its sign and thousands separators. Constants and references to earlier steps are the
-language's own and stay out of the share, so that steps without literals cannot dilute an invented number;
-those that do not exist count as invented. No readable program, or none that takes anything from the report,
-scores 0.
-
-GSM8K and MATH: the share of stated equations ("48 / 2 = 24", "2 + 3 * 4 = 14") that are true when computed
-again. A right side with decimals may be rounded or cut to them. No equation scores 0: what is not shown earns
-nothing. Anything with unknowns, functions or units inside is not an equation here and does not count.
-
-Neither says whether the answer is right: grounded operands may be the wrong ones, true equations beside the
-point. Both can be met by trivial means (repeating one number, "1 + 1 = 2"), so pay little for them, and look
-at the reward audit first.
+A right side with decimals may be rounded or cut to them. Anything with unknowns, functions or units inside is
+not an equation here and does not count. True equations do not make an answer right: they may be beside the
+point, or trivial ("1 + 1 = 2"), so pay little for them, and look at the reward audit first.
 
 Completions are hostile: at most `MAX_CHARS` characters and `MAX_EQUATIONS` equations of `MAX_SIDE` characters
 a side are read, by a parser without eval, recursion or big integers.
@@ -22,81 +12,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from string import ascii_letters
-
-from utils.data.records import Record
-from utils.grading.grade import PROGRAM_DATASETS, parse_completion
-from utils.grading.program import TABLE_OPERATIONS, program_steps, tokenize_program
 
 MAX_CHARS = 20_000
 MAX_EQUATIONS = 64
 MAX_SIDE = 120
-# The constants of FinQA's language, as its programs and the official list spell them.
-CONSTANTS = frozenset(
-    ["const_m1", *(f"const_{n}" for n in (*range(1, 11), 100, 1000, *(10**k for k in range(4, 10))))]
-)
-
-
-def reasoning_score(record: Record, completion: str) -> float:
-    """The score of a decoded completion of `record`, in [0, 1]; never raises for what it holds."""
-    if record.form in PROGRAM_DATASETS:
-        return grounded_operands(record.input_text, completion)
-    return true_equations(completion)
-
-
-# ------------------------------------------------------------------------------------------------ programs
-
-
-def grounded_operands(report: str, completion: str) -> float:
-    """Share of the program's literal operands that `report` holds; 0 without a program or literals."""
-    fields, _ = parse_completion(completion, ())
-    return grounded_steps(report, program_steps(tokenize_program(fields.get("program", ""))))
-
-
-def grounded_steps(report: str, steps: list[tuple[str, str, str]]) -> float:
-    """The same of a program's steps (operation and two arguments, as written)."""
-    numbers = report_numbers(report)
-    verdicts = []
-    for place, (operation, a, b) in enumerate(steps):
-        if operation in TABLE_OPERATIONS:
-            verdicts.append(bool(a) and _holds(report, a))
-            continue
-        for operand in (a, b):
-            if "#" in operand:
-                reference = re.fullmatch(r"#([0-9]{1,2})", operand)
-                own = reference is not None and int(reference[1]) < place
-            else:
-                own = operand in CONSTANTS
-            if not own:
-                verdicts.append(_size(operand) in numbers)
-    return sum(verdicts) / len(verdicts) if any(verdicts) else 0.0
-
-
-@lru_cache(maxsize=4096)
-def report_numbers(report: str) -> frozenset[float]:
-    """The sizes (absolute values) of all numbers written in a text, "1,234.5" as 1234.5 and "5%" as 5."""
-    found = re.finditer(r"[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+", report)
-    return frozenset(_size(match[0].rstrip(",")) for match in found) - {None}
-
-
-def _size(text: str) -> float | None:
-    """The size of a plain number; None for anything else that Python's float would take."""
-    plain = re.fullmatch(r"-?([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})%?", text.replace(",", ""))
-    return float(plain[1]) if plain else None
-
-
-def _holds(text: str, name: str) -> bool:
-    """The text holds the name, not as part of a longer word."""
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
-
-
-# ----------------------------------------------------------------------------------------------- equations
+SIGNIFICANT_DIGITS = 9  # of values and operands that are compared: they are floats
 
 
 def true_equations(text: str) -> float:
-    """Share of the stated equations that hold; 0 where none is stated."""
+    """Share of the stated equations that hold; 0 where none is stated: what is not shown earns nothing."""
     verdicts = equations(text)
     return sum(verdicts) / len(verdicts) if verdicts else 0.0
 
@@ -170,6 +97,21 @@ def stated_equations(text: str) -> list[Equation]:
             if len(found) == MAX_EQUATIONS:
                 return found
     return found
+
+
+def equation_keys(equations: Sequence[Equation]) -> list[Hashable]:
+    """One key per equation, by which steps of two solutions are compared: its left side's operands and
+    operations in any order, and its value, so that "2 * 8" is "8 x 2", but "5 - 3" is not "3 - 5"."""
+    keys = []
+    for equation in equations:
+        numbers = sorted(_rounded(float(t.replace(",", ""))) for t in equation.left if t[-1].isdigit())
+        operations = "".join(sorted(token for token in equation.left if token in "+-*/^%"))
+        keys.append((tuple(numbers), operations, _rounded(equation.value)))
+    return keys
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
 def plain_arithmetic(text: str) -> str:

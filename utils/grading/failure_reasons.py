@@ -1,7 +1,8 @@
 """Why an item was answered wrongly: one reason per item, from the programs where there are any.
 
 The reasons are tried in the order below and the first that applies is given, so that each is as specific as
-the evidence allows and the counts of an evaluation add up to its wrong items.
+the evidence allows and the counts of an evaluation add up to its wrong items. `Task.reason` of a form of data
+set gives them; a form of its own may have others.
 
 For every data set:
 
@@ -49,80 +50,33 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
 
-from utils.data.records import Record
-from utils.grading.equations import stated_equations
-from utils.grading.execute import parse_gold_value
-from utils.grading.grade import PROGRAM_DATASETS, Grade
-from utils.grading.outside_predictions import Prediction
-from utils.grading.program import program_steps, tokenize_program
-from utils.grading.solution_steps import (
-    Step,
-    canonical_operand,
-    equation_keys,
-    is_reference,
-    plain_number,
-)
-from utils.grading.tasks.gsm8k import extract_strict
+from utils.grading.equations import equation_keys, stated_equations
+from utils.grading.program import plain_number
 
 ROUNDING = 1e-3
-_COMMAS_IN_A_LIST = re.compile(r",(?![0-9]{3}(?![0-9]))")
 SCALES = (2, 3, 6, 9)  # powers of ten that a slip in percent, thousands, millions or billions leaves behind
+_COMMAS_IN_A_LIST = re.compile(r",(?![0-9]{3}(?![0-9]))")
 
 
-def failure_reason(record: Record, prediction: Prediction | None, graded: Grade | None) -> tuple[str, str]:
-    """Reason and detail for one item; both are "" where it is right.
+def answer_failure(value: str, gold: str, whole_number: bool) -> str:
+    """Reason (8 or 9 above) for an answer that was found and is not the gold; else "".
 
-    ``graded`` is None where ``prediction`` is. The detail is the grader's own typed reason where the item
-    could not be graded to a value, else "".
+    Args:
+        value, gold: the two answers as text; only plain numbers are examined for rounding and scale.
+        whole_number: whether golds are whole numbers (GSM8K), to which an answer may have to be rounded.
     """
-    if prediction is None or graded is None:
-        return "missing_prediction", ""
-    if graded.correct:
-        return "", ""
-    if prediction.response is not None and not prediction.response.strip():
-        return "empty_response", ""
-    if record.form in PROGRAM_DATASETS:
-        return _program_reason(record, prediction, graded)
-    return _answer_reason(record, prediction, graded)
-
-
-def _program_reason(record: Record, prediction: Prediction, graded: Grade) -> tuple[str, str]:
-    if prediction.program_tokens is None and "program" not in graded.parsed:
-        if prediction.truncated:
-            return "cut_off", ""
-        missing = graded.format_error.startswith("missing_field")
-        return "missing_program" if missing else "invalid_json", graded.format_error
-    if graded.value is None:
-        return "invalid_program", graded.failure.removeprefix("program:")
-    steps = predicted_steps(prediction, graded)
-    gold_steps = program_steps(tokenize_program(record.target_program))
-    return program_failure(steps, gold_steps, graded.value, parse_gold_value(record.target_answer)), ""
-
-
-def predicted_steps(prediction: Prediction, graded: Grade) -> list[Step]:
-    """The steps of a predicted program; empty where there is none that can be read."""
-    if prediction.program_tokens is not None:
-        return program_steps(list(prediction.program_tokens))
-    return program_steps(tokenize_program(graded.parsed.get("program", "")))
-
-
-def _answer_reason(record: Record, prediction: Prediction, graded: Grade) -> tuple[str, str]:
-    if graded.tolerant:
-        return "answer_format", graded.failure
-    if not graded.format_valid:
-        return "cut_off" if prediction.truncated else "no_answer", graded.format_error
-    if graded.failure == "timeout":
-        return "grader_timeout", ""
-    if graded.failure == "not_comparable":
-        return "unreadable_answer", ""
-    whole_number = record.form == "gsm8k"
-    value = extract_strict(prediction.response or "") if whole_number else graded.value
-    reason = answer_failure(value, record.target_answer, whole_number)
-    if reason != "wrong_answer":
-        return reason, ""
-    return working_failure(prediction.response or "", record.target_text), ""
+    number, gold_number = _single_number(value), _single_number(gold)
+    if number is None or gold_number is None:
+        return ""
+    if whole_number:
+        rounds = number != gold_number and gold_number in (math.floor(number), math.ceil(number))
+    else:
+        decimals = not (number.is_integer() and gold_number.is_integer())
+        rounds = decimals and is_close(number, gold_number, 1e-2)
+    if rounds:
+        return "rounding"
+    return "scale_or_percent" if is_scale_slip(number, gold_number) else ""
 
 
 def working_failure(response: str, gold: str) -> str:
@@ -134,79 +88,18 @@ def working_failure(response: str, gold: str) -> str:
     return "missing_step" if own and own < due else "wrong_answer"
 
 
-def program_failure(
-    steps: Sequence[Step], gold_steps: Sequence[Step], value: float | str, gold_value: float | str
-) -> str:
-    """Reason (7 to 15 above) for a valid program whose value is not the gold's."""
-    if _close(value, gold_value, ROUNDING):
-        return "rounding"
-    if is_scale_slip(value, gold_value):
-        return "scale_or_percent"
-    if list(steps) == list(gold_steps):
-        return "gold_inconsistent"
-    operations, operands = _contents(steps)
-    gold_operations, gold_operands = _contents(gold_steps)
-    if operations == gold_operations:
-        return "operand_order" if operands == gold_operands else "wrong_operand"
-    if operations.total() == gold_operations.total() and operands == gold_operands:
-        return "wrong_operation"
-    if operations < gold_operations:
-        return "missing_step"
-    if operations > gold_operations:
-        return "extra_step"
-    return "other_program"
-
-
-def answer_failure(value: str, gold: str, whole_number: bool) -> str:
-    """Reason (8 or 9 above) for an answer that was found and is not the gold; else "wrong_answer".
-
-    Args:
-        value, gold: the two answers as text; only plain numbers are examined for rounding and scale.
-        whole_number: whether golds are whole numbers (GSM8K), to which an answer may have to be rounded.
-    """
-    number, gold_number = _single_number(value), _single_number(gold)
-    if number is None or gold_number is None:
-        return "wrong_answer"
-    if whole_number:
-        rounds = number != gold_number and gold_number in (math.floor(number), math.ceil(number))
-    else:
-        decimals = not (number.is_integer() and gold_number.is_integer())
-        rounds = decimals and _close(number, gold_number, 1e-2)
-    if rounds:
-        return "rounding"
-    return "scale_or_percent" if is_scale_slip(number, gold_number) else "wrong_answer"
-
-
 def is_scale_slip(value: float | str, gold: float | str) -> bool:
     """Whether two numbers differ by a factor of 10^±2, 10^±3, 10^±6 or 10^±9, within a relative 1e-3."""
     if isinstance(value, str) or isinstance(gold, str) or value == 0 or gold == 0:
         return False
-    return any(_close(value, gold * 10.0**power, ROUNDING) for s in SCALES for power in (s, -s))
+    return any(is_close(value, gold * 10.0**power, ROUNDING) for s in SCALES for power in (s, -s))
 
 
-def _close(value: float | str, gold: float | str, tolerance: float) -> bool:
+def is_close(value: float | str, gold: float | str, tolerance: float) -> bool:
+    """Whether two numbers are within a relative tolerance of the gold, or two texts are equal."""
     if isinstance(value, str) or isinstance(gold, str):
         return value == gold
     return abs(value - gold) <= tolerance * abs(gold)
-
-
-def _contents(steps: Sequence[Step]) -> tuple[Counter, Counter]:
-    """Operations and operands (references aside) of the steps that the last one rests on."""
-    used, pending = set(), [len(steps) - 1] if steps else []
-    while pending:
-        index = pending.pop()
-        if index in used or not 0 <= index < len(steps):
-            continue
-        used.add(index)
-        pending += [int(arg[1:]) for arg in steps[index][1:] if is_reference(arg)]
-    operations = Counter(steps[index][0] for index in used)
-    operands = Counter(
-        canonical_operand(arg)
-        for index in used
-        for arg in steps[index][1:]
-        if not is_reference(arg) and arg != "none"
-    )
-    return operations, operands
 
 
 def _single_number(answer: str) -> float | None:

@@ -6,23 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.data.records import Record, form_of
-from utils.grading.failure_reasons import failure_reason
-from utils.grading.grade import PROGRAM_DATASETS, Grade, grade, grade_program_tokens
+from utils.data.records import Record
 from utils.grading.outside_predictions import Prediction
-from utils.grading.reasoning_quality import reasoning_names, reasoning_quality
-from utils.grading.tasks.gsm8k import extract_strict
+from utils.grading.task import Grade, Task
+from utils.grading.tasks import task_of
 
 MAX_SHOWN_CHARS = 200  # of a value or gold in breakdown.csv; predictions.jsonl has them whole
-
-# Names of the official measures as they appear in metrics.json, by the grader's names.
-MEASURES = {
-    "execution_match": "execution_accuracy",
-    "program_match": "program_accuracy",
-    "strict_match": "strict_accuracy",
-    "flexible_match": "flexible_accuracy",
-    "equal": "equality_accuracy",
-}
 
 
 @dataclass(frozen=True)
@@ -53,11 +42,7 @@ class GradedItem:
     @property
     def value(self) -> str:
         """What was graded, as text; "" where there is nothing."""
-        if self.grade is None or self.grade.value is None:
-            return ""
-        if self.record.form == "gsm8k":
-            return extract_strict(self.prediction.response) or ""
-        return str(self.grade.value)
+        return "" if self.grade is None else self.grade.answer
 
     @property
     def program(self) -> str:
@@ -70,19 +55,11 @@ class GradedItem:
 
     def measures(self) -> dict[str, bool]:
         """The data set's measures of this item by their names in metrics.json."""
-        names = measure_names(self.record.dataset)
+        names = task_of(self.record.dataset).measures
         if self.grade is None:
             return dict.fromkeys(names, False)
-        official = {MEASURES[key]: value for key, value in self.grade.official.items() if key in MEASURES}
-        return {name: official.get(name, self.grade.tolerant) for name in names}
-
-
-def measure_names(dataset: str) -> tuple[str, ...]:
-    """The accuracies reported for a data set; the first is its official ``accuracy``."""
-    form = form_of(dataset)
-    if form in PROGRAM_DATASETS:
-        return ("execution_accuracy", "program_accuracy", "tolerant_accuracy")
-    return ("strict_accuracy", "flexible_accuracy") if form == "gsm8k" else ("equality_accuracy",)
+        found = self.grade.official | {"tolerant": self.grade.tolerant}
+        return {name: found[key] for name, key in names.items()}
 
 
 def grade_items(
@@ -97,16 +74,31 @@ def grade_items(
     """
     items = []
     for record in records:
-        prediction = predictions.get(record.id)
+        task, prediction = task_of(record.dataset), predictions.get(record.id)
+        response = (prediction and prediction.response) or ""
         graded = None
         if prediction is not None and prediction.program_tokens is not None:
-            graded = grade_program_tokens(record, list(prediction.program_tokens))
+            graded = task.grade_program(record, list(prediction.program_tokens))
         elif prediction is not None:
-            graded = grade(record, prediction.response, required_fields)
-        reason, detail = failure_reason(record, prediction, graded)
-        quality = reasoning_quality(record, prediction, graded)
-        items.append(GradedItem(record, prediction, graded, reason, detail, quality))
+            graded = task.grade(record, response, tuple(required_fields))
+        reason, detail = _reason(task, record, prediction, graded)
+        reasoning = task.reasoning(record, graded, response)
+        items.append(GradedItem(record, prediction, graded, reason, detail, reasoning))
     return items
+
+
+def _reason(
+    task: Task, record: Record, prediction: Prediction | None, graded: Grade | None
+) -> tuple[str, str]:
+    """Why an item is wrong (utils/grading/failure_reasons.py), and the detail; both "" where it is right."""
+    if graded is None:
+        return "missing_prediction", ""
+    if graded.correct:
+        return "", ""
+    response = prediction.response or ""
+    if prediction.response is not None and not response.strip():
+        return "empty_response", ""
+    return task.reason(record, graded, response, bool(prediction.truncated))
 
 
 def breakdown_row(item: GradedItem) -> dict[str, Any]:
@@ -127,13 +119,6 @@ def breakdown_row(item: GradedItem) -> dict[str, Any]:
         "truncated": _blank(prediction.truncated if prediction else None),
         **{name: "" if value is None else round(value, 4) for name, value in item.reasoning.items()},
     }
-
-
-def breakdown_columns(dataset: str) -> list[str]:
-    """The columns of breakdown.csv, in order."""
-    measures = [name.removesuffix("_accuracy") for name in measure_names(dataset)]
-    head = ["id", "correct", "level", "type", "failure_reason", "failure_detail", "format_valid"]
-    return [*head, *measures, "value", "gold", "tokens", "truncated", *reasoning_names(dataset)]
 
 
 def prediction_row(item: GradedItem) -> dict[str, Any]:

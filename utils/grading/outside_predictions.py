@@ -7,7 +7,7 @@ Two forms, told apart by the first character of the file:
   the item's row in the split's file, counted from 0.
 
 Either entry may stand in either form of file; other keys are ignored. Every fault is one line that names the
-file and the line; nothing is skipped.
+file and the line, or the entry of an array; nothing is skipped.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.data.reading import describe
 from utils.data.records import Record
-from utils.frame.files import UserError, shown
+from utils.frame.files import UserError, json_fault, jsonl_values, shown
 
-_SPACE = re.compile(r"[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -47,20 +47,21 @@ def read_predictions(path: Path, records: Sequence[Record]) -> dict[str, Predict
         records: all gold items of the split, in file order.
 
     Raises:
-        UserError: naming file and line, where the file cannot be read, an entry has neither form, an id or
+        UserError: naming file and place, where the file cannot be read, an entry has neither form, an id or
             index is unknown, or an item is predicted twice.
     """
     known = {record.id for record in records}
     id_of_row = {_row(record): record.id for record in records}
     found: dict[str, Prediction] = {}
     place_of: dict[str, str] = {}
-    for place, entry in _entries(path):
-        where = f"{shown(path)}:{place}"
+    for kind, number, entry in _entries(path):
+        place = f"{kind} {number}"
+        where = f"{shown(path)}:{number if kind == 'line' else f' {place}'}"
         if not isinstance(entry, dict):
-            raise UserError(f"{where}: expected an object with 'id', found {_kind(entry)}")
+            raise UserError(f"{where}: expected an object with 'id', found {describe(entry)}")
         item = _item_id(entry, where, known, id_of_row)
         if item in place_of:
-            raise UserError(f"{where}: item '{item}' is already predicted in line {place_of[item]}")
+            raise UserError(f"{where}: item '{item}' is already predicted in {place_of[item]}")
         place_of[item] = place
         found[item] = _prediction(entry, where)
     if not found:
@@ -79,14 +80,14 @@ def _item_id(entry: dict, where: str, known: set[str], id_of_row: dict[int | Non
     if isinstance(item, int) and not isinstance(item, bool):
         item = str(item)
     if item is not None and not (isinstance(item, str) and item):
-        raise UserError(f"{where}: 'id' must be text, found {_kind(item)}")
+        raise UserError(f"{where}: 'id' must be text, found {describe(item)}")
     if item is not None and item not in known:
         raise UserError(
             f"{where}: unknown id {_short(item)}: no such item in this split ({_examples(known)})"
         )
     if index is not None:
         if not isinstance(index, int) or isinstance(index, bool):
-            raise UserError(f"{where}: 'index' must be a whole number, found {_kind(index)}")
+            raise UserError(f"{where}: 'index' must be a whole number, found {describe(index)}")
         if index not in id_of_row:
             raise UserError(f"{where}: unknown index {index}: this split has rows 0 to {_last(id_of_row)}")
         if item not in (None, id_of_row[index]):
@@ -108,18 +109,18 @@ def _prediction(entry: dict, where: str) -> Prediction:
     if given == ["response"]:
         if not isinstance(value, str):
             raise UserError(
-                f"{where}: 'response' must be text, found {_kind(value)}; leave missing items out"
+                f"{where}: 'response' must be text, found {describe(value)}; leave missing items out"
             )
         return Prediction(response=_SURROGATE.sub("\ufffd", value))
     if not isinstance(value, list) or not all(isinstance(token, str) for token in value):
         raise UserError(
-            f"{where}: 'predicted' must be a list of program tokens as text, found {_kind(value)}"
+            f"{where}: 'predicted' must be a list of program tokens as text, found {describe(value)}"
         )
     return Prediction(program_tokens=tuple(_SURROGATE.sub("\ufffd", token) for token in value))
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """Place and value of every entry: "12" (line, from 1), in an array "1 (entry 3)", also from 1."""
+def _entries(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """What an entry is counted by ("line", in an array "entry"), its number from 1, and its value."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except IsADirectoryError:
@@ -129,59 +130,16 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{shown(path)}:{line}: not UTF-8 text (byte {error.start})") from None
-    start = _SPACE.match(text).end()
-    return _array_entries(text, start, path) if text[start : start + 1] == "[" else _line_entries(text, path)
-
-
-def _line_entries(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield str(number), _decode(line, 0, number, path)[0]
-
-
-def _array_entries(text: str, start: int, path: Path) -> Iterator[tuple[str, Any]]:
-    """The array's items one by one, so that a fault in one can name its line."""
-    line, counted, number = 1, 0, 0
-    position = _SPACE.match(text, start + 1).end()
-    expected = "an object or ']'"
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        if position >= len(text):
-            raise UserError(f"{shown(path)}:{line}: the array is not closed: the file is truncated")
-        if expected == "',' or ']'":
-            if text[position] != ",":
-                raise UserError(f"{shown(path)}:{line}: not valid JSON (expected {expected})")
-            position = _SPACE.match(text, position + 1).end()
-            line, counted = line + text.count("\n", counted, position), position
-        value, end = _decode(text, position, line, path)
-        number += 1
-        yield f"{line} (entry {number})", value
-        position = _SPACE.match(text, end).end()
-        expected = "',' or ']'"
-    rest = _SPACE.match(text, position + 1).end()
-    if rest < len(text):
-        line += text.count("\n", counted, rest)
-        raise UserError(f"{shown(path)}:{line}: not valid JSON (text after the end of the array)")
-
-
-def _decode(text: str, position: int, line: int, path: Path) -> tuple[Any, int]:
-    """Decode the value that starts at ``position``; where it is a whole line, nothing may follow it."""
+    if not text.lstrip().startswith("["):
+        for number, value in jsonl_values(path):
+            yield "line", number, value
+        return
     try:
-        if position == 0:
-            return json.loads(text), len(text)
-        return json.JSONDecoder().raw_decode(text, position)
-    except json.JSONDecodeError as error:
-        line += text.count("\n", position, error.pos)
-        raise UserError(f"{shown(path)}:{line}: not valid JSON ({error.msg})") from None
-    except RecursionError:
-        raise UserError(f"{shown(path)}:{line}: not valid JSON (nested too deeply)") from None
-    except ValueError as error:
-        raise UserError(f"{shown(path)}:{line}: not valid JSON ({str(error).split(';')[0]})") from None
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown(path)}:{getattr(error, 'lineno', 1)}: {json_fault(error)}") from None
+    for number, value in enumerate(values, start=1):
+        yield "entry", number, value
 
 
 def _short(text: str) -> str:

@@ -7,7 +7,9 @@ in ``docs/grading.md``. Programs are written by models and treated as hostile: s
 is evaluated as code, and every failure is a ``ProgramError``.
 """
 
+import math
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -146,3 +148,47 @@ def step_overlap(predicted: list[tuple[str, str, str]], gold: list[tuple[str, st
         return 0.0
     shared = Counter(map(_canonical, predicted)) & Counter(map(_canonical, gold))
     return shared.total() / max(len(predicted), len(gold))
+
+
+def program_keys(steps: Sequence[tuple[str, str, str]]) -> list[Hashable]:
+    """One key per step, by which what two programs do is compared, whether or not it comes out right.
+
+    ``1,000`` is ``1000``, ``5%`` is ``0.05``, ``const_100`` is ``100``; add and multiply take their operands
+    in either order; a reference stands for the operation whose result it is, so that a slip in one step does
+    not spoil those that build on it, and independent steps can be reordered.
+    """
+    keys = []
+    for place, (operation, *arguments) in enumerate(steps):
+        operands = [_operand_key(argument, steps[:place]) for argument in arguments]
+        keys.append((operation, *(sorted(operands, key=repr) if operation in COMMUTATIVE else operands)))
+    return keys
+
+
+def _operand_key(argument: str, earlier: Sequence[tuple[str, str, str]]) -> Hashable:
+    if not is_reference(argument):
+        return canonical_operand(argument)
+    place = int(argument[1:])
+    return ("result of", earlier[place][0] if place < len(earlier) else "nothing")
+
+
+def is_reference(argument: str) -> bool:
+    """Whether an argument is the result of an earlier step (``#0``)."""
+    return argument.startswith("#") and argument[1:].isdecimal()
+
+
+def canonical_operand(operand: str) -> float | str:
+    """The same key for 1,000 and 1000.0, for 5% and 0.05, and for const_100 and 100."""
+    if operand == "const_m1":
+        return -1.0
+    number = plain_number(operand.removeprefix("const_"))
+    return operand.strip() if number is None else number
+
+
+def plain_number(text: str) -> float | None:
+    """A plain decimal number, with thousands separators, a currency or a percent sign."""
+    text = text.strip().replace(",", "").replace("$", "").replace("\\", "")
+    try:
+        number = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

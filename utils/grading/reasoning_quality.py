@@ -27,54 +27,10 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from utils.data.records import Record, form_of
-from utils.grading.equations import (
-    MAX_CHARS,
-    Equation,
-    grounded_steps,
-    plain_arithmetic,
-    stated_equations,
-)
-from utils.grading.failure_reasons import predicted_steps
-from utils.grading.grade import PROGRAM_DATASETS, Grade
-from utils.grading.outside_predictions import Prediction
-from utils.grading.program import program_steps, tokenize_program
-from utils.grading.solution_steps import equation_keys, plain_number, program_keys
-from utils.grading.tasks.gsm8k import extract_strict, normalize_number
-from utils.grading.tasks.hendrycks_math import plain_decimal
+from utils.grading.equations import MAX_CHARS, Equation, plain_arithmetic
 
 LAST_STEPS = 3  # among how many of the last equations the final answer must be a result
-
-
-def reasoning_names(dataset: str) -> tuple[str, ...]:
-    """The measures that a data set has."""
-    own = "operand_grounding" if form_of(dataset) in PROGRAM_DATASETS else "arithmetic_consistency"
-    return ("step_coverage", "step_order", own, "answer_support")
-
-
-def reasoning_quality(
-    record: Record, prediction: Prediction | None, graded: Grade | None
-) -> dict[str, float | None]:
-    """The data set's measures of one item, by name; None where a measure does not apply.
-
-    Args:
-        record: the gold item.
-        prediction, graded: its answer and grade; both None where there is no answer, which has no steps.
-    """
-    answered = prediction is not None and graded is not None
-    if record.form in PROGRAM_DATASETS:
-        gold = program_keys(program_steps(tokenize_program(record.target_program)))
-        steps = predicted_steps(prediction, graded) if answered else []
-        own = program_keys(steps)
-        third = grounded_steps(record.input_text, steps) if steps else None
-        support = _support_by_program(graded) if answered else None
-    else:
-        stated = stated_equations(prediction.response or "") if answered else []
-        gold, own = equation_keys(stated_equations(record.target_text)), equation_keys(stated)
-        third = sum(equation.holds for equation in stated) / len(stated) if stated else None
-        support = _support_in_text(record, prediction, graded, stated) if answered else None
-    values = (step_coverage(own, gold), step_order(own, gold), third, support)
-    return dict(zip(reasoning_names(record.dataset), values, strict=True))
+MAX_NUMBER_CHARS = 64  # a longer run of digits is no result
 
 
 def step_coverage(own: Sequence[Hashable], gold: Sequence[Hashable]) -> float | None:
@@ -94,29 +50,6 @@ def step_order(own: Sequence[Hashable], gold: Sequence[Hashable]) -> float | Non
     return longest[-1] / len(gold)
 
 
-def _support_by_program(graded: Grade) -> float | None:
-    """Whether the ``answer`` field says what the program gives: a number rounded or cut to the decimals that
-    are stated, also read as percent where it has the sign. None where one of the two is missing."""
-    stated = graded.parsed.get("answer", "").strip()
-    if graded.value is None or not stated:
-        return None
-    if isinstance(graded.value, str):
-        return float(stated.lower() == graded.value)
-    number = plain_number(stated)
-    if number is None:
-        return 0.0
-    unit = 10.0 ** -(len(stated.rstrip("% ").partition(".")[2]) if "." in stated else 0)
-    # Without decimals a number is meant exactly: 3 is no rounding of 3.4. Values have 5 places.
-    unit = max(unit if "." in stated else 0.0, 1e-5)
-    readings = [(number, unit / 100), (100 * number, unit)] if stated.endswith("%") else [(number, unit)]
-    return float(
-        any(
-            math.isclose(graded.value, value, rel_tol=1e-9, abs_tol=0.999999 * step)
-            for value, step in readings
-        )
-    )
-
-
 # A number behind "=" with which an equation ends: "= 4 + 5 = 9" states the result 9.
 _RESULT = re.compile(
     r"=[\s~≈]*+(-?(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]++)(?:\.[0-9]++)?+|-?\.[0-9]++)"
@@ -128,30 +61,21 @@ _BOX = re.compile(r"\\boxed\s*\{")
 def stated_results(text: str) -> list[float]:
     """The numbers that stand at the end of an equation, in order, whatever is on its left side."""
     plain = plain_arithmetic(_BOX.sub("", text[-MAX_CHARS:]))
-    numbers = (normalize_number(match[1]) for match in _RESULT.finditer(plain))
-    return [float(number) for number in numbers if number is not None]
+    numbers = (match[1] for match in _RESULT.finditer(plain) if len(match[1]) <= MAX_NUMBER_CHARS)
+    return [float(number.replace(",", "")) for number in numbers]
 
 
-def _support_in_text(
-    record: Record, prediction: Prediction, graded: Grade, stated: Sequence[Equation]
+def support_in_text(
+    answer: float, response: str, stated: Sequence[Equation], states_calculations: bool
 ) -> float | None:
     """Whether one of the last equations ends in the final answer and is not false where it can be computed.
 
-    The answer is the number where the data set's format puts it (``#### 18``, ``\\boxed{18}``); None where no
-    number stands there. Where no equation is stated, nothing supports a GSM8K answer (0); of a MATH answer,
-    which may follow from words or algebra, nothing is said (None).
+    Where no equation is stated, nothing supports an answer that is to state its calculations (0), and nothing
+    is said of one that may follow from words or algebra (None).
     """
-    response = prediction.response or ""
-    if record.form == "gsm8k":
-        number = normalize_number((extract_strict(response) or "").rstrip("."))
-    else:
-        number = plain_decimal(graded.value) if isinstance(graded.value, str) else None
-    if number is None:
-        return None
-    answer = float(number)
     results = stated_results(response)
     if not results:
-        return 0.0 if record.form == "gsm8k" else None
+        return 0.0 if states_calculations else None
     verdicts = [equation.holds for equation in stated if _same(equation.stated, answer)]
     disproved = bool(verdicts) and not any(verdicts)
     return float(not disproved and any(_same(result, answer) for result in results[-LAST_STEPS:]))

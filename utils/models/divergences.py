@@ -21,16 +21,13 @@ the exact divergence, never less with a larger k, and equal to it where k covers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from utils.models.prefix.prefix_scoring import LOGIT_BYTES
-from utils.models.trl_version import check_trl_version
+from utils.models.prefix.prefix_scoring import in_pieces, wide_logits
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 
@@ -81,7 +78,10 @@ def exact_divergence(
 
     States are those before the tokens, [N, H_S] and [N, H_T]; heads are linear layers.
     """
-    divergence, _ = _trl_kernel().apply(
+    # Here, because evaluation needs `log_divergence` alone, and TRL loads for seconds.
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    divergence, _ = ChunkedDivergenceFunction.apply(
         student_states,
         *_cut(student_head, vocab_size),
         teacher_states,
@@ -90,16 +90,6 @@ def exact_divergence(
         measure.temperature,
     )
     return divergence * measure.temperature**2
-
-
-def _trl_kernel() -> type[torch.autograd.Function]:
-    """Imported where it is called: evaluation needs ``log_divergence`` alone, and TRL loads for seconds."""
-    try:
-        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-    except ImportError:
-        check_trl_version()  # names move between releases: say which one is needed
-        raise
-    return ChunkedDivergenceFunction
 
 
 def _cut(head: nn.Module, vocab_size: int) -> tuple[Tensor, Tensor | None]:
@@ -114,12 +104,12 @@ def teacher_top_k(states: Tensor, head: nn.Module, k: int, temperature: float, v
     k = min(k, vocab_size)
 
     def piece(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = _logits(head, states, vocab_size) / temperature
+        logits = wide_logits(head, states, vocab_size) / temperature
         chosen, indices = logits.topk(k, dim=-1)
         log_z = logits.logsumexp(-1)
         return chosen - log_z[:, None], indices, _rest(logits, indices) - log_z
 
-    return TopK(*_in_pieces(piece, head, states))
+    return TopK(*in_pieces(piece, head, states))
 
 
 def top_k_divergence(
@@ -129,7 +119,7 @@ def top_k_divergence(
     covers = teacher.indices.shape[-1] >= vocab_size
 
     def piece(states: Tensor, log_probs: Tensor, indices: Tensor, tail: Tensor) -> tuple[Tensor]:
-        logits = _logits(head, states, vocab_size) / measure.temperature
+        logits = wide_logits(head, states, vocab_size) / measure.temperature
         log_z = logits.logsumexp(-1)
         own = logits.gather(-1, indices) - log_z[:, None]
         if not covers:
@@ -137,7 +127,7 @@ def top_k_divergence(
             log_probs = torch.cat([log_probs, tail[:, None]], -1)
         return (log_divergence(log_probs, own, measure),)
 
-    found = _in_pieces(piece, head, states, teacher.log_probs, teacher.indices, teacher.tail)
+    found = in_pieces(piece, head, states, teacher.log_probs, teacher.indices, teacher.tail)
     return found[0] * measure.temperature**2
 
 
@@ -159,33 +149,12 @@ def top_one_and_entropy(states: Tensor, head: nn.Module, vocab_size: int) -> tup
     """The likeliest token, int64 [N], and the entropy in nats, [N], at temperature 1."""
 
     def piece(states: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = _logits(head, states, vocab_size).log_softmax(-1)
+        log_probs = wide_logits(head, states, vocab_size).log_softmax(-1)
         return log_probs.argmax(-1), -(log_probs.exp() * log_probs).sum(-1)
 
-    return _in_pieces(piece, head, states)
-
-
-def _logits(head: nn.Module, states: Tensor, vocab_size: int) -> Tensor:
-    logits = head(states)[:, :vocab_size]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return in_pieces(piece, head, states)
 
 
 def _rest(logits: Tensor, indices: Tensor) -> Tensor:
     """Log of the sum of all but the chosen columns; summed itself, since 1 - sum(chosen) would cancel."""
     return logits.scatter(-1, indices, -math.inf).logsumexp(-1)
-
-
-def _in_pieces(
-    function: Callable[..., tuple[Tensor, ...]], head: nn.Module, states: Tensor, *others: Tensor
-) -> tuple[Tensor, ...]:
-    """Results of ``function`` on pieces whose logits stay below `LOGIT_BYTES`, computed again in the backward
-    pass where there is more than one."""
-    rows = max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
-    if len(states) <= rows:
-        return function(states, *others)
-    pieces = zip(*(tensor.split(rows) for tensor in (states, *others)), strict=True)
-    if torch.is_grad_enabled():
-        found = [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
-    else:
-        found = [function(*piece) for piece in pieces]
-    return tuple(torch.cat(part) for part in zip(*found, strict=True))

@@ -8,9 +8,9 @@ safetensors only.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -73,7 +73,7 @@ def adapter_base(folder: str | Path) -> str | None:
     config = Path(folder) / "adapter_config.json"
     if not config.is_file():
         return None
-    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = read_json(config)["base_model_name_or_path"]
     return base if _is_there(base) else _moved_along(Path(folder), base) or base
 
 
@@ -167,17 +167,15 @@ def attention(section: ModelSection) -> str | None:
 
 
 def _flash_obstacle(name: str, dtype: torch.dtype) -> str | None:
-    available = {
+    installed = {
         "flash_attention_2": is_flash_attn_2_available,
         "flash_attention_3": is_flash_attn_3_available,
     }
     if device().type == "cpu":
         return "it needs a GPU"
-    if name in available and not available[name]():
+    if not installed.get(name, lambda: True)():
         return "the package flash-attn is not installed"
-    if dtype == torch.float32:
-        return "it computes in bfloat16 or float16"
-    return None
+    return "it computes in bfloat16 or float16" if dtype == torch.float32 else None
 
 
 def load_base(
@@ -285,13 +283,9 @@ def add_lora(model: PreTrainedModel, section: LoraSection, seed: int) -> PeftMod
     """A fresh adapter on ``model``: A is random from ``seed``, B is zero, so the policy is unchanged until it
     is trained.
     """
-    config = LoraConfig(
-        r=section.r,
-        lora_alpha=section.lora_alpha,
-        lora_dropout=section.lora_dropout,
-        target_modules=section.target_modules,
-        task_type="CAUSAL_LM",
-    )
+    settings = asdict(section)
+    del settings["enabled"]
+    config = LoraConfig(**settings, task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # nothing else has seeded the global generator before a trainer is built
         return get_peft_model(model, config)
@@ -311,16 +305,11 @@ def save_policy(
     extra = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
     model.save_pretrained(folder, state_dict=weights, **extra)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    if adapter_base(folder):
-        _write_adapter_config(folder / "adapter_config.json")
+    if (path := folder / "adapter_config.json").is_file():
+        # PEFT writes the base's absolute path, and sets of names in an order that changes between processes.
+        config = read_json(path)
+        for key, value in config.items():
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                config[key] = sorted(value)
+        write_json(path, config | {"base_model_name_or_path": portable(config["base_model_name_or_path"])})
     tokenizer.save_pretrained(folder)
-
-
-def _write_adapter_config(path: Path) -> None:
-    """PEFT writes the base's absolute path, and sets of names in an order that changes between processes."""
-    config = read_json(path)
-    for key, value in config.items():
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            config[key] = sorted(value)
-    config["base_model_name_or_path"] = portable(config["base_model_name_or_path"])
-    write_json(path, config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from utils.models.loading import plain_generation_config
 from utils.models.prefix.prefix_sampling import Completions, sample_completions, sampling_noise
 from utils.models.prefix.shared_prefix import evaluating, obstacle, position_limit
 from utils.models.sampling_memory import Room
+from utils.models.settings import GenerationSection
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,9 @@ Completer = Callable[..., list[list[Completion]]]  # `complete` without its mode
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
     num_samples: int = 1,
     batch_size: int = 64,
     generator: torch.Generator | None = None,
@@ -51,37 +50,37 @@ def generate(
     across_processes: bool = False,
     room: Room | None = None,
     completer: Completer | None = None,
+    **drawing: Any,
 ) -> list[Completion]:
-    """``num_samples`` completions per rendered prompt, those of one prompt next to each other, in the
-    prompts' order. Temperature 0 is greedy; ``batch_size`` counts completions.
+    """``num_samples`` completions per prompt (token ids), those of one prompt next to each other, in the
+    prompts' order; ``batch_size`` counts completions.
 
-    ``across_processes``: every process calls this alike, they share the batches, and each gets all the
-    completions, which are those of a single process. ``room`` divides what memory has no room for.
-    ``completer`` does what `complete` else does with ``model`` and ``tokenizer``.
+    ``drawing``: temperature, top_p and top_k, as `complete` has them; greedy without. ``across_processes``:
+    every process calls this alike, they share the batches, and each gets all the completions, which are those
+    of a single process. ``room`` divides what memory has no room for. ``completer`` does what `complete` else
+    does with ``model`` and ``tokenizer``.
 
     Raises UserError where prompt and completion together exceed the model's positions.
     """
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    _check_length(model, ids, max_new_tokens)
+    _check_length(model, prompts, max_new_tokens)
     completer = completer or functools.partial(complete, model, tokenizer, room=room)
+    drawing |= {"max_new_tokens": max_new_tokens, "generator": generator}
     answers: dict[int, list[Completion]] = {}
-    for turn, batch in enumerate(progress(batches_by_length(ids, batch_size, num_samples))):
+    for turn, batch in enumerate(progress(batches_by_length(prompts, batch_size, num_samples))):
         if across_processes and turn % num_processes() != process_index():
-            _pass_over(model, len(batch) * num_samples, max_new_tokens, temperature, generator)
+            _pass_over(model, len(batch) * num_samples, **drawing)
             continue
-        found = completer(
-            [ids[index] for index in batch],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            num_samples=num_samples,
-            generator=generator,
-        )
+        found = completer([prompts[index] for index in batch], num_samples=num_samples, **drawing)
         answers |= dict(zip(batch, found, strict=True))
     if across_processes:
         answers = dict(gather_items(list(answers.items())))
-    return [completion for index in range(len(ids)) for completion in answers[index]]
+    return [completion for index in range(len(prompts)) for completion in answers[index]]
+
+
+def drawn_as(generation: GenerationSection) -> dict[str, Any]:
+    """How completions are drawn under the settings, as arguments of `generate` and `complete`."""
+    names = ("max_new_tokens", "temperature", "top_p", "top_k")
+    return {name: getattr(generation, name) for name in names}
 
 
 def batches_by_length(
@@ -173,9 +172,9 @@ def as_completion(tokenizer: PreTrainedTokenizerBase, tokens: list[int], eos: li
     return Completion(tokenizer.decode(tokens, skip_special_tokens=True), tokens, truncated=not ended)
 
 
-def _check_length(model: PreTrainedModel, ids: list[list[int]], max_new_tokens: int) -> None:
+def _check_length(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     limit = position_limit(model)
-    longest = max(map(len, ids), default=0)
+    longest = max(map(len, prompts), default=0)
     if longest + max_new_tokens > limit:
         raise UserError(
             f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} "
@@ -187,8 +186,9 @@ def _pass_over(
     model: PreTrainedModel,
     completions: int,
     max_new_tokens: int,
-    temperature: float,
     generator: torch.Generator | None,
+    temperature: float = 0.0,
+    **_: Any,
 ) -> None:
     """Leave ``generator`` as it is after a batch that another process completes."""
     if generator is None:
@@ -204,18 +204,7 @@ def _seed_from(generator: torch.Generator) -> int:
 
 
 def _generate_with_transformers(
-    model,
-    prompt_ids,
-    prompt_mask,
-    *,
-    max_new_tokens,
-    eos_token_ids,
-    pad_token_id,
-    temperature,
-    top_p,
-    top_k,
-    generator,
-    vocab_size: int | None = None,
+    model, prompt_ids, prompt_mask, *, eos_token_ids, temperature, top_p, top_k, generator, vocab_size, **rest
 ) -> Completions:
     """The same contract through ``generate``, which draws from a global state seeded by ``generator``."""
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k} if temperature > 0 else {}
@@ -228,10 +217,9 @@ def _generate_with_transformers(
         output = model.generate(
             input_ids=prompt_ids,
             attention_mask=prompt_mask,
-            max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
             eos_token_id=eos_token_ids,
-            pad_token_id=pad_token_id,
+            **rest,
             **sampling,
         )
         model.generation_config = shipped

@@ -28,7 +28,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from utils.frame.files import UserError, atomic_path, resolve_path, shown
+from utils.frame.files import UserError, atomic_path, first_line, resolve_path, shown
 from utils.models.settings import TeacherCacheSection
 
 logger = logging.getLogger(__name__)
@@ -104,28 +104,18 @@ class ScoreCache:
 
     def _listed(self) -> list[tuple[bytes, Entry]]:
         """Return the entries, first to be evicted first."""
-        listed = []
-        while self._entries:
-            listed.append(self._entries.popitem())
+        listed = [self._entries.popitem() for _ in range(len(self._entries))]
         self._fill(listed)
         return listed
 
     def _fill(self, listed: Iterable[tuple[bytes, Entry]]) -> None:
         """Bring back entries as `_listed` gave them; the first ones go where they exceed the capacity."""
-        if self.eviction == "lfu":
-            listed = sorted(listed, key=lambda item: item[1].uses)
-        listed = [item for item in listed if item[1].size <= self.capacity]
-        for key, entry in listed:
-            self._entries[key] = entry
-        if self.eviction != "lfu":
-            return
-        # cachetools counts accesses itself: all entries catch up together, so that equals keep their order.
-        rising = [item for item in listed if item[0] in self._entries]
-        count = 1
-        while rising := [item for item in rising if item[1].uses > count]:
-            for key, _ in rising:
-                self._entries[key]
-            count += 1
+        lfu = self.eviction == "lfu"
+        for key, entry in sorted(listed, key=lambda item: item[1].uses) if lfu else listed:
+            if entry.size <= self.capacity:
+                self._entries[key] = entry
+                for _ in range(entry.uses - 1 if lfu else 0):  # cachetools counts accesses itself
+                    self._entries[key]
 
     def save(self, path: str | Path) -> None:
         """Write entries, order, counts and statistics to a safetensors file with a checksum, atomically."""
@@ -143,9 +133,8 @@ class ScoreCache:
         try:
             listed, counts = _read(Path(path))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             logger.warning(
-                "%s: damaged (%s); starting with an empty teacher cache", shown(path), reason[:200]
+                "%s: damaged (%s); starting with an empty teacher cache", shown(path), first_line(error)
             )
             return False
         self._fill(listed)
@@ -165,17 +154,15 @@ class ScoreCache:
             with _locked(self.folder):
                 merged = ScoreCache(self.capacity, self.eviction)
                 merged.load(path)
-                theirs, own = dict(merged._listed()), dict(self._listed())
-                both = {key: _newer(theirs.get(key), entry) for key, entry in own.items()}
+                both = dict(merged._listed())
+                for key, entry in self._listed():
+                    theirs = both.pop(key, entry)
+                    both[key] = Entry(entry.scores, max(entry.uses, theirs.uses))
                 merged._clear()
-                merged._fill([item for item in theirs.items() if item[0] not in own] + list(both.items()))
+                merged._fill(both.items())
                 merged.save(path)
         except OSError as error:
             logger.warning("%s: the teacher cache could not be saved (%s)", shown(path), error.strerror)
-
-
-def _newer(theirs: Entry | None, own: Entry) -> Entry:
-    return Entry(own.scores, max(own.uses, theirs.uses if theirs else 1))
 
 
 def open_cache(section: TeacherCacheSection) -> ScoreCache:
@@ -183,19 +170,18 @@ def open_cache(section: TeacherCacheSection) -> ScoreCache:
 
     Call `publish()` when the run is done. Raises UserError where the folder cannot be made.
     """
-    if not section.folder or not section.capacity_mb:
-        return ScoreCache(int(section.capacity_mb * 1e6), section.eviction)
-    folder = resolve_path(section.folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"teacher_cache.folder: {shown(folder)} cannot be made ({error.strerror}); "
-            "choose a folder that can be written, or leave it empty"
-        ) from None
+    folder = resolve_path(section.folder) if section.folder and section.capacity_mb else None
     cache = ScoreCache(int(section.capacity_mb * 1e6), section.eviction, folder)
-    cache.load(folder / SHARED_FILE)
-    cache._counts = dict.fromkeys(COUNTS, 0)
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"teacher_cache.folder: {shown(folder)} cannot be made ({error.strerror}); "
+                "choose a folder that can be written, or leave it empty"
+            ) from None
+        cache.load(folder / SHARED_FILE)
+        cache._counts = dict.fromkeys(COUNTS, 0)
     return cache
 
 

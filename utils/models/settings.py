@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from utils.data.prompts import DATE
 from utils.frame.config import PathsSection
-from utils.frame.typed_settings import above, at_least, setting, within
+from utils.frame.typed_settings import setting
 
 AUTO_BATCH = 64  # completions that generation.batch_size auto begins with
 
@@ -32,7 +32,7 @@ class ModelSection:
     attn_implementation: str = setting(
         "auto", "attention kernel, as Transformers names it; auto: sdpa where the model has it, else eager"
     )
-    max_prompt_length: int = setting(512, "longest prompt, tokens")
+    max_prompt_length: int = setting(256, "longest prompt, tokens", at_least=1)
     system_prompt: str = setting(
         "", "the system turn of the chat template; empty: the template's own, if any"
     )
@@ -42,7 +42,6 @@ class ModelSection:
     prompt_date: str = setting(DATE, "the day that a chat template is told when it asks, for every run alike")
 
     def validate(self) -> None:
-        at_least(1, max_prompt_length=self.max_prompt_length)
         datetime.date.fromisoformat(self.prompt_date)
 
 
@@ -51,14 +50,10 @@ class LoraSection:
     """Low-rank adapters (PEFT's LoraConfig)."""
 
     enabled: bool = setting(True, "train adapters; false trains all weights")
-    r: int = setting(16, "rank")
-    lora_alpha: int = setting(32, "scale is lora_alpha / r")
-    lora_dropout: float = setting(0.0, "dropout on the adapters' input")
+    r: int = setting(16, "rank", at_least=1)
+    lora_alpha: int = setting(32, "scale is lora_alpha / r", at_least=1)
+    lora_dropout: float = setting(0.0, "dropout on the adapters' input", between=(0, 0.99))
     target_modules: Literal["all-linear"] | list[str] = setting("all-linear", "which linear layers")
-
-    def validate(self) -> None:
-        at_least(1, r=self.r, lora_alpha=self.lora_alpha)
-        within(0, 0.99, lora_dropout=self.lora_dropout)
 
 
 @dataclass
@@ -67,13 +62,19 @@ class TrainingSection:
 
     gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
     max_micro_batch: int | None = setting(
-        None, "most sequences a device trains on at once; the batch stays that of the algorithm tier"
+        None,
+        "most sequences a device trains on at once; the batch stays that of the algorithm tier",
+        at_least=1,
     )
-    max_grad_norm: float = setting(1.0, "gradient-norm clip")
+    max_grad_norm: float = setting(1.0, "gradient-norm clip", at_least=0)
     optim: str = setting("adamw_torch", "optimizer, as Transformers names it")
-    save_steps: int = setting(20, "optimizer steps (of RL and distillation: rollouts) between resume points")
-    logging_steps: int = setting(5, "optimizer steps (of RL and distillation: rollouts) between log rows")
-    dataloader_num_workers: int = setting(0, "worker processes for batches")
+    save_steps: int = setting(
+        20, "optimizer steps (of RL and distillation: rollouts) between resume points", at_least=1
+    )
+    logging_steps: int = setting(
+        1, "optimizer steps (of RL and distillation: rollouts) between log rows", at_least=1
+    )
+    dataloader_num_workers: int = setting(0, "worker processes for batches", at_least=0)
     report_to: list[Literal["tensorboard", "wandb", "trackio", "none"]] = setting(
         [], "trackers besides the JSONL log (docs/tokens.md for their keys); empty or none: no other"
     )
@@ -84,9 +85,6 @@ class TrainingSection:
         return [name for name in self.report_to if name != "none"]
 
     def validate(self) -> None:
-        at_least(1, save_steps=self.save_steps, logging_steps=self.logging_steps)
-        at_least(1, max_micro_batch=self.max_micro_batch)
-        at_least(0, max_grad_norm=self.max_grad_norm, dataloader_num_workers=self.dataloader_num_workers)
         if "none" in self.report_to and self.trackers:
             raise ValueError(f"report_to must name trackers or none, not both, found {self.report_to}")
 
@@ -95,38 +93,31 @@ class TrainingSection:
 class ValidationSection:
     """Validation by generation and reward during training."""
 
-    eval_steps: int = setting(25, "optimizer steps (of RL and distillation: rollouts) between validations")
-    num_items: int = setting(128, "validation items generated for")
-    num_saved_samples: int = setting(8, "generations written out per validation")
-
-    def validate(self) -> None:
-        at_least(1, eval_steps=self.eval_steps, num_items=self.num_items)
-        at_least(0, num_saved_samples=self.num_saved_samples)
+    eval_steps: int = setting(
+        20, "optimizer steps (of RL and distillation: rollouts) between validations", at_least=1
+    )
+    num_items: int = setting(128, "validation items generated for", at_least=1)
+    num_saved_samples: int = setting(8, "generations written out per validation", at_least=0)
 
 
 @dataclass
 class GenerationSection:
     """Sampling (Transformers' GenerationConfig)."""
 
-    max_new_tokens: int = setting(64, "longest completion, tokens")
-    temperature: float = setting(1.0, "sampling temperature; log-probabilities use the same")
-    top_p: float = setting(1.0, "nucleus: keep the smallest set with this probability")
-    top_k: int = setting(0, "keep the k likeliest tokens; 0 keeps all")
+    max_new_tokens: int = setting(72, "longest completion, tokens", at_least=1)
+    temperature: float = setting(1.0, "sampling temperature; log-probabilities use the same", above=0)
+    top_p: float = setting(1.0, "nucleus: keep the smallest set with this probability", above=0, at_most=1)
+    top_k: int = setting(0, "keep the k likeliest tokens; 0 keeps all", at_least=0)
     batch_size: int | Literal["auto"] = setting(
-        64, "completions generated at once; auto: what fits into memory, of training micro-batches as well"
+        128,
+        "completions generated at once; auto: what fits into memory, of training micro-batches as well",
+        at_least=1,
     )
 
     @property
     def largest_batch(self) -> int:
         """Completions generated at once where memory allows."""
         return AUTO_BATCH if self.batch_size == "auto" else self.batch_size
-
-    def validate(self) -> None:
-        at_least(1, max_new_tokens=self.max_new_tokens, batch_size=self.largest_batch)
-        at_least(0, top_k=self.top_k)
-        above(0, temperature=self.temperature)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, found {self.top_p}")
 
 
 @dataclass
@@ -138,12 +129,18 @@ class VllmSection:
         "colocate", "in this process and on its GPU, or on a server started with vllm serve"
     )
     server_base_url: str = setting("http://localhost:8000", "server: where it listens")
-    server_timeout: float = setting(240.0, "server: seconds to wait until it is up")
-    group_port: int = setting(51216, "server: port that weights are sent through")
-    gpu_memory_utilization: float = setting(0.3, "colocate: share of the GPU's memory that vLLM takes")
-    tensor_parallel_size: int = setting(1, "colocate: processes that share one copy of the weights")
+    server_timeout: float = setting(240.0, "server: seconds to wait until it is up", at_least=0)
+    group_port: int = setting(51216, "server: port that weights are sent through", between=(1, 65535))
+    gpu_memory_utilization: float = setting(
+        0.3, "colocate: share of the GPU's memory that vLLM takes", above=0, at_most=1
+    )
+    tensor_parallel_size: int = setting(
+        1, "colocate: processes that share one copy of the weights", at_least=1
+    )
     max_model_length: int | None = setting(
-        None, "colocate: longest prompt with completion, tokens; null: what the limits on both add up to"
+        None,
+        "colocate: longest prompt with completion, tokens; null: what the limits on both add up to",
+        at_least=1,
     )
     enable_sleep_mode: bool = setting(False, "colocate: give the GPU's memory back between rollouts")
     importance_sampling_correction: bool = setting(
@@ -152,20 +149,17 @@ class VllmSection:
     importance_sampling_mode: Literal[
         "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
     ] = setting("sequence_mask", "the weight's unit, and whether one out of bounds is cut off or set to 0")
-    importance_sampling_clip_max: float | None = setting(3.0, "upper bound of the weight; null for none")
-    importance_sampling_clip_min: float | None = setting(None, "lower bound of the weight; null for none")
+    importance_sampling_clip_max: float | None = setting(
+        3.0, "upper bound of the weight; null for none", at_least=0
+    )
+    importance_sampling_clip_min: float | None = setting(
+        None, "lower bound of the weight; null for none", at_least=0
+    )
 
     def validate(self) -> None:
-        at_least(1, tensor_parallel_size=self.tensor_parallel_size, max_model_length=self.max_model_length)
-        within(1, 65535, group_port=self.group_port)
-        at_least(0, server_timeout=self.server_timeout)
-        if not 0 < self.gpu_memory_utilization <= 1:
-            found = self.gpu_memory_utilization
-            raise ValueError(f"gpu_memory_utilization must be above 0 and at most 1, found {found}")
         if not self.server_base_url.startswith(("http://", "https://")):
             raise ValueError(f"server_base_url must begin with http(s)://, found {self.server_base_url}")
         low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
-        at_least(0, importance_sampling_clip_min=low, importance_sampling_clip_max=high)
         if low is not None and high is not None and low >= high:
             raise ValueError(
                 f"importance_sampling_clip_min must be below its clip_max, found {low} and {high}"
@@ -181,14 +175,13 @@ class VllmSection:
 class TeacherCacheSection:
     """The teacher's scores of completions seen before (utils/models/score_cache.py)."""
 
-    capacity_mb: float = setting(64.0, "memory for them, MB (10^6 bytes); 0 switches the cache off")
+    capacity_mb: float = setting(
+        64.0, "memory for them, MB (10^6 bytes); 0 switches the cache off", at_least=0
+    )
     eviction: Literal["lru", "lfu", "fifo"] = setting(
         "lru", "dropped first when full: least recently used, least frequently used, oldest"
     )
     folder: str = setting("", "folder shared between runs; empty: kept in resume points only", path=True)
-
-    def validate(self) -> None:
-        at_least(0, capacity_mb=self.capacity_mb)
 
 
 @dataclass

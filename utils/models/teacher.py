@@ -7,10 +7,8 @@ how a batch is padded, and a completion that occurs several times in it is score
 
 import functools
 import hashlib
-import inspect
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,10 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from utils.data.prompts import token_ids
 from utils.frame.files import UserError, first_line
 from utils.frame.processes import from_main, merge_shares, share
 from utils.models.loading import adapter_base, input_device, load_policy, load_tokenizer, located, other_class
-from utils.models.prefix.prefix_scoring import TokenScores, score_completions, token_scores
+from utils.models.prefix.prefix_scoring import padded_parts, states_and_head, token_scores
 from utils.models.prefix.shared_prefix import (
     CompletionBatch,
     head_obstacle,
@@ -61,7 +60,7 @@ class TeacherScores:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One completion without padding: int64 tokens as bytes, so that equal ones are found by hashing."""
 
     prompt: bytes
@@ -167,8 +166,8 @@ class Teacher:
         if self.across_processes:
             # A cache that is shared between runs may have grown since another process read it.
             found, missing = from_main((found, missing))
-        fresh: dict[Row, np.ndarray] = {}
-        parts = list(_slices(missing))
+        fresh: dict[TokenRow, np.ndarray] = {}
+        parts = [missing[part] for part in padded_parts([row.length for row in missing], SLICE_TOKENS)]
         for part, scores in zip(parts, self._score_parts(parts), strict=True):
             fresh |= zip(part, scores, strict=True)
         self._check_finite(rows, fresh)
@@ -178,49 +177,37 @@ class Teacher:
 
     # ------------------------------------------------------------------------------------------- the pass
 
-    def _score_parts(self, parts: list[list[Row]]) -> list[list[np.ndarray]]:
+    def _score_parts(self, parts: list[list[TokenRow]]) -> list[list[np.ndarray]]:
         if self.across_processes:
             return merge_shares([self._score_slice(part) for part in share(parts)])
         return [self._score_slice(part) for part in parts]
 
-    def _score_slice(self, rows: list[Row]) -> list[np.ndarray]:
+    def _score_slice(self, rows: list[TokenRow]) -> list[np.ndarray]:
         """Return Q and V of each row, float [2, C_i]."""
         reason = obstacle(self.model)
         if reason and not self._warned:
             logger.warning("teacher %s scores without shared prefixes: %s", self.name, reason)
             self._warned = True
-        if head_obstacle(self.model):
-            return [self._score_alone(row) for row in rows]
-        batch = self._batch(rows)
-        settings = {"temperature": self.alpha, "vocab_size": self.vocab_size, "shared": reason is None}
-        scores = self._q_and_v(score_completions(self.model, batch, **settings))
-        return np.split(scores, np.cumsum(batch.completion_mask.sum(1).tolist())[:-1], axis=1)
+        if head_obstacle(self.model):  # the logits of all rows would be held at once
+            return [scores for row in rows for scores in self._q_and_v([row])]
+        return self._q_and_v(rows)
 
-    def _score_alone(self, row: Row) -> np.ndarray:
-        """Return Q and V, [2, C], from the model's own logits of the whole sequence."""
-        batch = self._batch([row])
-        prompt, completion = batch.prompt_ids, batch.completion_ids
-        ids = torch.cat([prompt, completion[:, :-1]], dim=1)  # the last token predicts nothing that is scored
-        kept = {}
-        if "logits_to_keep" in inspect.signature(unwrapped(self.model).forward).parameters:
-            kept["logits_to_keep"] = completion.shape[1]
-        output = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **kept)
-        head = nn.Identity()
-        head.out_features = output.logits.shape[-1]
-        logits = output.logits[0, -completion.shape[1] :]
-        settings = {"temperature": self.alpha, "vocab_size": self.vocab_size}
-        return self._q_and_v(token_scores(head, logits, completion[0], **settings))
-
-    def _batch(self, rows: list[Row]) -> CompletionBatch:
+    def _batch(self, rows: list[TokenRow]) -> CompletionBatch:
         prompts, completions = zip(*(map(np.ndarray.tolist, row.arrays()) for row in rows), strict=True)
         return CompletionBatch.of(prompts, completions, input_device(self.model))
 
-    def _q_and_v(self, scores: TokenScores) -> np.ndarray:
-        return (self.alpha * torch.stack([scores.logit, scores.logsumexp])).cpu().numpy()
+    def _q_and_v(self, rows: list[TokenRow]) -> list[np.ndarray]:
+        batch = self._batch(rows)
+        states, head = states_and_head(self.model, batch)
+        scores = token_scores(
+            head, states, batch.tokens(), temperature=self.alpha, vocab_size=self.vocab_size
+        )
+        values = (self.alpha * torch.stack([scores.logit, scores.logsumexp])).cpu().numpy()
+        return np.split(values, np.cumsum(batch.completion_mask.sum(1).tolist())[:-1], axis=1)
 
     # -------------------------------------------------------------------------------------------- refusals
 
-    def _check_rows(self, rows: list[Row]) -> None:
+    def _check_rows(self, rows: list[TokenRow]) -> None:
         limit = position_limit(self.model)
         # The last token is predicted, not read, but a pass over whole rows runs it as well.
         unread = 1 if obstacle(self.model) is None else 0
@@ -241,7 +228,7 @@ class Teacher:
                     "vocabulary; train it longer (03_sft_train.py) or lower generation.top_p"
                 )
 
-    def _check_finite(self, rows: list[Row], fresh: dict[Row, np.ndarray]) -> None:
+    def _check_finite(self, rows: list[TokenRow], fresh: dict[TokenRow, np.ndarray]) -> None:
         def finite(scores: np.ndarray) -> bool:
             return bool(np.isfinite(scores).all())
 
@@ -260,7 +247,7 @@ class Teacher:
 # ------------------------------------------------------------------------------------------ rows and slices
 
 
-def _rows(batch: CompletionBatch) -> list[Row]:
+def _rows(batch: CompletionBatch) -> list[TokenRow]:
     """Return the batch's rows without their padding."""
     prompt_mask, mask = batch.prompt_mask.bool().cpu().numpy(), batch.completion_mask.bool().cpu().numpy()
     if (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any() or not prompt_mask[:, -1:].all():
@@ -269,27 +256,12 @@ def _rows(batch: CompletionBatch) -> list[Row]:
         raise ValueError("completions must be padded on the right")
     prompts, completions = batch.prompt_ids.cpu().numpy(), batch.completion_ids.cpu().numpy()
     return [
-        Row(prompt[kept].astype(np.int64).tobytes(), completion[chosen].astype(np.int64).tobytes())
+        TokenRow(prompt[kept].astype(np.int64).tobytes(), completion[chosen].astype(np.int64).tobytes())
         for prompt, kept, completion, chosen in zip(prompts, prompt_mask, completions, mask, strict=True)
     ]
 
 
-def _slices(rows: list[Row]) -> Iterator[list[Row]]:
-    """Cut rows into consecutive parts of at most `SLICE_TOKENS` tokens once padded, of one row at least."""
-    part: list[Row] = []
-    longest = 0
-    for row in rows:
-        grown = max(longest, row.length)
-        if part and grown * (len(part) + 1) > SLICE_TOKENS:
-            yield part
-            part, grown = [], row.length
-        part.append(row)
-        longest = grown
-    if part:
-        yield part
-
-
-def _spread(rows: list[Row], scores: dict[Row, np.ndarray], mask: Tensor) -> TeacherScores:
+def _spread(rows: list[TokenRow], scores: dict[TokenRow, np.ndarray], mask: Tensor) -> TeacherScores:
     """Lay the rows' scores out as [B, C]."""
     dtype = np.result_type(np.float32, *{array.dtype for array in scores.values()})
     laid = np.zeros((2, *mask.shape), dtype)
@@ -310,21 +282,21 @@ def check_same_tokenizer(
     Compares vocabularies, beginning and end of sequence, and the encoding of a few texts. The padding token
     may differ: it is masked wherever it stands for padding.
     """
-    difference = None
+    differences = []
     own, other = student.get_vocab(), teacher.get_vocab()
     if own != other:
         changed = len(dict(own.items() ^ other.items()))
-        difference = f"{len(own)} and {len(other)} tokens, {changed} of them not the same"
+        differences.append(f"{len(own)} and {len(other)} tokens, {changed} of them not the same")
     for kind in ("bos_token", "eos_token"):
-        if difference is None and getattr(student, f"{kind}_id") != getattr(teacher, f"{kind}_id"):
-            difference = f"{kind} {getattr(student, kind)!r} and {getattr(teacher, kind)!r}"
-    for text in PROBES:
-        if difference is None and _encoded(student, text) != _encoded(teacher, text):
-            difference = f"they split {text!r} differently"
-    if difference is not None:
+        if getattr(student, f"{kind}_id") != getattr(teacher, f"{kind}_id"):
+            differences.append(f"{kind} {getattr(student, kind)!r} and {getattr(teacher, kind)!r}")
+    for text, own, other in zip(PROBES, token_ids(student, PROBES), token_ids(teacher, PROBES), strict=True):
+        if own != other:
+            differences.append(f"they split {text!r} differently")
+    if differences:
         raise UserError(
-            f"the tokenizers of student {student.name_or_path} and teacher {name} differ ({difference}): set "
-            "model.teacher_name_or_path to a model with the student's tokenizer"
+            f"the tokenizers of student {student.name_or_path} and teacher {name} differ ({differences[0]}): "
+            "set model.teacher_name_or_path to a model with the student's tokenizer"
         )
 
 
@@ -363,10 +335,6 @@ def _located(name: str, what: str) -> str:
 
 def _unloadable(name: str, error: Exception) -> UserError:
     return UserError(f"{name}: the teacher could not be loaded ({first_line(error)})")
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _check_architecture(name: str, path: str) -> None:

@@ -14,9 +14,6 @@ from utils.frame.files import UserError, atomic_path
 from utils.models.prefix.prefix_scoring import states_before
 from utils.models.prefix.shared_prefix import CompletionBatch, unwrapped
 
-HEAD_FILE = "value_head.safetensors"
-MODEL_FILE = "value_model.safetensors"
-
 
 class ValueHead(nn.Linear):
     """Hidden states [..., d] to values [...], in float32 whatever the model's number format.
@@ -24,6 +21,8 @@ class ValueHead(nn.Linear):
     Weights are normal with standard deviation 1/sqrt(d + 1), the bias is 0 (Huang et al. 2024, arXiv
     2403.17031).
     """
+
+    file = "value_head.safetensors"  # beside the policy's, in a checkpoint
 
     def __init__(self, width: int, seed: int):
         super().__init__(width, 1, dtype=torch.float32)
@@ -50,6 +49,8 @@ def attach_value_head(model: nn.Module, seed: int) -> ValueHead:
 class ValueModel(nn.Module):
     """A critic that shares nothing with the policy: a causal language model, its last layer not used."""
 
+    file = "value_model.safetensors"
+
     def __init__(self, model: nn.Module, seed: int):
         super().__init__()
         self.model = model
@@ -69,13 +70,13 @@ def save_critic(critic: ValueHead | ValueModel, folder: Path) -> None:
         for name, parameter in critic.named_parameters()
         if parameter.requires_grad
     }
-    with atomic_path(folder / critic_file(critic)) as path:
+    with atomic_path(folder / critic.file) as path:
         save_file(trained, path)
 
 
 def load_critic(critic: ValueHead | ValueModel, folder: Path) -> None:
     """Read what `save_critic` wrote. Raises UserError where it is missing or is another critic's."""
-    path = folder / critic_file(critic)
+    path = folder / critic.file
     if not path.is_file():
         raise UserError(f"{path}: no such file; was this checkpoint written with the same algo.value_model?")
     loaded = load_file(path)
@@ -86,11 +87,6 @@ def load_critic(critic: ValueHead | ValueModel, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(loaded[name])
-
-
-def critic_file(critic: ValueHead | ValueModel) -> str:
-    """The name of the critic's file: the head's alone, or the whole model's."""
-    return MODEL_FILE if isinstance(critic, ValueModel) else HEAD_FILE
 
 
 class TrainsCritic:

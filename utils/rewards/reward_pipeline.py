@@ -3,7 +3,7 @@
     intrinsic    weight * (normalised teacher rewards, less `missing_eos_penalty` on a truncated completion's
                  last token); the penalty itself is neither normalised nor clipped
     task parts   exact_match, numeric_match, program_partial, format_penalty (utils/rewards/task.py)
-    reasoning    weight * score in [0, 1] (utils/grading/equations.py)
+    reasoning    weight * score in [0, 1] (`Task.reasoning_score`)
     own          weight * value of each component of the user's (utils/rewards/user_components.py)
 
 What concerns a whole completion is paid on its last unmasked token. A completion without tokens has nowhere
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,17 +23,14 @@ from torch import Tensor
 from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.frame.processes import num_processes
-from utils.grading.equations import reasoning_score
-from utils.grading.grade import grade
+from utils.grading.tasks import task_of
 from utils.models.prefix.shared_prefix import CompletionBatch
+from utils.models.teacher import Teacher
 from utils.rewards.combiner import RewardCombiner
 from utils.rewards.intrinsic import missing_eos, outcome_reward, token_rewards
 from utils.rewards.spec import RewardSpec, own_weights, paid_weights
 from utils.rewards.task import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
-
-if TYPE_CHECKING:
-    from utils.models.teacher import Teacher
 
 ALL_COMPONENTS = (*COMPONENTS, "reasoning", "intrinsic")  # besides the user's own
 
@@ -47,7 +44,7 @@ class RolloutRewards:
         which equals `token_rewards.sum(1)` except for completions without tokens.
     raw: float32 [B], unweighted: "reasoning", the user's own, and where a teacher was asked "intrinsic", its
         alpha * log pi_hat(completion | prompt) in units of alpha nats.
-    correct: bool [B], verified against the gold.
+    correct: bool [B], verified against the gold. parsed: bool [B], of a valid form.
     weights: of each component in force, for the log.
     """
 
@@ -55,6 +52,7 @@ class RolloutRewards:
     components: dict[str, Tensor]
     raw: dict[str, Tensor]
     correct: Tensor
+    parsed: Tensor
     weights: dict[str, float]
 
     @property
@@ -96,12 +94,13 @@ class RewardPipeline:
         self.own = own_weights(spec, reward)
 
         @lru_cache(maxsize=1 << 14)
-        def graded(record: int, text: str) -> tuple[dict[str, float], dict[str, float], bool]:
-            result = grade(records[record], text, spec.required_fields, program_accuracy=False)
-            parts = reward_of(records[record], result, paid)
-            measured = {"reasoning": reasoning_score(records[record], text)}
-            measured |= {each.name: each.score(records[record], text) for each in own}
-            return parts, measured, result.correct
+        def graded(record: int, text: str) -> tuple[dict[str, float], dict[str, float], bool, bool]:
+            item = records[record]
+            task = task_of(item.dataset)
+            result = task.grade(item, text, tuple(spec.required_fields), program_accuracy=False)
+            measured = {"reasoning": task.reasoning_score(item, text)}
+            measured |= {each.name: each.score(item, text) for each in own}
+            return reward_of(item, result, paid), measured, result.correct, result.format_valid
 
         self._graded = graded
 
@@ -180,11 +179,11 @@ class RewardPipeline:
             return torch.tensor(values, dtype=torch.float32, device=mask.device)
 
         weights = self.combiner.weights()
-        components = {name: column([parts[name] for parts, _, _ in rows]) for name in COMPONENTS}
-        raw["reasoning"] = column([measured["reasoning"] for _, measured, _ in rows])
+        components = {name: column([parts[name] for parts, *_ in rows]) for name in COMPONENTS}
+        raw["reasoning"] = column([measured["reasoning"] for _, measured, *_ in rows])
         components["reasoning"] = weights["reasoning"] * raw["reasoning"]
         for name, weight in self.own.items():
-            raw[name] = column([measured[name] for _, measured, _ in rows])
+            raw[name] = column([measured[name] for _, measured, *_ in rows])
             components[name] = weight * raw[name] + 0.0  # no negative zeros
         whole = sum(part.double() for part in components.values())
         rewards = at_last_token(whole, mask)
@@ -198,10 +197,11 @@ class RewardPipeline:
             paid = (weights["intrinsic"] * intrinsic).float()
             rewards = rewards + paid
             components["intrinsic"] = paid.double().sum(1).float()
-        correct = torch.tensor([right for _, _, right in rows], dtype=torch.bool, device=mask.device)
+        verdicts = [[row[place] for row in rows] for place in (2, 3)]
+        correct, parsed = torch.tensor(verdicts, dtype=torch.bool, device=mask.device)
         if update:
             self.combiner.observe(seen, correct.tolist(), list(record))
-        return RolloutRewards(rewards.float(), components, raw, correct, weights)
+        return RolloutRewards(rewards.float(), components, raw, correct, parsed, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What rollouts change, as JSON data for a checkpoint. Of the teacher's cache only the statistics,

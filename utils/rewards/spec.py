@@ -7,9 +7,9 @@ from typing import Literal
 
 import yaml
 
-from utils.frame.config import load_tier, setting
+from utils.frame.config import load_tier
 from utils.frame.files import UserError, resolve_path, write_text
-from utils.frame.typed_settings import above, at_least
+from utils.frame.typed_settings import setting
 
 REWARDS = ("task", "intrinsic", "combined")  # option --reward of training stages: which components are paid
 DEFAULT_REWARD = "combined"  # of every stage, so that methods are compared on one
@@ -19,13 +19,10 @@ DEFAULT_REWARD = "combined"  # of every stage, so that methods are compared on o
 class RewardWeights:
     """What each component is multiplied by before they are added up; 0 leaves it out."""
 
-    intrinsic: float = setting(0.1, "token-level reward read from the teacher's logits")
-    correctness: float = setting(1.0, "exact_match, numeric_match and program_partial")
-    reasoning: float = setting(0.0, "reasoning-quality score, in [0, 1], made without the gold")
-    format: float = setting(1.0, "format_penalty")
-
-    def validate(self) -> None:
-        at_least(0, **asdict(self))
+    intrinsic: float = setting(0.1, "token-level reward read from the teacher's logits", at_least=0)
+    correctness: float = setting(1.0, "exact_match, numeric_match and program_partial", at_least=0)
+    reasoning: float = setting(0.0, "reasoning-quality score, in [0, 1], made without the gold", at_least=0)
+    format: float = setting(1.0, "format_penalty", at_least=0)
 
 
 @dataclass
@@ -38,20 +35,16 @@ class IntrinsicSection:
     form: Literal["bellman", "logprob", "bellman_centered"] = setting(
         "logprob", "Q(s,a) - gamma V(s'); Q(s,a) - V(s); the first with V(s_1) taken off"
     )
-    alpha: float = setting(1.0, "temperature of the soft values; 1 is the teacher as trained")
+    alpha: float = setting(1.0, "temperature of the soft values; 1 is the teacher as trained", above=0)
     normaliser: Literal["none", "mean_std", "z_score", "min_max", "robust"] = setting(
         "none", "what token rewards are divided by"
     )
     scope: Literal["batch", "running"] = setting("batch", "statistics of the rollout, or of all so far")
     center: bool = setting(False, "also subtract the middle: pays or charges every token, so length counts")
-    clip: float | None = setting(None, "bound on a normalised reward's size; null for none")
-    missing_eos_penalty: float = setting(0.0, "taken off the last token of a completion cut at the limit")
-
-    def validate(self) -> None:
-        above(0, alpha=self.alpha)
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip must be above 0 (null for none), found {self.clip}")
-        at_least(0, missing_eos_penalty=self.missing_eos_penalty)
+    clip: float | None = setting(None, "bound on a normalised reward's size; null for none", above=0)
+    missing_eos_penalty: float = setting(
+        0.0, "taken off the last token of a completion cut at the limit", at_least=0
+    )
 
 
 @dataclass
@@ -59,13 +52,11 @@ class AdaptiveSection:
     """Weights that follow the evidence (utils/rewards/combiner.py): factor on intrinsic and reasoning."""
 
     enabled: bool = setting(False, "lower the weight of what does not rank right above wrong answers")
-    rate: float = setting(0.1, "weight of the newest rollout in the running evidence")
+    rate: float = setting(0.1, "weight of the newest rollout in the running evidence", above=0, at_most=1)
     minimum_factor: float = setting(0.1, "lowest factor on a weight; the highest is 1")
     initial_factor: float = setting(1.0, "factor before any rollout")
 
     def validate(self) -> None:
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"rate must be above 0 and at most 1, found {self.rate}")
         if not 0 <= self.minimum_factor <= self.initial_factor <= 1:
             raise ValueError(
                 "0 <= minimum_factor <= initial_factor <= 1 must hold, "
@@ -79,13 +70,14 @@ class OwnComponent:
 
     file: str = setting("", "Python file that holds the function")
     function: str = setting("", "its name; empty: the component's")
-    weight: float = setting(0.0, "what its value is multiplied by; 0: measured and audited, not paid")
+    weight: float = setting(
+        0.0, "what its value is multiplied by; 0: measured and audited, not paid", at_least=0
+    )
     source: str = setting("", "the file's text, put here by 02: a run keeps what it was begun with")
 
     def validate(self) -> None:
         if not self.file:
             raise ValueError("file must name the Python file that holds the function")
-        at_least(0, weight=self.weight)
 
 
 # What candidates, logs and reports call other parts of a reward.
@@ -104,11 +96,11 @@ class RewardSpec:
     apart: by default a right answer in a wrong form earns as much as a near miss in the right one.
     """
 
-    exact_match: float = setting(1.0, "the answer is right by the data set's official rule")
+    exact_match: float = setting(1.0, "the answer is right by the data set's official rule", above=0)
     numeric_match: float = setting(0.8, "a wrong number close to the gold (exclusive with exact_match)")
-    numeric_tolerance: float = setting(0.05, "how close: relative to the gold")
+    numeric_tolerance: float = setting(0.05, "how close: relative to the gold", at_least=0, below=1)
     program_partial: float = setting(0.3, "times the share of gold program steps, where the answer is wrong")
-    format_penalty: float = setting(-0.2, "the completion has not the form that was asked for")
+    format_penalty: float = setting(-0.2, "the completion has not the form that was asked for", at_most=0)
     weights: RewardWeights = field(default_factory=RewardWeights)
     intrinsic: IntrinsicSection = field(default_factory=IntrinsicSection)
     adaptive: AdaptiveSection = field(default_factory=AdaptiveSection)
@@ -124,17 +116,12 @@ class RewardSpec:
                     f'own.{name}: the name must be small letters, digits and "_", and none of '
                     f"{', '.join(TAKEN)}"
                 )
-        above(0, exact_match=self.exact_match)
         for name in ("numeric_match", "program_partial"):
             if not 0 <= getattr(self, name) < self.exact_match:
                 raise ValueError(
                     f"{name} must be at least 0 and below exact_match ({self.exact_match}), "
                     f"found {getattr(self, name)}: a wrong answer must not earn as much as a right one"
                 )
-        if not 0 <= self.numeric_tolerance < 1:
-            raise ValueError(f"numeric_tolerance must be in [0, 1), found {self.numeric_tolerance}")
-        if self.format_penalty > 0:
-            raise ValueError(f"format_penalty must be at most 0, found {self.format_penalty}")
 
 
 def paid_weights(spec: RewardSpec, reward: str) -> RewardWeights:

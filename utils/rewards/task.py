@@ -19,8 +19,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from utils.data.records import Record
-from utils.grading.grade import PROGRAM_DATASETS, Grade, grade
-from utils.grading.program import program_steps, step_overlap, tokenize_program
+from utils.grading.grade import grade
+from utils.grading.task import Grade
+from utils.grading.tasks import task_of
 from utils.rewards.spec import RewardSpec
 
 if TYPE_CHECKING:  # which imports torch
@@ -45,8 +46,9 @@ def reward_of(record: Record, graded: Grade, spec: RewardSpec) -> dict[str, floa
         paid["exact_match"] = weight * spec.exact_match
     elif graded.relative_error is not None and graded.relative_error <= spec.numeric_tolerance:
         paid["numeric_match"] = weight * spec.numeric_match
-    elif record.form in PROGRAM_DATASETS:
-        paid["program_partial"] = weight * spec.program_partial * _steps_in_common(record, graded)
+    else:
+        credit = task_of(record.dataset).partial_credit(record, graded)
+        paid["program_partial"] = weight * spec.program_partial * credit
     if not graded.format_valid and spec.weights.format:  # 0 times a penalty would be a negative zero
         paid["format_penalty"] = spec.weights.format * spec.format_penalty
     return paid | {"total": sum(paid.values())}
@@ -72,8 +74,3 @@ def graded_row(record: Record, completion: Completion, spec: RewardSpec) -> dict
         "parsed": graded.format_valid,
         "reward": reward_of(record, graded, spec),
     }
-
-
-def _steps_in_common(record: Record, graded: Grade) -> float:
-    predicted = program_steps(tokenize_program(graded.parsed.get("program", "")))
-    return step_overlap(predicted, program_steps(tokenize_program(record.target_program)))

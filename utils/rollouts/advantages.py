@@ -5,7 +5,6 @@ A rollout's B completions are in groups of G next to each other, the completions
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import nanstd
 
 CONSTANT = 1e-6  # a standard deviation below this share of the root mean square is rounding, not spread
 
@@ -25,11 +24,6 @@ def baselines(rewards: Tensor, size: int, kind: str) -> Tensor:
         "none": torch.zeros_like(groups),
     }
     return found[kind].reshape(-1)
-
-
-def normalised(advantages: Tensor) -> Tensor:
-    """Advantages to mean 0 and deviation 1, as TRL's RLOOTrainer does it."""
-    return (advantages - advantages.mean()) / (nanstd(advantages) + 1e-4)
 
 
 def process_advantages(rewards: Tensor, mask: Tensor, size: int) -> Tensor:

@@ -74,13 +74,13 @@ def share_batches(
     return Batches(own // pieces, accumulation * pieces, steps * pieces)
 
 
-def rollout_batches(algo: RolloutAlgo, group: int, largest: int | None) -> dict[str, Any]:
+def rollout_batches(algo: RolloutAlgo, largest: int | None) -> dict[str, Any]:
     """Each process's part of the rollouts of ``algo``, as arguments of a TRL config; see `share_batches`."""
     batches = share_batches(
         algo.per_device_train_batch_size,
         algo.gradient_accumulation_steps,
         algo.steps_per_generation,
-        group=group,
+        group=algo.group_size,
         largest=largest,
     )
     return asdict(batches)

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import render_prompt, token_ids
 from utils.data.records import Record
 from utils.frame.files import derive_seed
 from utils.frame.stage import StageContext
 from utils.models.loading import device, load_policy
 from utils.models.prefix.shared_prefix import CompletionBatch
-from utils.models.sampling import generate
+from utils.models.sampling import drawn_as, generate
 from utils.models.sampling_memory import Room
 from utils.models.vllm.sampler import announce_sampler, vllm_completer
 from utils.rewards.spec import RewardSpec
-from utils.rewards.task import graded_row
 from utils.rollouts.reward_state import close_pipeline, open_pipeline
-from utils.statistics.pass_at_k import pass_at_k
+from utils.statistics.pass_at_k import mean_shares, pass_at_k, sample_ks
 from utils.training.cost import Cost
 
 
@@ -40,18 +39,15 @@ def sample_candidates(
     config = ctx.config.model
     model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    prompt_ids = token_ids(tokenizer, prompts)
     announce_sampler(ctx)
     cost = Cost()
     with cost.phase("sampling"):
         completions = generate(
             model,
             tokenizer,
-            prompts,
-            max_new_tokens=config.generation.max_new_tokens,
-            temperature=config.generation.temperature,
-            top_p=config.generation.top_p,
-            top_k=config.generation.top_k,
+            prompt_ids,
+            **drawn_as(config.generation),
             num_samples=num_candidates,
             batch_size=config.generation.largest_batch,
             generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),
@@ -73,15 +69,21 @@ def sample_candidates(
     close_pipeline(ctx, pipeline)
     cost.report(ctx)
     candidates = []
-    for index, (number, completion) in enumerate(zip(owner, completions, strict=True)):
+    for index, completion in enumerate(completions):
         paid = {name: round(part[index].item(), 6) for name, part in rewards.components.items()}
         raw = {name: round(part[index].item(), 6) for name, part in rewards.raw.items()}
-        reward_row = {
-            "reward": paid | {"total": round(sum(paid.values()), 6)},
-            "raw": {"intrinsic": None} | raw,
-        }
-        row = graded_row(records[number], completion, spec) | {"token_ids": list(completion.token_ids)}
-        candidates.append(row | reward_row)
+        candidates.append(
+            {
+                "text": completion.text,
+                "tokens": len(completion.token_ids),
+                "truncated": completion.truncated,
+                "correct": rewards.correct[index].item(),
+                "parsed": rewards.parsed[index].item(),
+                "reward": paid | {"total": round(sum(paid.values()), 6)},
+                "token_ids": list(completion.token_ids),
+                "raw": {"intrinsic": None} | raw,
+            }
+        )
     return [
         {
             "id": record.id,
@@ -93,14 +95,14 @@ def sample_candidates(
     ]
 
 
-def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int) -> dict[str, Any]:
+def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int, seed: int) -> dict[str, Any]:
     """Counts, mean reward components, parse rate, pass@k for k = 1, 2, 4 … K overall and by level, diversity.
 
     Diversity is the mean number of distinct texts per prompt and the share of prompts whose rewards differ
     between candidates: the others give group-relative methods no signal.
     """
     candidates = [candidate for row in rows for candidate in row["candidates"]]
-    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k < num_candidates} | {num_candidates})
+    ks, rng = sample_ks(num_candidates), np.random.default_rng(derive_seed(seed, "pass_at_k"))
     by_level = defaultdict(list)
     for row in rows:
         by_level[row["level"]].append(row)
@@ -116,9 +118,9 @@ def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int) ->
             name: _mean([candidate["reward"][name] for candidate in candidates])
             for name in candidates[0]["reward"]
         },
-        "pass_at_k": {str(k): _pass_rate(rows, k) for k in ks},
+        "pass_at_k": _pass_rates(rows, ks, rng),
         "pass_at_k_by_level": {
-            str(level): {str(k): _pass_rate(members, k) for k in ks}
+            str(level): _pass_rates(members, ks, rng)
             for level, members in sorted(by_level.items(), key=lambda pair: str(pair[0]))
         },
         "distinct_per_prompt": _mean([len({c["text"] for c in row["candidates"]}) for row in rows]),
@@ -128,14 +130,15 @@ def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int) ->
     }
 
 
-def _pass_rate(rows: Sequence[dict[str, Any]], k: int) -> dict[str, Any]:
-    """Mean pass@k over prompts with a normal 95 % interval of that mean (prompts are the sampling unit)."""
-    values = np.array(
-        [pass_at_k(len(row["candidates"]), sum(c["correct"] for c in row["candidates"]), k) for row in rows]
-    )
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    low, high = max(0.0, values.mean() - half), min(1.0, values.mean() + half)
-    return {"value": _mean(values), "ci95": [round(float(low), 6), round(float(high), 6)], "n": len(values)}
+def _pass_rates(
+    rows: Sequence[dict[str, Any]], ks: Sequence[int], rng: np.random.Generator
+) -> dict[str, dict[str, Any]]:
+    """Mean pass@k over prompts by k, as `mean_shares` has it, in six decimals."""
+    counts = [(len(row["candidates"]), sum(c["correct"] for c in row["candidates"])) for row in rows]
+    means = mean_shares(np.array([[pass_at_k(*count, k) for k in ks] for count in counts]), rng)
+    for mean in means:
+        mean |= {"value": round(mean["value"], 6), "ci95": [round(end, 6) for end in mean["ci95"]]}
+    return dict(zip(map(str, ks), means, strict=True))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.curricula.bandit import in_order
+from utils.documents.figures import drawing
 from utils.frame.files import read_jsonl
 from utils.frame.stage import StageContext
 
@@ -32,46 +35,36 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def plot_curriculum(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """A PNG over rollouts: what share of the prompts each arm has (sec: and its probability and Q), and the
-    size of the pool. The bytes depend on the numbers alone.
+    size of the pool.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     arms = in_order(rows[0]["arms"])
     rollouts = [row["rollout"] for row in rows]
+    bandit = "q" in rows[0]["arms"][arms[0]]
 
     def series(key: str, arm: str) -> list[float]:
         return [row["arms"][arm][key] for row in rows]
 
-    drawn = [sum(numbers["count"] for numbers in row["arms"].values()) for row in rows]
-    shares = {
-        arm: [count / total for count, total in zip(series("count", arm), drawn, strict=True)] for arm in arms
-    }
-    bandit = "q" in rows[0]["arms"][arms[0]]
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4))
-    axes[0].stackplot(rollouts, list(shares.values()), labels=arms)
-    axes[0].set_title("share of the prompts drawn")
-    axes[0].set_ylim(0, 1)
-    key, title = ("probability", "probability of an arm") if bandit else ("available", "prompts in the pool")
-    for arm in arms:
-        axes[1].plot(rollouts, series(key, arm), label=arm)
-    axes[1].set_title(title)
-    axes[1].set_ylim(bottom=0)
-    if bandit:
+    drawn = np.array([series("count", arm) for arm in arms])
+    with drawing(path, (13, 3.4), (1, 1, 1)) as (_, axes):
+        axes[0].stackplot(rollouts, drawn / drawn.sum(0), labels=arms)
+        axes[0].set(title="share of the prompts drawn", ylim=(0, 1))
+        key, title = (
+            ("probability", "probability of an arm") if bandit else ("available", "prompts in the pool")
+        )
         for arm in arms:
-            axes[2].plot(rollouts, series("q", arm), label=arm)
-        axes[2].set_title("Q of an arm")
-    else:
-        axes[2].plot(rollouts, [row["pool"] for row in rows])
-        axes[2].set_title("size of the pool (prompts)")
-        axes[2].set_ylim(bottom=0)
-    for axis in axes:
-        axis.set_xlabel("rollout")
-        axis.grid(alpha=0.3)
-    if len(arms) <= 12:
-        axes[0].legend(fontsize=7, loc="lower left", title="arm", title_fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
+            axes[1].plot(rollouts, series(key, arm))
+        axes[1].set_title(title)
+        axes[1].set_ylim(bottom=0)
+        if bandit:
+            for arm in arms:
+                axes[2].plot(rollouts, series("q", arm))
+            axes[2].set_title("Q of an arm")
+        else:
+            axes[2].plot(rollouts, [row["pool"] for row in rows])
+            axes[2].set_title("size of the pool (prompts)")
+            axes[2].set_ylim(bottom=0)
+        for axis in axes:
+            axis.set_xlabel("rollout")
+            axis.grid()
+        if len(arms) <= 12:
+            axes[0].legend(fontsize=7, loc="lower left", title="arm", title_fontsize=7)

@@ -41,7 +41,8 @@ class FollowsCurriculum:
     are told of the whole rollout. The curriculum's state is part of every resume point.
 
     outcomes: what grades the completions, where the rollout itself does not say what is ``correct``.
-    curriculum_knows: the signals that the trainer can give, for `follow` to check.
+    curriculum_knows: the signals that the trainer can give, for `follow` to check; ``confidence_gap`` and
+        ``gold_divergence`` are methods of trainers that know them (`ComparesOnGold`).
     """
 
     curriculum: Curriculum | None = None
@@ -88,14 +89,6 @@ class FollowsCurriculum:
         if correct is not None:
             found["success"] = correct.double()
         return found
-
-    def confidence_gap(self, records: list[int]) -> Tensor:
-        """How much surer the teacher is of the records' gold responses than the policy, in [0, 1], [n]."""
-        raise NotImplementedError
-
-    def gold_divergence(self, records: list[int]) -> Tensor:
-        """KL(teacher | policy) on the records' gold responses, mean nats per token, [n]."""
-        raise NotImplementedError
 
     # -------------------------------------------------------------------------------------------- rollout
 

@@ -1,63 +1,43 @@
 """The settings that methods on rollouts share. Light to import.
 
 Names are those of TRL's configs, where it has them. Batches are those of all processes together, also where
-TRL's name says per device: `batches.py` divides them.
+TRL's name says per device: `batches.py` divides them. In these methods' stages the model tier's
+``training.save_steps``, ``training.logging_steps`` and ``validation.eval_steps`` count rollouts.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from utils.curricula.settings import CurriculumSettings
-from utils.frame.config import setting
-from utils.frame.typed_settings import above, at_least
+from utils.frame.typed_settings import setting
+from utils.training.settings import OptimizerSettings
 
 
 @dataclass
-class RolloutAlgo:
-    """What GRPO, RLOO and distillation share: the optimizer, and rollouts and their passes."""
+class RolloutAlgo(OptimizerSettings):
+    """What PPO, GRPO, RLOO and distillation share: rollouts of several completions per prompt.
 
-    learning_rate: float = setting(5e-4, "peak learning rate of AdamW")
-    lr_scheduler_type: str = setting("constant_with_warmup", "schedule, as Transformers names it")
-    warmup_steps: int = setting(5, "optimizer steps of linear warm-up")
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay")
-    num_rollouts: int = setting(64, "rollouts in all")
-    per_device_train_batch_size: int = setting(64, "completions per micro-batch, shared by the processes")
-    gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step")
-    steps_per_generation: int = setting(2, "micro-batches a rollout is split into")
-    num_iterations: int = setting(2, "passes over each rollout (mu)")
+    A rollout is split into ``steps_per_generation`` micro-batches of ``per_device_train_batch_size``
+    completions, and is used for ``num_iterations`` passes; subclasses have these three. (Where
+    ``gradient_accumulation_steps`` is more than a rollout serves, what one optimizer step takes counts as
+    one rollout.)
+    """
+
+    num_rollouts: int = setting(64, "rollouts in all", above=0)
     curriculum: CurriculumSettings = field(default_factory=CurriculumSettings)
+
+    group_option: ClassVar[str] = "num_generations"  # the setting that holds the completions per prompt
+    size_option: ClassVar[str] = "per_device_train_batch_size x steps_per_generation"
+
+    @property
+    def group_size(self) -> int:
+        """Completions per prompt."""
+        return getattr(self, self.group_option)
 
     @property
     def rollout_size(self) -> int:
         """Completions per rollout, over all processes."""
         return self.per_device_train_batch_size * self.steps_per_generation
-
-    def _validate_rollouts(self, name: str, size: int) -> None:
-        """Check what is shared; ``name`` is the setting that holds the completions per prompt."""
-        above(
-            0,
-            learning_rate=self.learning_rate,
-            num_rollouts=self.num_rollouts,
-            per_device_train_batch_size=self.per_device_train_batch_size,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            steps_per_generation=self.steps_per_generation,
-            num_iterations=self.num_iterations,
-            **{name: size},
-        )
-        if self.rollout_size % size:
-            raise ValueError(
-                f"per_device_train_batch_size x steps_per_generation ({self.rollout_size}) must be a "
-                f"multiple of {name} ({size})"
-            )
-
-
-@dataclass
-class GroupAlgo(RolloutAlgo):
-    """What GRPO and RLOO share: rollouts of groups, whose completions are compared with each other."""
-
-    beta: float = setting(0.0, "weight of the KL penalty to the reference policy")
-    epsilon: float = setting(0.2, "clip range of the probability ratio")
-    epsilon_high: float | None = setting(None, "upper clip range; null: epsilon")
-    mask_truncated_completions: bool = setting(False, "leave completions without an end out of the loss")
 
     @property
     def all_rollouts(self) -> int:
@@ -66,14 +46,39 @@ class GroupAlgo(RolloutAlgo):
         return self.num_rollouts * max(1, self.gradient_accumulation_steps // micro_batches)
 
     @property
+    def num_prompts(self) -> int:
+        """Prompts drawn in all, over all processes."""
+        return self.all_rollouts * (self.rollout_size // self.group_size)
+
+    @property
     def sampled_completions(self) -> int:
         """Completions sampled in all, over all processes."""
-        return self.all_rollouts * self.rollout_size
+        return self.num_prompts * self.group_size
 
-    def _validate_groups(self, name: str, size: int) -> None:
-        """Check everything shared; ``name`` is the setting that holds the completions per prompt."""
-        above(0, epsilon=self.epsilon)
-        if size < 2:
-            raise ValueError(f"{name} must be at least 2 to compare within a group, found {size}")
-        at_least(0, beta=self.beta)
-        self._validate_rollouts(name, size)
+    def validate(self) -> None:
+        if self.rollout_size % self.group_size:
+            raise ValueError(
+                f"{self.size_option} ({self.rollout_size}) must be a multiple of {self.group_option} "
+                f"({self.group_size})"
+            )
+
+
+@dataclass
+class MicroBatchAlgo(RolloutAlgo):
+    """What GRPO, RLOO and distillation share: rollouts that are described by their micro-batches."""
+
+    per_device_train_batch_size: int = setting(
+        64, "completions per micro-batch, shared by the processes", above=0
+    )
+    steps_per_generation: int = setting(2, "micro-batches a rollout is split into", above=0)
+    num_iterations: int = setting(2, "passes over each rollout (mu)", above=0)
+
+
+@dataclass
+class GroupAlgo(MicroBatchAlgo):
+    """What GRPO and RLOO share: rollouts of groups, whose completions are compared with each other."""
+
+    beta: float = setting(0.005, "weight of the KL penalty to the reference policy", at_least=0)
+    epsilon: float = setting(0.2, "clip range of the probability ratio", above=0)
+    epsilon_high: float | None = setting(None, "upper clip range; null: epsilon")
+    mask_truncated_completions: bool = setting(False, "leave completions without an end out of the loss")

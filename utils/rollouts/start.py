@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import PromptTokens, render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
+from utils.frame.typed_settings import fields_of
 from utils.models.loading import device, load_policy
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.sampling import eos_token_ids
@@ -23,8 +25,9 @@ from utils.models.vllm.sampler import vllm_arguments
 from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.batches import rollout_batches
+from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.reward_state import open_pipeline
-from utils.rollouts.settings import GroupAlgo
+from utils.rollouts.settings import RolloutAlgo
 from utils.rollouts.shared_prefix_trainer import updates_per_rollout
 from utils.training.run import trainer_arguments
 
@@ -44,11 +47,11 @@ class OutcomeRewards:
     def __init__(
         self,
         pipeline: RewardPipeline,
-        tokenizer: PreTrainedTokenizerBase,
+        prompt_tokens: PromptTokens,
         eos: set[int],
         tokens: bool = False,
     ):
-        self.pipeline, self.tokenizer, self.eos = pipeline, tokenizer, eos
+        self.pipeline, self.prompt_tokens, self.eos = pipeline, prompt_tokens, eos
         self.score = pipeline.score_tokens if tokens else pipeline.score_outcomes
         self.names = pipeline.names
 
@@ -66,9 +69,8 @@ class OutcomeRewards:
         return reward
 
     def _score(self, prompts, completions, completion_ids, record, log_metric) -> None:
-        prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         truncated = torch.tensor([not ids or ids[-1] not in self.eos for ids in completion_ids])
-        batch = CompletionBatch.of(prompt_ids, completion_ids, device())
+        batch = CompletionBatch.of(self.prompt_tokens(prompts), completion_ids, device())
         self.mask = batch.completion_mask
         self.paid = self.score(record, batch, completions, truncated)
         log_metric("train_accuracy", self.paid.correct.float().mean().item())
@@ -78,11 +80,15 @@ class OutcomeRewards:
 
 class RenderedPrompts:
     """Trainer mixin: prompts are rendered already, and tokenised as everywhere else in this project, without
-    special tokens beyond the rendered ones."""
+    special tokens beyond the rendered ones, and each once."""
+
+    @cached_property
+    def prompt_tokens(self) -> PromptTokens:
+        return PromptTokens(self.processing_class)
 
     def _tokenize_prompts(self, prompts: list[str]):
         """Token ids of rendered prompts, and TRL's two empty multimodal fields."""
-        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
+        return self.prompt_tokens(prompts), None, {}
 
 
 @dataclass(frozen=True)
@@ -119,48 +125,60 @@ class Start:
             )
         model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
         prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-        check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
+        prompt_tokens = PromptTokens(tokenizer)
+        check_prompts(prompt_tokens(prompts), records, config.model.max_prompt_length)
         pipeline = open_pipeline(records, spec, reward, config, tokenizer, gamma=gamma)
-        rewards = OutcomeRewards(pipeline, tokenizer, eos_token_ids(model, tokenizer), tokens)
+        rewards = OutcomeRewards(pipeline, prompt_tokens, eos_token_ids(model, tokenizer), tokens)
         dataset = Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))})
         return cls(model, tokenizer, pipeline, rewards, dataset)
 
+    def trainer(
+        self, ctx: StageContext, kind: type[Trainer], arguments: TrainingArguments, records: Sequence[Record]
+    ) -> Trainer:
+        """A trainer on outcome rewards, GRPO's or RLOO's ``kind``, that follows the stage's curriculum."""
+        trainer = kind(
+            model=self.model,
+            reward_funcs=self.rewards.functions(),
+            args=arguments,
+            train_dataset=self.dataset,
+            processing_class=self.tokenizer,
+        )
+        trainer.pipeline, trainer.outcomes = self.pipeline, self.rewards
+        trainer.prompt_tokens = self.rewards.prompt_tokens
+        follow_curriculum(ctx, trainer, records, ctx.config.algo.all_rollouts)
+        return trainer
 
-def group_arguments(ctx: StageContext, num_generations: int, correction: bool = False) -> dict[str, Any]:
-    """The arguments that GRPOConfig and RLOOConfig share, from the algo and the model tier.
 
-    ``correction``: the trainer can correct its loss for completions that vLLM drew.
+def rollout_arguments(
+    ctx: StageContext, config: type, correction: bool = False, equal_shares: bool = True
+) -> dict[str, Any]:
+    """The arguments of a TRL config for rollouts: the algo tier's, by name, and the model tier's.
+
+    Batches are this process's part; ``temperature``, ``top_p`` and ``top_k`` are those of sampling. For
+    ``correction`` and ``equal_shares`` see `vllm_arguments`.
     """
-    algo: GroupAlgo = ctx.config.algo
-    generation = ctx.config.model.generation
-    updates = updates_per_rollout(algo)
+    algo: RolloutAlgo = ctx.config.algo
+    generation, updates = ctx.config.model.generation, updates_per_rollout(algo)
     return {
         **trainer_arguments(ctx, updates),
-        "learning_rate": algo.learning_rate,
-        "lr_scheduler_type": algo.lr_scheduler_type,
-        "warmup_steps": algo.warmup_steps,
-        "weight_decay": algo.weight_decay,
+        **fields_of(config, algo),
+        **rollout_batches(algo, ctx.config.model.training.max_micro_batch),
+        "num_generations": algo.group_size,
         "max_steps": algo.num_rollouts * updates,
-        **rollout_batches(algo, num_generations, ctx.config.model.training.max_micro_batch),
-        "num_generations": num_generations,
-        "num_iterations": algo.num_iterations,
-        "beta": algo.beta,
-        "epsilon": algo.epsilon,
-        "epsilon_high": algo.epsilon_high,
-        "mask_truncated_completions": algo.mask_truncated_completions,
         "max_completion_length": generation.max_new_tokens,
         "temperature": generation.temperature,
         "top_p": generation.top_p,
         "top_k": generation.top_k,
-        **vllm_arguments(ctx, correction=correction),
+        **vllm_arguments(ctx, correction, equal_shares),
     }
 
 
-def check_prompts(
-    prompts: Sequence[str], records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> None:
-    """Raise UserError where a rendered prompt has more than ``limit`` tokens, naming the longest."""
-    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+def check_prompts(prompts: Sequence[Sequence[int]], records: Sequence[Record], limit: int) -> tuple[int, str]:
+    """The tokens of the longest prompt (token ids) and the id of its record.
+
+    Raises UserError where they are more than ``limit``.
+    """
+    lengths = list(map(len, prompts))
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] > limit:
         raise UserError(
@@ -168,3 +186,4 @@ def check_prompts(
             f"{limit}: raise it, or lower dataset.max_input_tokens and prepare again "
             "with 01_prepare_dataset.py"
         )
+    return lengths[longest], records[longest].id

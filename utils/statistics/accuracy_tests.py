@@ -336,6 +336,18 @@ def bootstrap_ratios(
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
+def ratios(sums: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> list[dict[str, object]]:
+    """sum(sums) / sum(weights) of every column of [items, M] in the form of ``rate``.
+
+    The interval is that of ``bootstrap_ratios``, and null for a single item.
+    """
+    ends = bootstrap_ratios(sums, weights, rng) if len(sums) > 1 else [None] * sums.shape[1]
+    return [
+        {"value": float(value), "ci95": ci95 and list(ci95), "n": len(sums)}
+        for value, ci95 in zip(sums.sum(0) / weights.sum(), ends, strict=True)
+    ]
+
+
 def percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile interval of resampled values [resamples]."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import comb
+from typing import Any
+
+import numpy as np
+
+from utils.statistics.accuracy_tests import bootstrap_ratios, wilson_interval
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -63,3 +68,19 @@ def _majorities(right: int, wrong: tuple[int, ...], unreadable: int) -> tuple[fl
 def sample_ks(num_samples: int) -> list[int]:
     """The k that are reported: 1, 2, 4 … up to the number of samples, and that number."""
     return sorted({1 << power for power in range(num_samples.bit_length())} | {num_samples})
+
+
+def mean_shares(table: np.ndarray, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Means over items of the columns of shares, float [items, M], as {"value", "ci95", "n"}.
+
+    The interval is the percentile one of a bootstrap over items, and Wilson's where all items agree: a
+    bootstrap sees nothing there.
+    """
+    n = len(table)
+    ends = bootstrap_ratios(table, np.ones(n), rng) if n > 1 else [(0.0, 0.0)] * table.shape[1]
+    means = []
+    for column, (low, high) in zip(table.T, ends, strict=True):
+        if np.ptp(column) == 0 or n == 1:
+            low, high = wilson_interval(round(column.mean() * n), n)
+        means.append({"value": float(column.mean()), "ci95": [low, high], "n": n})
+    return means

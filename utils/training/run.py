@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,9 +22,10 @@ from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.training.cost import MeasuresUpdates
 from utils.training.health.health_callback import TrainingHealth
+from utils.training.health.log_curves import is_finite
 from utils.training.memory import precision, train_within_memory
 from utils.training.trackers import tracker_arguments
-from utils.training.validation import GenerationValidation, best_step
+from utils.training.validation import GenerationValidation, best_row
 
 datasets.disable_progress_bars()
 
@@ -39,16 +39,11 @@ class RefuseNonFinite(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key, value in (logs or {}).items():
-            if key in ("loss", "grad_norm", "reward", "kl") and not _is_finite(value):
+            if key in ("loss", "grad_norm", "reward", "kl") and not is_finite(value):
                 raise UserError(
                     f"{key} is {value} at step {state.global_step}: lower algo.learning_rate, or use "
                     "model.torch_dtype float32; the last resume point is kept"
                 )
-
-
-def _is_finite(value: float | None) -> bool:
-    """TRL logs the mean of nothing but NaN as None."""
-    return value is not None and math.isfinite(float(value))
 
 
 class ResumeExactly(TrainerCallback):
@@ -126,13 +121,8 @@ def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
 def resume_point(folder: Path) -> Path | None:
     """The latest complete checkpoint below ``folder`` (by number), or None; incomplete ones are removed.
 
-    The trainer's state is the last file of a checkpoint to be written. Of several processes the main one
-    looks, and tells the others.
+    The trainer's state is the last file of a checkpoint to be written.
     """
-    return from_main(_resume_point(folder) if is_main_process() else None)
-
-
-def _resume_point(folder: Path) -> Path | None:
     points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     for point in points:
         try:
@@ -205,7 +195,8 @@ def run_training(
         TrainingHealth(ctx),
     ):
         trainer.add_callback(callback)
-    point = resume_point(ctx.out / "resume") if ctx.resuming else None
+    looks = ctx.resuming and is_main_process()  # the main process tells the others
+    point = from_main(resume_point(ctx.out / "resume") if looks else None)
     if point:
         ctx.log(f"resuming from step {point.name.split('-')[1]}")
     output = trainer.train(resume_from_checkpoint=str(point) if point else None)
@@ -215,13 +206,11 @@ def run_training(
     ctx.runtime["train_seconds"] = round(output.metrics["train_runtime"], 1)
     trainer.cost.report(ctx)
     last = [row for row in history if "val_reward" in row][-1]
-    best = best_step(history)
+    best = best_row(history)
     ctx.metrics |= {
         "steps": trainer.state.global_step,
-        "best_step": best,
-        "best_val_reward": next(
-            row["val_reward"] for row in history if row["step"] == best and "val_reward" in row
-        ),
+        "best_step": best["step"],
+        "best_val_reward": best["val_reward"],
         "final_val_reward": last["val_reward"],
         "final_val_accuracy": last["val_accuracy"],
     }

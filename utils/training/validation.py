@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import prompt_ids
 from utils.data.records import Record
 from utils.frame.files import atomic_path, write_json
 from utils.frame.processes import is_main_process, num_processes, wait_for_everyone
@@ -47,7 +47,7 @@ class GenerationValidation(TrainerCallback):
         unit: int = 1,
     ):
         self.records, self.config, self.tokenizer = records, config, tokenizer
-        self.spec = verified(spec)
+        self.prompts, self.spec = prompt_ids(tokenizer, records), verified(spec)
         self.out, self.checkpoints = out, out / f"ckpt_{method}"
         self.every = config.validation.eval_steps * unit
         # Every process is to have a part of the records.
@@ -71,7 +71,7 @@ class GenerationValidation(TrainerCallback):
         completions = generate(
             self._whole_policy(),
             self.tokenizer,
-            [render_prompt(self.tokenizer, record.input_text) for record in self.records],
+            self.prompts,
             max_new_tokens=self.config.generation.max_new_tokens,
             batch_size=self.batch_size,
             across_processes=True,
@@ -103,14 +103,14 @@ class GenerationValidation(TrainerCallback):
             saved = rows[: self.config.validation.num_saved_samples]
             write_json(self.out / "valid_samples" / f"step_{step}.json", saved)
         if step > 0:
-            self._save(f"step_{step}")
+            self._write(self.checkpoints / f"step_{step}")
         if not earlier or metrics["val_reward"] > max(earlier):
-            self._save("best")
+            self._write(self.checkpoints / "best")
         return metrics
 
     def save_final(self) -> None:
         """Write ``final``: the policy as training left it."""
-        self._save("final")
+        self._write(self.checkpoints / "final")
 
     def _whole_policy(self) -> nn.Module:
         """The policy, or where its weights are spread over processes a copy of it, by way of a checkpoint."""
@@ -122,9 +122,6 @@ class GenerationValidation(TrainerCallback):
         with _unpartitioned(self.trainer):
             policy, _ = load_policy(folder, self.config.model)
         return policy
-
-    def _save(self, name: str) -> None:
-        self._write(self.checkpoints / name)
 
     def _write(self, path: Path) -> None:
         """Write the policy into the folder ``path``; a matter of all processes where it is sharded."""
@@ -160,10 +157,10 @@ def _unpartitioned(trainer: Trainer) -> Iterator[None]:
         trainer.accelerator.state.deepspeed_plugin.set_deepspeed_weakref()
 
 
-def best_step(history: Sequence[dict[str, Any]]) -> int:
-    """The step whose validation reward is highest, the earliest of equals."""
+def best_row(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The log row with the highest validation reward, the earliest of equals."""
     validated = [row for row in history if "val_reward" in row]
-    return max(validated, key=lambda row: (row["val_reward"], -row["step"]))["step"]
+    return max(validated, key=lambda row: (row["val_reward"], -row["step"]))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,16 +4,15 @@ import csv
 
 import pytest
 
-from tests.unit.comparison.test_cost_topic import COMPARE, KEYS, evaluation, log_of, write_methods
-from tests.unit.comparison.test_seed_runs import write_stage
+from tests.support.finished_runs import KEYS, log_of, write_evaluation, write_methods, write_stage
+from tests.support.scripts import execute_stage
 from utils.comparison.lineage import trained_policies
-from utils.comparison.topics.cost import Cost, costs_of
-from utils.comparison.topics.cost_report import cost_section
-from utils.comparison.topics.curves import read_curves
+from utils.comparison.topics.method_cost import Cost, cost_section, costs_of
 from utils.comparison.topics.timing import times_of
+from utils.comparison.topics.validation_curves import read_curves
+from utils.documents.document import section_markdown
 from utils.evaluation.policy_names import find_evaluations
 from utils.frame.files import write_json, write_jsonl
-from utils.frame.stage import execute
 
 POLICIES = ("sft", "distill", "distill_sec", "ppo")
 
@@ -46,7 +45,7 @@ def write_distilled(run, stage, start, sampled, base_in_run=False):
         f"10_evaluation/{policy}",
         0,
         inputs=["01_preprocessing/test.jsonl", *weights],
-        write=lambda folder: evaluation(folder, policy, 35),
+        write=lambda folder: write_evaluation(folder, policy, 35),
     )
 
 
@@ -80,7 +79,7 @@ def test_only_sft_is_where_others_start(run):
     found = found_in(run)
     assert [name for name, [each] in found.items() if each.is_sft] == ["sft"]
     assert [name for name, [each] in found.items() if not each.after_sft] == ["sft", "distill_sec"]
-    report = cost_section(found, costs_of(found), {name: ["a"] for name in found}, [], {}, [])
+    report = section_markdown(cost_section(found, costs_of(found), {name: ["a"] for name in found}, False))
     assert "**One budget**: distill and ppo sampled 64 completions each." in report
     assert "| distill | 03_distill | 64 | 1,280 | 5,000 |" in report
     assert "Training of distill_sec started from the base model, with no SFT behind it." in report
@@ -114,7 +113,7 @@ def test_policies_stand_in_the_order_of_the_pipeline(run):
 
 def test_a_comparison_draws_and_tells_of_distillation(run):
     argv = ["--output_dir", str(run.parent), "--run_id", "s0"]
-    assert execute(COMPARE.STAGE, COMPARE.run, argv) == 0
+    assert execute_stage("11_compare_runs.py", argv) == 0
     out = run / "11_comparison"
     with open(out / "summary.csv", encoding="utf-8", newline="") as file:
         rows = {row["policy"]: row for row in csv.DictReader(file)}

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.comparison.test_cost_topic import COMPARE, evaluation, write_methods
-from tests.unit.comparison.test_seed_runs import write_stage
+from tests.support.finished_runs import write_evaluation, write_methods, write_stage
+from tests.support.scripts import execute_stage
 from utils.comparison.evaluations import (
     audit_files,
     chosen_evaluations,
@@ -19,7 +19,6 @@ from utils.comparison.evaluations import (
 )
 from utils.comparison.lineage import trained_policies, training_logs
 from utils.frame.files import UserError, write_json, write_jsonl
-from utils.frame.stage import execute
 
 POLICIES = ("sft", "grpo")
 
@@ -34,7 +33,7 @@ def outputs(tmp_path):
 def outside(folder, policy="theirs", right=33):
     """An evaluation that lies in no run: its metrics.json."""
     folder.mkdir(parents=True)
-    evaluation(folder, policy, right)
+    write_evaluation(folder, policy, right)
     return folder / "metrics.json"
 
 
@@ -51,7 +50,7 @@ def refused(*args, **kwargs):
 
 def compare(outputs, *more):
     argv = ["--output_dir", str(outputs), "--run_id", "c", *more]
-    return execute(COMPARE.STAGE, COMPARE.run, argv)
+    return execute_stage("11_compare_runs.py", argv)
 
 
 def test_names_are_the_policies_of_one_run_and_carry_the_run_of_several(outputs):

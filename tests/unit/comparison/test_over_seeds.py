@@ -1,21 +1,22 @@
 """Comparison over seeds: numbers against the tests they come from, and no claim that these do not support."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from tests.unit.comparison.test_paired import result
-from utils.comparison.over_seeds import (
-    by_seed_rows,
-    compare_seeds,
-    gather,
-    pair_rows,
-    seed_summary_rows,
-)
-from utils.comparison.seed_report import accuracy_table, render_seed_report, seed_conclusions
+from tests.support.comparisons import compared_over_seeds
+from tests.support.finished_runs import read_csv
+from tests.support.policy_results import LEVELS, RUNS, SEEDS, answers, experiment, result
+from utils.comparison.over_seeds import compare_seeds, gather
+from utils.comparison.report import conclusions, report_of, summary_table, table_by_run
 from utils.comparison.seed_runs import SeedRuns
-from utils.comparison.topics.accuracy_plots import plot_seeds
-from utils.comparison.topics.cost import Cost
-from utils.comparison.topics.levels import levels_of_seeds
+from utils.comparison.topic import topics_of
+from utils.comparison.topics import accuracy
+from utils.comparison.topics.accuracy import quotable_table
+from utils.comparison.topics.levels import levels_of
+from utils.comparison.topics.method_cost import Cost
+from utils.documents.document import block_markdown
 from utils.frame.files import UserError
 from utils.statistics.accuracy_tests import (
     crossed_test,
@@ -28,24 +29,6 @@ from utils.statistics.accuracy_tests import (
     sign_flip_test,
 )
 
-RUNS, SEEDS = ["s0", "s1", "s2"], [0, 1, 2]
-LEVELS = [1, 2] * 30
-
-
-def answers(right):
-    """60 items, the first ``right`` of them answered correctly."""
-    return [1] * right + [0] * (60 - right)
-
-
-def experiment(levels=LEVELS, **counts):
-    """Policies by name with their number of right answers for every seed."""
-    results = {
-        name: [result(name, answers(right), levels) for right in by_seed] for name, by_seed in counts.items()
-    }
-    count = len(next(iter(counts.values())))
-    return gather(results, [f"s{i}" for i in range(count)], list(range(count)), seed=0)
-
-
 # SFT 20 to 22 right; GRPO 20 more with every seed; PPO better on average, but by one lucky seed.
 THREE = {"sft": (20, 21, 22), "ppo": (24, 22, 51), "grpo": (41, 40, 42)}
 
@@ -54,18 +37,33 @@ def seed_runs(**changes):
     return SeedRuns(RUNS, SEEDS, {}, changes.get("left_out", {}), changes.get("code", []))
 
 
+def report(found, runs):
+    comparison = compared_over_seeds(found, runs)
+    return report_of(comparison, topics_of(comparison)).markdown()
+
+
+def concluded(found):
+    return block_markdown(conclusions(compared_over_seeds(found)))
+
+
+def quoted(found, costs=None, **more):
+    return block_markdown(quotable_table(compared_over_seeds(found, **more), costs or {})).splitlines()
+
+
 # ------------------------------------------------------------------------------------------- numbers
 
 
 def test_means_and_intervals():
     found = experiment(**THREE)
     assert [mean.value for mean in found.means] == pytest.approx([21 / 60, 97 / 180, 41 / 60])
-    assert found.accuracies == pytest.approx(np.array(list(THREE.values())) / 60)
+    by_run = np.array([mean.by_run for mean in found.means])
+    assert by_run == pytest.approx(np.array(list(THREE.values())) / 60)
     for index, mean in enumerate(found.means):
         assert mean.ci95 == percentiles(found.draws[:, index]) and mean.n == 60
-    odd = [mean.value for mean in found.level_means[1]]
+    levels = levels_of(compared_over_seeds(found))
+    odd = [share.value for share in levels.parts[1].values()]
     assert odd == pytest.approx([(10 + 11 + 11) / 90, (12 + 11 + 26) / 90, (21 + 20 + 21) / 90])
-    assert found.level_accuracies(2)[1] == pytest.approx(np.array([12, 11, 25]) / 30)
+    assert levels.parts[2]["ppo"].by_run == pytest.approx(np.array([12, 11, 25]) / 30)
     # Adding a policy changes nothing for the others, and another seed of the bootstrap hardly anything.
     alone = experiment(sft=THREE["sft"])
     assert alone.means[0] == found.means[0]
@@ -77,7 +75,8 @@ def test_means_and_intervals():
 def test_an_interval_is_wilsons_where_all_answers_are_the_same():
     found = experiment(base=(0, 0, 0), sft=(60, 60, 60))
     assert [list(mean.ci95) for mean in found.means] == [rate(0, 60)["ci95"], rate(60, 60)["ci95"]]
-    assert list(found.level_means[1][0].ci95) == rate(0, 30)["ci95"]
+    by_level = levels_of(compared_over_seeds(found)).parts[1]
+    assert list(by_level["base"].ci95) == rate(0, 30)["ci95"]
 
 
 def test_pairs_hold_every_test_on_the_differences():
@@ -106,10 +105,8 @@ def test_p_is_never_below_that_of_the_items_alone():
 
 
 def test_items_are_matched_by_id():
-    back = [result("grpo", answers(k), list(LEVELS)) for k in THREE["grpo"]]
-    for each in back:
-        for column in (each.ids, each.correct, each.levels, each.golds):
-            column.reverse()
+    back = [result("grpo", answers(k), LEVELS) for k in THREE["grpo"]]
+    back = [replace(each, items=each.items[::-1]) for each in back]
     sft = [result("sft", answers(k), LEVELS) for k in THREE["sft"]]
     found = gather({"sft": sft, "grpo": back}, RUNS, SEEDS, seed=0)
     straight = experiment(sft=THREE["sft"], grpo=THREE["grpo"])
@@ -120,8 +117,8 @@ def test_items_are_matched_by_id():
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"dataset": "finqa"}, "different test items: dataset is 'sample' and 'finqa'"),
-        ({"split": "val"}, "different test items: split is 'test' and 'val'"),
+        ({"dataset": "finqa"}, "cannot compare .*: dataset is 'sample' for one and 'finqa' for the other"),
+        ({"split": "val"}, "cannot compare .*: split is 'test' for one and 'val' for the other"),
     ],
 )
 def test_other_data_are_refused(changes, message):
@@ -135,10 +132,10 @@ def test_other_items_are_refused():
     for first, second in ((full, short), (short, full)):
         with pytest.raises(UserError, match="'test-50' is in one only") as error:
             gather({"sft": [first, second]}, RUNS[:2], SEEDS[:2], seed=0)
-        assert "'sft' of s0 and 'sft' of s1" in str(error.value) and "\n" not in str(error.value)
+        assert "'sft' of s0 with 'sft' of s1" in str(error.value) and "\n" not in str(error.value)
     other = result("grpo", answers(30))
-    other.golds[7] = "4"
-    with pytest.raises(UserError, match="'sft' of s0 and 'grpo' of s1 .* gold of 'test-7' is '3' and '4'"):
+    other.items.loc["test-7", "gold"] = "4"
+    with pytest.raises(UserError, match="'sft' of s0 with 'grpo' of s1: item 'test-7' has gold '3' .* '4'"):
         gather({"sft": [full, full], "grpo": [full, other]}, RUNS[:2], SEEDS[:2], seed=0)
 
 
@@ -147,7 +144,7 @@ def test_other_items_are_refused():
 
 def test_conclusions_say_of_what_they_hold():
     found = experiment(**THREE)
-    lines = seed_conclusions(found, compare_seeds(found)).splitlines()
+    lines = concluded(found).splitlines()
     assert lines[0].startswith("- **grpo** answers more items correctly than **sft**: 68.3 % against 35.0 %")
     assert "on average over 3 seeds, a difference of 33.3 points" in lines[0]
     # PPO's one lucky seed makes its policies better than SFT's, and says nothing of the method.
@@ -160,29 +157,28 @@ def test_conclusions_say_of_what_they_hold():
 
 def test_no_claim_without_support():
     found = experiment(sft=(20, 22, 21), grpo=(21, 20, 23))
-    text = seed_conclusions(found, compare_seeds(found))
+    text = concluded(found)
     assert (
         text
         == "- The tests support no difference between the policies at the 0.05 level after Holm's correction."
     )
     one = experiment(sft=(20, 22, 21))
-    assert "nothing to compare it with" in seed_conclusions(one, compare_seeds(one))
+    assert "nothing to compare it with" in concluded(one)
 
 
 def test_a_worse_second_policy_is_told_from_the_better_ones_side():
     found = experiment(grpo=THREE["grpo"], sft=THREE["sft"])
-    text = seed_conclusions(found, compare_seeds(found))
+    text = concluded(found)
     assert "**grpo** answers more items correctly than **sft**" in text and "of 33.3 points" in text
     assert "interval -" not in text
-    row = accuracy_table(found, compare_seeds(found)).splitlines()[2]
+    row = quoted(found)[2]
     assert row.startswith("| grpo | 68.3, 66.7, 70.0 | 68.3 % (") and "| +33.3 (+" in row
 
 
 def test_report_is_ready_to_quote():
     found = experiment(base=(0, 0, 0), **THREE)
-    pairs = compare_seeds(found)
     runs = seed_runs(left_out={"dpo": ["s1"]}, code=["git_commit"])
-    text = render_seed_report(found, pairs, runs, levels_of_seeds(found), "comparison.png")
+    text = report(found, runs)
     table = text.split("## Accuracy\n\n")[1].split("\n\n")[0].splitlines()
     assert table[0] == (
         "| method | accuracy (%) with seed 0, 1, 2 | mean (95 % interval) "
@@ -194,9 +190,7 @@ def test_report_is_ready_to_quote():
     assert "| sft → grpo | +35.0 (p < 0.0001) | +31.7 (p < 0.0001) | +33.3 (p < 0.0001) |" in text
     assert "- seed 1: `s1`" in text and "- Left out: dpo, which s1 did not evaluate." in text
     assert "different code: git_commit" in text and "![Mean" in text
-    assert text == render_seed_report(
-        found, compare_seeds(found), runs, levels_of_seeds(found), "comparison.png"
-    )
+    assert text == report(found, runs)
 
 
 def test_findings_about_these_policies_share_a_sentence_where_there_are_many():
@@ -205,7 +199,7 @@ def test_findings_about_these_policies_share_a_sentence_where_there_are_many():
     pairs = compare_seeds(found)
     here = [pair for pair in pairs if pair.significant_here]
     assert len(here) == 5 and not any(pair.significant for pair in pairs)
-    lines = seed_conclusions(found, pairs).splitlines()
+    lines = concluded(found).splitlines()
     assert lines[0].startswith("- For 5 pairs only the policies trained here are shown to differ")
     assert "**ppo** over **sft** by 26.1, **grpo** over **sft** by 24.4, **rloo** over" in lines[0]
     assert "and **rloo** over **grpo** by 7.2 points. That other seeds would show it too is not" in lines[0]
@@ -218,7 +212,7 @@ def test_the_table_to_quote_holds_cost_and_failures():
     costs = {name: [Cost(8192, 170_000, 700_000), Cost(8192, 180_000, 710_000)] for name in THREE}
     costs["sft"] = [Cost(0, 0, 85_600)] * 2
     costs["grpo"] = [Cost(8192, 1, 2), Cost(problem="older")]
-    lines = accuracy_table(found, compare_seeds(found), costs, {"rloo": "loss | nan"}).splitlines()
+    lines = quoted(found, costs, failed={"rloo": "loss | nan"})
     assert lines[0].endswith("| p | completions | trained tokens (k) |")
     assert [line.split(" | ")[-2:] for line in lines[2:5]] == [
         ["0", "86 |"],
@@ -228,38 +222,42 @@ def test_the_table_to_quote_holds_cost_and_failures():
     assert lines[5] == "| rloo | – failed: loss \\| nan |  |  |  |  |  |"
 
 
-def test_tables_to_compute_with():
+def test_tables_to_compute_with(tmp_path):
     found = experiment(**THREE)
-    rows, columns = seed_summary_rows(found)
+    topics = topics_of(compared_over_seeds(found, seed_runs()))
+    rows, columns = summary_table(topics)
     assert [row["policy"] for row in rows] == ["sft", "ppo", "grpo"]
     assert rows[0]["accuracy"] == pytest.approx(0.35) and rows[0]["seeds"] == "0 1 2"
     assert (rows[0]["accuracy_low"], rows[0]["accuracy_high"]) == found.means[0].ci95
     assert rows[0]["seed_sd"] == pytest.approx(1 / 60)
     assert rows[2]["accuracy_level_1"] == pytest.approx(62 / 90)
     assert all(set(row) == set(columns) for row in rows)
-    rows, columns = by_seed_rows(found)
+    rows, columns = table_by_run(topics)
     assert [(r["policy"], r["run"], r["seed"], r["correct"]) for r in rows[2:5]] == [
         ("sft", "s2", 2, 22),
         ("ppo", "s0", 0, 24),
         ("ppo", "s1", 1, 22),
     ]
     assert all(set(row) == set(columns) for row in rows)
-    rows, columns = pair_rows(compare_seeds(found))
-    assert all(set(row) == set(columns) for row in rows) and rows[0]["difference"] == pytest.approx(34 / 180)
+    topics["difference_tests"].files["pairs.csv"](tmp_path / "pairs.csv")
+    rows = read_csv(tmp_path / "pairs.csv")
+    assert float(rows[0]["difference"]) == pytest.approx(34 / 180) and rows[0]["b"] == "ppo"
+    assert len(rows) == 3 and all(rows[0][key] for key in rows[0] if key != "detectable")
 
 
 def test_rates_that_a_run_lacks_are_blank_and_the_others_averaged():
     first = result("sft", answers(20), program_accuracy=rate(10, 60), format_validity=rate(50, 60))
     second = result("sft", answers(20), format_validity=rate(40, 60))
-    rows, columns = seed_summary_rows(gather({"sft": [first, second]}, RUNS[:2], SEEDS[:2], seed=0))
+    found = gather({"sft": [first, second]}, RUNS[:2], SEEDS[:2], seed=0)
+    rows, columns = summary_table({"accuracy": accuracy.topic(compared_over_seeds(found))})
     assert rows[0]["program_accuracy"] == "" and rows[0]["format_validity"] == pytest.approx(0.75)
     assert columns[-2:] == ["format_validity", "program_accuracy"]
 
 
 def test_plot_is_the_same_bytes(tmp_path):
-    for name in ("a.png", "b.png"):
-        plot_seeds(experiment(**THREE), tmp_path / name)
-    plot_seeds(experiment(levels=[None] * 60, sft=(20, 21)), tmp_path / "no_levels.png")
+    without = experiment(levels=[None] * 60, sft=(20, 21))
+    for name, found in (("a", experiment(**THREE)), ("b", experiment(**THREE)), ("no_levels", without)):
+        accuracy.topic(compared_over_seeds(found)).files["comparison.png"](tmp_path / f"{name}.png")
     data = {path.stem: path.read_bytes() for path in tmp_path.iterdir()}
     assert data["a"] == data["b"]
     assert data["no_levels"].startswith(b"\x89PNG") and b"tEXt" not in data["a"]

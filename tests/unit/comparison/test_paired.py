@@ -8,38 +8,30 @@ import zlib
 import pytest
 from scipy import stats
 
-from utils.comparison.paired import (
-    PolicyResult,
-    compare_all,
-    compare_pair,
-    load_result,
-    summary_rows,
-)
-from utils.comparison.report import conclusions, render_report
-from utils.comparison.topics.accuracy_plots import plot_comparison
-from utils.comparison.topics.levels import levels_of
+from tests.support.comparisons import compared
+from tests.support.policy_results import result
+from utils.comparison.paired import PolicyResult, compare_all, compare_pair, load_result
+from utils.comparison.report import conclusions, report_of, summary_table
+from utils.comparison.topic import topics_of
+from utils.comparison.topics import accuracy
+from utils.documents.document import block_markdown
 from utils.frame.files import UserError
 from utils.frame.pipeline import policy_order
 from utils.statistics.accuracy_tests import holm, rate
-
-
-def result(name, correct, levels=None, **changes):
-    ids = [f"test-{i}" for i in range(len(correct))]
-    correct = [bool(c) for c in correct]
-    metrics = {
-        "dataset": "sample",
-        "split": "test",
-        "accuracy": rate(sum(correct), len(correct)),
-        "missing": {"count": 0, "ids": []},
-        "failure_reasons": {"wrong_operand": correct.count(False)},
-    }
-    return PolicyResult(name, ids, correct, levels or [None] * len(ids), ["3"] * len(ids), metrics | changes)
-
 
 # 60 items: 30 right for both, 4 broken, 16 fixed, 10 wrong for both.
 OLD = result("sft", [1] * 30 + [1] * 4 + [0] * 16 + [0] * 10, levels=[1, 2] * 30)
 NEW = result("grpo", [1] * 30 + [0] * 4 + [1] * 16 + [0] * 10, levels=[1, 2] * 30)
 SAME = result("rloo", [1] * 30 + [1] * 5 + [0] * 15 + [0] * 10, levels=[1, 2] * 30)
+
+
+def report(*results):
+    comparison = compared({each.name: [each] for each in results})
+    return report_of(comparison, topics_of(comparison)).markdown()
+
+
+def concluded(*results):
+    return block_markdown(conclusions(compared({each.name: [each] for each in results})))
 
 
 def test_pair_counts_items():
@@ -53,9 +45,9 @@ def test_pair_counts_items():
 
 
 def test_order_of_items_does_not_matter_and_only_shared_items_count():
-    back = PolicyResult("grpo", NEW.ids[::-1], NEW.correct[::-1], NEW.levels, NEW.golds, NEW.metrics)
+    back = PolicyResult("grpo", NEW.items[::-1], NEW.metrics)
     assert compare_pair(OLD, back, seed=0) == compare_pair(OLD, NEW, seed=0)
-    half = PolicyResult("grpo", NEW.ids[:40], NEW.correct[:40], NEW.levels[:40], NEW.golds[:40], NEW.metrics)
+    half = PolicyResult("grpo", NEW.items[:40], NEW.metrics)
     assert (compare_pair(OLD, half, seed=0).n, len(compare_pair(OLD, half, seed=0).fixed)) == (40, 6)
 
 
@@ -72,11 +64,8 @@ def test_all_pairs_are_corrected_together():
     [
         (result("b", [1] * 60, dataset="finqa"), "dataset is 'sample' for one and 'finqa'"),
         (result("b", [1] * 60, split="val"), "split is 'test' for one and 'val'"),
-        (PolicyResult("b", ["x-1", "x-2"], [True] * 2, [1] * 2, ["3"] * 2, NEW.metrics), "0 items in common"),
-        (
-            PolicyResult("b", NEW.ids, NEW.correct, NEW.levels, ["4"] * 60, NEW.metrics),
-            "'test-0' has gold '3'",
-        ),
+        (PolicyResult("b", NEW.items.add_prefix("x-", axis=0), NEW.metrics), "0 items in common"),
+        (PolicyResult("b", NEW.items.assign(gold="4"), NEW.metrics), "'test-0' has gold '3'"),
     ],
 )
 def test_different_data_are_not_compared(other, message):
@@ -85,14 +74,14 @@ def test_different_data_are_not_compared(other, message):
 
 
 def test_conclusion_only_where_the_test_supports_it():
-    found = conclusions([OLD, NEW, SAME], compare_all([OLD, NEW, SAME], seed=0))
+    found = concluded(OLD, NEW, SAME)
     assert "**grpo** answers more items correctly than **sft**: 76.7 % against 56.7 %" in found
     assert "than **rloo**" in found and found.count("answers more") == 2
     assert "For the other 1 of 3 pairs the test supports no difference" in found
-    none = conclusions([OLD, SAME], compare_all([OLD, SAME], seed=0))
+    none = concluded(OLD, SAME)
     assert "supports no difference" in none and "more items" not in none
     # Seen from the worse policy the same sentence names the same winner with the same signs.
-    back = conclusions([NEW, OLD], compare_all([NEW, OLD], seed=0))
+    back = concluded(NEW, OLD)
     assert "**grpo** answers more items correctly than **sft**" in back and "20.0 points" in back
     assert "interval -" not in back
 
@@ -103,21 +92,20 @@ def test_uncorrected_significance_is_no_conclusion():
     b = result("ppo", [1] * 56)
     pairs = compare_all([a, b, c], seed=0)
     assert pairs[0].p_value < 0.05 <= pairs[0].p_holm
-    assert "more items" not in conclusions([a, b, c], pairs)
+    assert "more items" not in concluded(a, b, c)
 
 
 def test_report_names_numbers_and_items():
-    results = [OLD, NEW]
-    text = render_report(results, compare_all(results, seed=0), levels_of(results), "comparison.png")
+    text = report(OLD, NEW)
     assert "| sft → grpo | 60 | +20.0 |" in text and "| 16 | 4 | 0.012 | 0.012 * |" in text
     assert "- fixed, 16: `test-34`, `test-35`" in text and "and 6 more" in text
     assert "- broken, 4: `test-30`, `test-31`, `test-32`, `test-33`\n" in text
     assert "level 1 (n = 30)" in text and "![Accuracy" in text and "(comparison.png)" in text
-    assert text == render_report(results, compare_all(results, seed=0), levels_of(results), "comparison.png")
+    assert text == report(OLD, NEW)
 
 
 def test_report_on_one_policy_claims_nothing():
-    text = render_report([OLD], compare_all([OLD], seed=0), levels_of([OLD]), "comparison.png")
+    text = report(OLD)
     assert "Only one policy, sft" in text and "Paired tests" not in text
 
 
@@ -129,7 +117,8 @@ def test_policies_come_in_the_order_of_the_pipeline():
 
 def test_summary_has_one_row_per_policy_and_blank_where_a_rate_is_absent():
     official = result("finqa", [1, 0], program_accuracy=rate(1, 2))
-    rows, columns = summary_rows([OLD, official])
+    comparison = compared({"sft": [OLD], "finqa": [official]}, pairs=[])
+    rows, columns = summary_table({"accuracy": accuracy.topic(comparison)})
     assert columns[:5] == ["policy", "dataset", "split", "n", "correct"]
     assert [row["policy"] for row in rows] == ["sft", "finqa"]
     assert [row["program_accuracy"] for row in rows] == ["", 0.5]
@@ -149,8 +138,9 @@ def write_evaluation(folder, rows):
 def test_results_are_read_from_the_files_of_an_evaluation(tmp_path):
     rows = [["id", "correct", "level", "gold"], ["test-0", 1, "", "3"], ["a,\nb", 0, 2, 'say "3"']]
     read = load_result("sft", *write_evaluation(tmp_path, rows))
-    assert (read.ids, read.correct) == (["test-0", "a,\nb"], [True, False])
-    assert (read.levels, read.golds) == ([None, 2], ["3", 'say "3"'])
+    items = {name: column.tolist() for name, column in read.items.items()}
+    assert read.items.index.tolist() == ["test-0", "a,\nb"]
+    assert items == {"correct": [True, False], "level": [None, 2], "gold": ["3", 'say "3"']}
 
 
 @pytest.mark.parametrize("bad", [["test-0", "yes", "", "3"], ["test-0", 1, "high", "3"], ["test-0"]])
@@ -161,8 +151,9 @@ def test_damaged_breakdown_names_the_line(tmp_path, bad):
 
 
 def test_plot_is_the_same_bytes_and_holds_no_date_or_version(tmp_path):
+    drawn = compared({each.name: [each] for each in (OLD, NEW, result("base", [0] * 60))})
     for name in ("a.png", "b.png"):
-        plot_comparison([OLD, NEW, result("base", [0] * 60)], tmp_path / name)
+        accuracy.topic(drawn).files["comparison.png"](tmp_path / name)
     data = (tmp_path / "a.png").read_bytes()
     assert data == (tmp_path / "b.png").read_bytes()
     chunks, position = {}, 8

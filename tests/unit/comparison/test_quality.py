@@ -8,24 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.comparison.test_cost_topic import COMPARE, evaluation, write_methods
-from tests.unit.comparison.test_over_seeds import LEVELS, answers, experiment
-from tests.unit.comparison.test_paired import result
-from tests.unit.comparison.test_seed_runs import write_stage
-from utils.comparison.changes import change_rows, seed_change_rows
+from tests.support.comparisons import compared, text_of
+from tests.support.finished_runs import write_evaluation, write_methods, write_stage
+from tests.support.policy_results import LEVELS, answers, experiment, result
+from tests.support.scripts import execute_stage
 from utils.comparison.paired import compare_all
-from utils.comparison.topics.levels import levels_of
-from utils.comparison.topics.levels_frontier_audit_plots import frontier, plot_level_heatmap
-from utils.comparison.topics.measures import (
-    measure_sections,
-    measures_of,
-    with_measures,
-    with_measures_by_run,
-)
-from utils.comparison.topics.students import student_section, students_of, with_students
-from utils.comparison.topics.types import accuracies_by_type, type_section
+from utils.comparison.report import summary_table, table_by_run
+from utils.comparison.topic import Topic
+from utils.comparison.topics import levels, measures, problem_types, students
+from utils.comparison.topics.difference_tests import change_rows, seed_change_rows
+from utils.comparison.topics.frontier import frontier
+from utils.comparison.topics.measures import measures_of
+from utils.comparison.topics.problem_types import accuracies_by_type
+from utils.comparison.topics.students import students_of
 from utils.frame.files import read_json, write_json
-from utils.frame.stage import execute
 from utils.statistics.accuracy_tests import rate, wilson_interval
 
 
@@ -64,31 +60,31 @@ OLD = result("sft", answers(20), LEVELS)  # evaluated before any of it was measu
 
 
 def test_every_part_has_its_columns_and_old_evaluations_are_left_blank():
-    measures = measures_of({"sft": [OLD], "grpo": [GRPO]})
-    rows, columns = with_measures([{"policy": "sft"}, {"policy": "grpo"}], ["policy"], measures)
+    topic = measures.topic(compared({"sft": [OLD], "grpo": [GRPO]}))
+    rows, columns = summary_table({"measures": topic})
     assert [name for name in columns if not name.endswith(("_low", "_high"))] == [
-        *("policy", "pass_at_1", "pass_at_2", "pass_at_10", "majority_at_1", "reasoning_step_coverage"),
+        *("pass_at_1", "pass_at_2", "pass_at_10", "majority_at_1", "reasoning_step_coverage"),
         *("reward_exact_match", "reward_total", "reference_kl_per_token", "reference_kl_per_response"),
     ]
     assert (rows[1]["pass_at_10"], rows[1]["pass_at_10_low"]) == (0.9, 0.8)
     assert (rows[1]["reference_kl_per_response"], rows[1]["reference_kl_per_token_high"]) == (0.5, 0.1)
-    assert set(rows[0]) == set(columns) and set(rows[0].values()) == {"sft", ""}
-    text = measure_sections(measures, {"sft": [OLD], "grpo": [GRPO]})
+    assert set(rows[0]) == set(columns) and set(rows[0].values()) == {""}
+    text = text_of(topic)
     assert "| grpo | 50.0 % (40.0–60.0) | 60.0 % (50.0–70.0) | 90.0 % (80.0–100.0) |" in text
     assert "Sampled with num_samples 8, temperature 1, top_p 0.95." in text
     assert text.count("Not measured in the evaluation of sft.") == 3
 
 
 def test_nothing_measured_is_no_column_and_no_section():
-    measures = measures_of({"sft": [OLD]})
-    assert measures == {} and measure_sections(measures, {"sft": [OLD]}) == ""
-    assert with_measures([{"policy": "sft"}], ["policy"], measures) == ([{"policy": "sft"}], ["policy"])
+    topic = measures.topic(compared({"sft": [OLD]}))
+    assert measures_of({"sft": [OLD]}) == {} and text_of(topic) == ""
+    assert topic.columns == {"sft": {}} and topic.by_run == {"sft": [{}]}
 
 
 def test_policies_that_were_sampled_differently_are_said_to_be():
     other = result("rloo", answers(40), **measured(samples=4))
-    results = {"grpo": [GRPO], "rloo": [other]}
-    assert "**Not sampled alike**" in measure_sections(measures_of(results), results)
+    comparison = compared({"grpo": [GRPO], "rloo": [other]})
+    assert "**Not sampled alike** (num_samples 4, " in text_of(measures.topic(comparison))
 
 
 def test_over_seeds_it_is_the_mean_with_a_t_interval_within_the_possible():
@@ -101,7 +97,7 @@ def test_over_seeds_it_is_the_mean_with_a_t_interval_within_the_possible():
     assert of_grpo["reasoning"]["step_coverage"].ci95 is None  # the runs do not differ
     lacking = [*runs[:2], OLD]
     assert measures_of({"grpo": lacking}) == {}  # never a mean over some of the seeds
-    rows, columns = with_measures_by_run([{"policy": "grpo"}] * 3, ["policy"], {"grpo": lacking})
+    rows, columns = table_by_run({"measures": measures.topic(compared({"grpo": lacking}))})
     assert [row["reference_kl_per_response"] for row in rows] == [0.1, 0.5, ""]
     assert all(set(row) == set(columns) for row in rows)
 
@@ -153,7 +149,7 @@ def outputs(tmp_path):
             stage = {"sft": "03_sft", "ppo": "05_ppo", "grpo": "06_grpo"}[policy]
 
             def write(folder, policy=policy, right=right, kl=kl, seed=seed):
-                evaluation(folder, policy, right + seed)
+                write_evaluation(folder, policy, right + seed)
                 more = measured(kl=kl + 0.1 * seed, total=right / 60)
                 write_json(folder / "metrics.json", read_json(folder / "metrics.json") | more)
 
@@ -170,7 +166,7 @@ def outputs(tmp_path):
 @pytest.mark.parametrize("seeds", [False, True])
 def test_figures_and_sections_of_a_whole_comparison(outputs, seeds):
     over = ["--by_seed", "--runs", "s*", "--run_id", "c"] if seeds else ["--run_id", "s0"]
-    assert execute(COMPARE.STAGE, COMPARE.run, ["--output_dir", str(outputs), *over]) == 0
+    assert execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), *over]) == 0
     out = outputs / ("c" if seeds else "s0") / "11_comparison"
     report = (out / "report.md").read_text()
     for name in ("level_heatmap.png", "frontier.png", "reward_audit.png"):
@@ -190,15 +186,17 @@ def test_total_rewards_of_different_specifications_are_not_drawn(outputs):
         manifest = read_json(path)
         manifest["inputs"]["02_rewards/reward_spec.yaml"]["sha256"] = policy
         write_json(path, manifest)
-    assert execute(COMPARE.STAGE, COMPARE.run, ["--output_dir", str(outputs), "--run_id", "s0"]) == 0
+    assert execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), "--run_id", "s0"]) == 0
     report = (outputs / "s0" / "11_comparison" / "report.md").read_text()
     assert "follow different specifications and are not comparable" in report
 
 
 def test_equal_numbers_give_an_equal_heat_map_and_a_part_without_items_a_dash(tmp_path):
-    levels = levels_of([GRPO, result("x", answers(3)[:3], [1, 1, 1])])
+    small = result("x", answers(3)[:3], [1, 1, 1])
     for name in ("a", "b"):
-        plot_level_heatmap(levels, ["grpo", "x"], tmp_path / f"{name}.png")
+        topic = levels.topic(compared({"grpo": [GRPO], "x": [small]}))
+        topic.files["level_heatmap.png"](tmp_path / f"{name}.png")
+    assert topic.columns["x"] | {"accuracy_level_2": ""} == topic.columns["x"]
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -215,11 +213,10 @@ def test_what_a_student_keeps_of_its_teacher_and_adds():
     kept, added = rate(30, 40), rate(5, 20)
     assert (found["ppo"].kept.value, found["ppo"].kept.ci95) == (kept["value"], tuple(kept["ci95"]))
     assert (found["ppo"].added.value, found["ppo"].added.n) == (added["value"], 20)
-    text = student_section(found, {"ppo": (35 / 60, None), "teacher": (40 / 60, None)}, 1)
+    topic = students.topic(compared({"ppo": [student], "teacher": [TEACHER]}))
+    text = text_of(topic)
     assert "| ppo | teacher | -8.3 | 75.0 % (59.8–85.8), n = 40 | 25.0 %" in text
-    rows, columns = with_students([{"policy": "ppo"}, {"policy": "teacher"}], ["policy"], found)
-    assert rows[0]["kept_of_teacher"] == 0.75 and rows[1]["kept_of_teacher"] == ""
-    assert set(rows[1]) == set(columns)
+    assert topic.columns["ppo"]["kept_of_teacher"] == 0.75 and list(topic.columns) == ["ppo"]
 
 
 def test_every_run_has_its_own_teacher_and_no_teacher_no_section():
@@ -230,8 +227,7 @@ def test_every_run_has_its_own_teacher_and_no_teacher_no_section():
         "b/sft": "b/teacher",
     }
     assert students_of({"sft": [TEACHER], "a/teacher": [TEACHER]})["sft"].teacher == "a/teacher"
-    assert students_of({"sft": [OLD]}) == {} and student_section({}, {}, 1) == ""
-    assert with_students([{}], [], {}) == ([{}], [])
+    assert students_of({"sft": [OLD]}) == {} and students.topic(compared({"sft": [OLD]})) == Topic()
 
 
 def test_a_teacher_that_is_always_right_leaves_nothing_to_add():
@@ -267,12 +263,13 @@ def test_types_have_a_row_each_and_their_means_over_runs():
 
     a = [result("a", answers(20), LEVELS, **of(("sum", 10), ("ratio", 5), ("odd", 1)))]
     b = [result("b", answers(20), LEVELS, **of(("sum", 20), ("ratio", 0)))]
-    section = type_section({"a": a, "b": b})
+    section = text_of(problem_types.topic(compared({"a": a, "b": b})))
     rows = {line.split(" | ")[0].strip("| "): line for line in section.splitlines() if line.startswith("| ")}
     low, high = wilson_interval(10, 20)
     assert f"| 20 | 50.0 % ({100 * low:.1f}–{100 * high:.1f}) | 100.0 %" in rows["sum"]
     assert rows["odd"].endswith("| – |")  # b has no item of that type
-    assert "Wilson" in section and type_section({"a": a[:1], "c": [OLD]}).count("\n| ") == 5
+    with_old = text_of(problem_types.topic(compared({"a": a[:1], "c": [OLD]})))
+    assert "Wilson" in section and with_old.count("\n| ") == 5
 
     seeds = [*a, result("a", answers(20), LEVELS, **of(("sum", 14), ("ratio", 5)))]
     found = accuracies_by_type({"a": seeds})
@@ -283,4 +280,5 @@ def test_types_have_a_row_each_and_their_means_over_runs():
 
 def test_a_single_type_is_no_section():
     one = result("a", answers(20), LEVELS, accuracy_by_type={"": rate(3, 5)})
-    assert type_section({"a": [one]}) == "" and type_section({"old": [OLD]}) == ""
+    for results in ({"a": [one]}, {"old": [OLD]}):
+        assert problem_types.topic(compared(results)) == Topic()

@@ -1,76 +1,14 @@
 """Which runs are seeds of one experiment, and 11_compare_runs.py --by_seed from the command line."""
 
-import csv
 import json
 
 import pytest
 
-from tests.unit.comparison.test_over_seeds import LEVELS, RUNS, SEEDS, answers
-from tests.unit.comparison.test_paired import result
+from tests.support.finished_runs import read_csv, write_run
+from tests.support.policy_results import RUNS, SEEDS
+from tests.support.scripts import execute_stage
 from utils.comparison.seed_runs import find_seed_runs, lineage
-from utils.frame.files import UserError, write_csv, write_json
-from utils.frame.manifest import describe_outputs
-from utils.frame.stage import execute
-from utils.frame.stage_plan import load_script
-
-COMPARE = load_script("11_compare_runs.py")
-
-
-def write_stage(run, stage, seed, inputs=(), config=None, write=None, **more):
-    """A finished stage with a manifest; ``inputs`` are names, hashed by themselves unless (name, hash)."""
-    folder = run / stage
-    folder.mkdir(parents=True)
-    if write:
-        write(folder)
-    named = dict(item if isinstance(item, tuple) else (item, item) for item in inputs)
-    manifest = {
-        "run_id": run.name,
-        "schema_version": 1,
-        "stage": stage.split("/")[0],
-        "variant": "",
-        "seed": seed,
-        "config": {"options": {"policy_ckpt": "", "predictions": ""}} | (config or {}),
-        "inputs": {name: {"sha256": sha, "bytes": 1} for name, sha in named.items()},
-        "outputs": describe_outputs(folder, run),
-        "metrics": {},
-        "environment": {"git_commit": "a"},
-    }
-    write_json(folder / "manifest.json", manifest | more)
-
-
-def write_run(folder, seed, right, raw="raw-1", training=(("lr", 1),), evaluation=None, **more):
-    """A run: raw data, SFT, and evaluations of the policies that ``right`` gives the right answers of."""
-
-    def evaluated(policy):
-        def write(out):
-            scored = result(policy, answers(right[policy]), LEVELS)
-            write_json(out / "metrics.json", scored.metrics)
-            columns = ["id", "correct", "level", "gold"]
-            each = zip(scored.ids, map(int, scored.correct), scored.levels, scored.golds, strict=True)
-            write_csv(out / "breakdown.csv", (dict(zip(columns, row, strict=True)) for row in each), columns)
-
-        return write
-
-    write_stage(folder, "00_data_validation", seed, inputs=[("datasets/other.json", f"unused-{seed}")])
-    write_stage(folder, "01_preprocessing", seed, inputs=[("datasets/x.json", raw)])
-    write_stage(
-        folder,
-        "03_sft",
-        seed,
-        inputs=["01_preprocessing/train.jsonl"],
-        config={"algo": dict(training)},
-    )
-    for policy in right:
-        weights = ("assets/student", "w") if policy == "base" else ("03_sft/ckpt_sft/best", f"w{folder.name}")
-        write_stage(
-            folder,
-            f"10_evaluation/{policy}",
-            seed,
-            inputs=["01_preprocessing/test.jsonl", weights],
-            config=evaluation,
-            write=evaluated(policy),
-            **more,
-        )
+from utils.frame.files import UserError, write_json
 
 
 @pytest.fixture()
@@ -201,12 +139,7 @@ def test_outside_weights_and_predictions_may_differ(outputs):
 
 def compare(outputs, *more):
     argv = ["--output_dir", str(outputs), "--runs", "s2,s0,s1", "--by_seed", "--run_id", "seeds", *more]
-    return execute(COMPARE.STAGE, COMPARE.run, argv)
-
-
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return execute_stage("11_compare_runs.py", argv)
 
 
 @pytest.mark.usefixtures("unrendered")

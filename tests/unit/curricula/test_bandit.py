@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.curricula.test_curriculum import made
+from tests.support.records import records_of_levels
 from utils.curricula.bandit import Scale, arm_labels, boltzmann, in_order, percentile_of
 from utils.curricula.build import build_curriculum
 from utils.curricula.curriculum import UNKNOWN
@@ -20,7 +20,9 @@ from utils.frame.files import UserError, derive_seed
 
 def bandit(levels, seed=0, types=None, signal="abs_advantage", **changes):
     chosen = build(CurriculumSettings, {"percentile": None, **changes}, "here")
-    return build_curriculum("sec", chosen, made(levels, types), seed=seed, num_rollouts=10, signal=signal)
+    return build_curriculum(
+        "sec", chosen, records_of_levels(levels, types), seed=seed, num_rollouts=10, signal=signal
+    )
 
 
 def reward_of(arm: int, t: int, place: int = 0) -> float:
@@ -118,7 +120,6 @@ def test_it_follows_the_best_arm(decay):
 # ---------------------------------------------------------------------------------------------- extremes
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12),
     tau=st.floats(1e-9, 1e9),
@@ -172,7 +173,6 @@ def test_an_arm_gives_every_prompt_once_before_any_again():
         assert len({tuple(part) for part in rounds}) == len(rounds)  # in a new order each time
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     count=st.integers(1, 12),
@@ -198,7 +198,7 @@ def test_a_prompt_is_repeated_only_where_its_arm_has_no_other(sizes, count, seed
 
 
 def test_arms_are_levels_types_or_both():
-    records = made([10, 2, None, 2], ["algebra", "geometry", "algebra", ""])
+    records = records_of_levels([10, 2, None, 2], ["algebra", "geometry", "algebra", ""])
     assert arm_labels(records, "level") == ["10", "2", None, "2"]
     assert arm_labels(records, "type") == ["algebra", "geometry", "algebra", None]
     assert arm_labels(records, "type_level") == ["algebra/10", "geometry/2", None, None]
@@ -208,7 +208,6 @@ def test_arms_are_levels_types_or_both():
     assert curriculum.arms == ["algebra/10", "geometry/2"] and curriculum.left_out == 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30), st.floats(0.1, 100))
 def test_percentiles_equal_numpys(values, percent):
     assert percentile_of(values, percent) == pytest.approx(

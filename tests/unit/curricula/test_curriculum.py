@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.records import records_of_levels
 from utils.curricula.build import build_curriculum
 from utils.curricula.curriculum import UNKNOWN
 from utils.curricula.pacing import competence, pool_size
 from utils.curricula.pass_rate import PassRate
 from utils.curricula.settings import CurriculumSettings
-from utils.data.records import Record
 from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_files, read_split
 from utils.frame.command_line import help_text, parse, resolve
@@ -30,17 +30,9 @@ DEFAULT = CurriculumSettings()
 ORDERED = ("easy_to_hard", "hard_to_easy")
 
 
-def made(levels, types=None) -> list[Record]:
-    """Records of the given levels, and types if any."""
-    return [
-        Record(str(row), "math", "q", "q", "t", "1", level=level, type=types[row] if types else "")
-        for row, level in enumerate(levels)
-    ]
-
-
 def paced(name, levels, num_rollouts=10, seed=0, **changes):
     chosen = replace(DEFAULT, **changes)
-    return build_curriculum(name, chosen, made(levels), seed=seed, num_rollouts=num_rollouts)
+    return build_curriculum(name, chosen, records_of_levels(levels), seed=seed, num_rollouts=num_rollouts)
 
 
 def through_json(state):
@@ -57,7 +49,6 @@ def test_the_pool_grows_linearly_and_then_holds_everything():
     assert pool_size(0.07, 100) == 7 and 0.07 * 100 > 7  # not 8 for a rounding error
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     levels=st.lists(st.integers(1, 6), min_size=12, max_size=60),
     name=st.sampled_from(ORDERED),
@@ -231,7 +222,7 @@ def feed(curriculum, chosen, draw):
 
 
 @pytest.mark.parametrize("name", CURRICULA[1:])
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(at=st.integers(0, 9), seed=st.integers(0, 99), weighted=st.booleans())
 def test_states_go_through_json_and_choices_go_on(name, at, seed, weighted):
     levels = [None if name != "pass_rate" and row % 7 == 0 else row % 12 for row in range(60)]
@@ -239,7 +230,7 @@ def test_states_go_through_json_and_choices_go_on(name, at, seed, weighted):
     if weighted:
         weights = {"abs_advantage": 1.0, "confidence_gap": 2.0, "probe_kl_drop": 1.0}
         chosen = build(CurriculumSettings, {"weights": weights, "probe_size": 3}, "here")
-    make = lambda: build_curriculum(name, chosen, made(levels), seed=seed, num_rollouts=10)  # noqa: E731
+    make = lambda: build_curriculum(name, chosen, records_of_levels(levels), seed=seed, num_rollouts=10)  # noqa: E731
 
     def run(curriculum, first, last):
         rows = []

@@ -4,7 +4,14 @@ import pytest
 from jinja2.exceptions import TemplateError
 
 from tests.conftest import make_tiny_tokenizer
-from utils.data.prompts import PromptFormat, completion_ids, end_of_turn, render_prompt, set_prompt_format
+from utils.data.prompts import (
+    PromptFormat,
+    PromptTokens,
+    completion_ids,
+    end_of_turn,
+    render_prompt,
+    set_prompt_format,
+)
 
 PLAIN = (
     "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}<end>\n{% endfor %}"
@@ -93,3 +100,19 @@ def test_a_template_that_cannot_render_is_one_line(tokenizer, template, words):
     with pytest.raises(ValueError, match=words) as error:
         set_prompt_format(tokenizer, PromptFormat())
     assert "\n" not in str(error.value) and not isinstance(error.value, TemplateError)
+
+
+def test_prompts_that_come_again_are_tokenised_once():
+    asked = []
+
+    def tokenizer(texts, add_special_tokens):
+        assert not add_special_tokens
+        asked.extend(texts)
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    tokens = PromptTokens(tokenizer)
+    assert tokens(["ab", "c", "ab"]) == [[97, 98], [99], [97, 98]]
+    found = tokens(["c", "d", "ab"])
+    assert found == [[99], [100], [97, 98]] and asked == ["ab", "c", "d"]
+    found[0].append(0)  # what a caller does to its lists is its own affair
+    assert tokens(["c"]) == [[99]] and tokens([]) == []

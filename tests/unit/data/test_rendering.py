@@ -4,12 +4,13 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.reading import RawRow
 from utils.data.records import Record, load_records
-from utils.data.rendering import approximate_tokens, render_record, split_sentences, table_lines
+from utils.data.rendering import approximate_tokens, split_sentences, table_lines
+from utils.data.settings import DatasetConfig
 from utils.frame.files import UserError
 
 ROW = RawRow(
@@ -33,8 +34,9 @@ ROW = RawRow(
 def render(
     row: RawRow = ROW, dataset: str = "finqa", style: str = "rows", limit: int | None = None, **options
 ):
-    options = {"instruction": "", "response_fields": ("program", "answer")} | options
-    return render_record(row, dataset=dataset, table_style=style, max_input_tokens=limit, **options)
+    counting = {"count_tokens": options.pop("count_tokens")} if "count_tokens" in options else {}
+    config = DatasetConfig(dataset=dataset, table_style=style, max_input_tokens=limit, **options)
+    return config.form.record(row, config, **counting)
 
 
 def test_rows_style_is_the_whole_report_with_the_question_last():
@@ -114,7 +116,6 @@ ROWS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(row=ROWS, limit=st.integers(1, 120), style=st.sampled_from(["rows", "facts"]), gold=st.booleans())
 def test_cutting_keeps_question_and_header_and_never_looks_at_the_gold(row, limit, style, gold):
     whole = render(row, style=style)[0].input_text.split("\n")
@@ -175,7 +176,7 @@ def test_a_repeated_id_and_a_broken_line_are_named(tmp_path):
     path = tmp_path / "r.jsonl"
     for second, message in (
         (good, "already used in line 1"),
-        ("{", "not a record"),
+        ("{", "not valid JSON"),
         ("[]", "expected an object"),
     ):
         path.write_text(f"{good}\n{second}\n")

@@ -4,24 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from utils.driver import command
-from utils.driver.budget import check_budgets, set_completions
+from tests.support.driver import budgets, parse
+from utils.driver.budget import set_completions
 from utils.driver.graph import build_graph
 from utils.frame.files import UserError, write_json
 
 SAMPLING = ("distill", "ppo", "grpo", "rloo", "dpo")
-
-
-def parse(*argv: str):
-    return command.parse(list(argv), "", "")
-
-
-def budgets(*argv: str, run_id: str = "r"):
-    """The budgets of a command line, as the driver checks them before anything runs."""
-    known, wanted, overrides = parse(*argv)
-    if known.completions:
-        set_completions(known.completions, wanted, overrides, run_id, 0)
-    return check_budgets(wanted, overrides, run_id, 0)
 
 
 @pytest.mark.parametrize("size", [[], ["--quick_test"]])

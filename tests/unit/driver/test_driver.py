@@ -1,15 +1,14 @@
 """The driver's command line: methods and their steps, where options go, mistakes and exit codes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from utils.driver import command, goal
+from tests.support.driver import parse, run_driver
+from utils.driver import goal
 from utils.driver.goal import COMPARE, METHODS, Goal, Overrides, Step
 from utils.driver.graph import build_graph
-from utils.frame.files import REPO_ROOT, UserError
+from utils.frame.files import UserError
 from utils.frame.stage_plan import command_for, load_script, prepare
 
 SCRIPT = load_script("12_driver.py")
@@ -18,10 +17,6 @@ SAMPLING = ("distill", "ppo", "grpo", "rloo", "dpo")
 
 def step(method: str, name: str) -> Step:
     return next(step for step in [*Goal((method,)).steps(), COMPARE] if step.name == name)
-
-
-def parse(*argv: str):
-    return command.parse(list(argv), "", "")
 
 
 def routed(*argv: str, method: str = "grpo") -> dict[str, list[str]]:
@@ -268,13 +263,8 @@ def test_jobs(monkeypatch):
 # ---------------------------------------------------------------------------------------- command line
 
 
-def run_script(*argv: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, str(REPO_ROOT / "12_driver.py"), *argv]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_help_names_methods_owners_and_exit_codes():
-    done = run_script("--help")
+    done = run_driver("--help")
     assert done.returncode == 0
     for words in (
         "sft, distill, ppo, grpo, rloo",
@@ -290,7 +280,7 @@ def test_help_names_methods_owners_and_exit_codes():
 
 
 def test_mistakes_end_with_2_and_one_line(tmp_path):
-    done = run_script("--output_dir", str(tmp_path), "--method", "grpo", "--grop.beta", "1")
+    done = run_driver("--output_dir", str(tmp_path), "--method", "grpo", "--grop.beta", "1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown option --grop.beta") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -298,21 +288,21 @@ def test_mistakes_end_with_2_and_one_line(tmp_path):
 
 def test_a_stages_mistake_is_found_before_anything_runs(tmp_path):
     """A wrong value for the last stage: no stage has run for it."""
-    done = run_script("--output_dir", str(tmp_path), "--evaluate.max_items", "many")
+    done = run_driver("--output_dir", str(tmp_path), "--evaluate.max_items", "many")
     assert (done.returncode, done.stdout) == (2, "")
     assert "10_evaluate.py" in done.stderr and "max_items" in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unequal_budgets_end_before_anything_runs(tmp_path):
-    done = run_script("--output_dir", str(tmp_path), "--method", "ppo", "grpo", "--ppo.num_rollouts", "1")
+    done = run_driver("--output_dir", str(tmp_path), "--method", "ppo", "grpo", "--ppo.num_rollouts", "1")
     assert (done.returncode, done.stdout) == (2, "")
     assert "ppo 128, grpo 8192" in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_says_all_and_does_nothing(tmp_path):
-    done = run_script(
+    done = run_driver(
         *("--output_dir", str(tmp_path / "out"), "--method", "all", "--seeds", "4", "5", "--jobs", "2"),
         *("--run_id", "mine", "--dry_run", "--quick_test"),
     )

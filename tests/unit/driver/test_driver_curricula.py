@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.driver.test_budgets import budgets
-from tests.unit.driver.test_driver import parse, run_script
-from tests.unit.driver.test_driver_methods import executed, options, stages
+from tests.support.driver import budgets, executed, options, parse, run_driver
 from utils.driver.goal import METHODS, Goal, Overrides, parse_curricula
 from utils.driver.graph import build_graph
 from utils.evaluation.policy_names import checkpoint_of
@@ -16,7 +14,6 @@ from utils.frame.pipeline import CURRICULA
 from utils.frame.stage_plan import load_script, prepare
 from utils.models.settings import ModelConfig, ModelSection
 
-__all__ = ["stages"]  # the fixture
 FOLLOWING = ("distill", "ppo", "grpo", "rloo")
 
 
@@ -202,7 +199,7 @@ def test_several_curricula_are_several_things_to_do(monkeypatch):
 
 
 def test_a_dry_run_shows_the_variants(tmp_path):
-    done = run_script(
+    done = run_driver(
         *("--output_dir", str(tmp_path / "out"), "--method", "distill", "sft", "grpo", "--reward", "task"),
         *("--curriculum", "random", "sec", "--dry_run"),
     )

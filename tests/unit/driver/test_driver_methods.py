@@ -2,78 +2,22 @@
 
 import json
 import re
-import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from tests.support.driver import ALL, executed, options
 from utils.driver import execute
 from utils.driver.execute import Execution, duration, exit_code
-from utils.driver.goal import METHODS, Goal, Overrides, Step
+from utils.driver.goal import Goal, Overrides, Step
 from utils.driver.graph import Comparison, Node, Outcome, build_graph
 from utils.frame.files import UserError
-from utils.frame.stage_plan import Prepared, make_plan
 from utils.frame.typed_settings import Text, coerce
-
-ALL = Goal(tuple(METHODS))
-
 
 # --------------------------------------------------------------------- order and failures, without processes
 
 
-@pytest.fixture
-def stages(monkeypatch, tmp_path):
-    """A world in which every step succeeds but those in ``codes``, and has the status in ``statuses``.
-
-    Both are by folder ("05_ppo"), or by run and folder ("r_seed_1/05_ppo").
-    """
-    world = SimpleNamespace(statuses={}, codes={}, commands=[], most=0, alive=0)
-
-    def of(table, run_dir, out, default):
-        name = out.relative_to(run_dir).as_posix()
-        return table.get(f"{run_dir.name}/{name}", table.get(name, default))
-
-    def prepare(stage, argv):
-        plan = make_plan(stage, argv)
-        run_dir = tmp_path / plan.run_dir.name
-        out = run_dir / plan.name
-        return Prepared(None, run_dir, out, of(world.statuses, run_dir, out, "missing"))
-
-    class FakeChild:
-        def __init__(self, command, label, env):
-            words = [word for word in command[2:] if word != "--overwrite"]
-            self.plan = prepare(execute.load_script(Path(command[1]).name).STAGE, words)
-            world.commands.append((Path(command[1]).name, command[2:]))
-            world.alive += 1
-            world.most = max(world.most, world.alive)
-
-        def wait(self):
-            time.sleep(0.01)
-            world.alive -= 1
-            return of(world.codes, self.plan.run_dir, self.plan.out, 0)
-
-        def reason(self, code, run_dir, folder):
-            return f"{folder}: reason {code}"
-
-    monkeypatch.setattr(execute, "prepare", prepare)
-    monkeypatch.setattr(execute, "Child", FakeChild)
-    return world
-
-
-def executed(goal=ALL, jobs=1, overwrite=False, seeds=(), overrides=None):
-    """(nodes, outcomes by "run/step") after one execution of run "r"."""
-    nodes = build_graph(goal, overrides or Overrides(), "r", 0, seeds)
-    outcomes = Execution(nodes, jobs, overwrite).run()
-    return nodes, {"/".join(key): outcome for key, outcome in outcomes.items()}
-
-
 def scripts(world) -> list[str]:
     return [name[:2] for name, _ in world.commands]
-
-
-def options(words: list[str]) -> dict[str, str]:
-    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def test_one_job_runs_in_order(stages):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.driver.test_process import fake, statuses  # noqa: F401 - `fake` is a fixture
+from tests.support.driver import statuses
 from utils.driver import command, execute
 from utils.driver.command import without_export
 from utils.driver.execute import Execution, environment_of
@@ -242,7 +242,7 @@ def test_the_comparison_of_a_plan_is_not_another_plan(words):
     ]
 
 
-def test_compare_only_starts_no_step(fake, capfd):  # noqa: F811
+def test_compare_only_starts_no_step(fake, capfd):
     Execution(fake.nodes[:1]).run()
     outcomes = Execution(fake.nodes, compare_only=True).run()
     assert statuses(outcomes) == "a:up to date b:failed c:failed d:blocked"

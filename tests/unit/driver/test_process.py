@@ -12,10 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.driver import statuses
 from utils.driver import process
 from utils.driver.execute import Execution, exit_code
-from utils.driver.goal import Step
-from utils.driver.graph import Node
 from utils.driver.process import Child, interrupts_held_back, stop
 from utils.frame.files import REPO_ROOT, read_json
 
@@ -148,86 +147,6 @@ def test_stop_ends_what_is_deaf_to_a_polite_kill(monkeypatch, capfd):
 
 
 # --------------------------------------------------------- real stages, which do what a file tells them to
-
-FAKE = """
-import os, signal, sys, time
-from dataclasses import dataclass
-from pathlib import Path
-
-from utils.frame.files import UserError
-from utils.frame.config import setting
-from utils.frame.stage import Stage, main
-
-
-@dataclass
-class Options:
-    name: str = setting("a", "which step")
-    reads: list[str] = setting([], "steps whose results are read")
-
-
-def inputs(config, run_dir):
-    return {name: run_dir / f"05_ppo_{name}" / "out.txt" for name in config.options.reads}
-
-
-def run(ctx):
-    name, control = ctx.config.options.name, Path(os.environ["FAKE_CONTROL"])
-    with open(control / "calls", "a") as file:
-        file.write(f"{name}{'+' if ctx.resuming else ''}\\n")
-    what = (control / name).read_text() if (control / name).exists() else ""
-    if what == "mistake":
-        raise UserError(f"{ctx.out}: 0 pairs, lower min_margin")
-    if what == "crash":
-        raise FloatingPointError("loss is nan")
-    if what == "sleep":
-        (control / f"{name}.pid").write_text(str(os.getpid()))
-        time.sleep(60)
-    (ctx.out / "out.txt").write_text("".join(ctx.inputs[each].read_text() for each in ctx.inputs) + name)
-
-
-def variant(config):
-    return config.options.name
-
-
-STAGE = Stage("05", "05_ppo", "fake", "", "", options=Options, inputs=inputs, variant=variant)
-
-if __name__ == "__main__":
-    main(STAGE, run)
-"""
-
-
-@pytest.fixture
-def fake(tmp_path, monkeypatch):
-    """Steps a, b (reads a), c (reads a) and d (reads b), of a script that real processes run."""
-    control = tmp_path / "control"
-    control.mkdir()
-    script = tmp_path / f"fake_{tmp_path.name}.py"
-    script.write_text(FAKE)
-    monkeypatch.setenv("FAKE_CONTROL", str(control))
-    monkeypatch.setenv("PYTHONPATH", str(REPO_ROOT))
-    nodes = []
-    for name, reads in (("a", ""), ("b", "a"), ("c", "a"), ("d", "b")):
-        words = (
-            "--run_id",
-            "r",
-            "--output_dir",
-            str(tmp_path / "out"),
-            "--name",
-            name,
-            "--reads",
-            f"[{reads}]",
-        )
-        nodes.append(Node("r", Step(name, str(script)), words, tuple(("r", need) for need in reads)))
-    return SimpleNamespace(
-        nodes=nodes,
-        out=tmp_path / "out" / "r",
-        control=control,
-        script=script,
-        calls=lambda: (control / "calls").read_text().split(),
-    )
-
-
-def statuses(outcomes) -> str:
-    return " ".join(f"{step}:{outcome.status}" for (_, step), outcome in outcomes.items())
 
 
 @pytest.mark.parametrize(

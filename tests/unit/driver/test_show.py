@@ -4,15 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.unit.comparison.test_over_seeds import SEEDS
-from tests.unit.comparison.test_seed_runs import write_run
+from tests.support.finished_runs import write_run
+from tests.support.policy_results import SEEDS
+from tests.support.scripts import execute_stage
 from utils.comparison.paired import compare_all, load_result
 from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import Outcome, build_graph
 from utils.driver.show import show_results
 from utils.evaluation.policy_names import evaluation_files
-from utils.frame.stage import execute
-from utils.frame.stage_plan import load_script
 
 RIGHT = {"base": 0, "sft": 20, "ppo": 40}
 
@@ -58,9 +57,8 @@ def test_over_seeds_it_is_what_stage_11_wrote(tmp_path, capsys, fail):
         write_run(tmp_path / f"r_seed_{seed}", seed, right | ({} if fail else {"grpo": 30}))
     failed = [(f"r_seed_{SEEDS[1]}", "evaluate grpo")] if fail else []
     execution = finished(tmp_path, SEEDS, failed)
-    compare = load_script("11_compare_runs.py")
     argv = [*execution.nodes[-1].command(execution.outcomes), "--output_dir", str(tmp_path)]
-    assert execute(compare.STAGE, compare.run, argv) == 0
+    assert execute_stage("11_compare_runs.py", argv) == 0
     report = (tmp_path / "r" / "11_comparison" / "report.md").read_text()
     capsys.readouterr()
     show_results(execution)
@@ -81,9 +79,8 @@ def test_a_seed_that_failed_altogether_is_named_in_the_report(tmp_path, capsys):
     lost = SEEDS[2]
     failed = [(f"r_seed_{lost}", f"evaluate {policy}") for policy in ("sft", "ppo", "grpo")]
     execution = finished(tmp_path, SEEDS, failed)
-    compare = load_script("11_compare_runs.py")
     argv = [*execution.nodes[-1].command(execution.outcomes), "--output_dir", str(tmp_path)]
-    assert execute(compare.STAGE, compare.run, argv) == 0
+    assert execute_stage("11_compare_runs.py", argv) == 0
     assert f"seed_{lost}" in (tmp_path / "r" / "11_comparison" / "report.md").read_text()
     show_results(execution)
     printed = capsys.readouterr().out

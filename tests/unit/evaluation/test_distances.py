@@ -7,16 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.stages.test_evaluation_stages import EVALUATE, pretend_finished
+from tests.support.finished_runs import pretend_finished
+from tests.support.scripts import execute_stage
 from utils.data.records import Record
 from utils.evaluation import distances as against
 from utils.evaluation import token_values as values
 from utils.frame.files import UserError, write_jsonl
-from utils.frame.stage import execute
+from utils.models.prefix import prefix_scoring
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.statistics.accuracy_tests import bootstrap_ratios
 
@@ -117,7 +118,7 @@ def test_models_that_cannot_share_prefixes_give_the_same(models, monkeypatch, ob
     policy, teacher, size = models
     batch = CompletionBatch.of(PROMPTS[:3], RESPONSES[:3], torch.device("cpu"))
     shared = token_sums(policy, teacher, batch, size)
-    monkeypatch.setattr(values, obstacle, lambda model: "a reason")
+    monkeypatch.setattr(prefix_scoring, obstacle, lambda model: "a reason")
     np.testing.assert_allclose(token_sums(policy, teacher, batch, size), shared, atol=1e-12)
 
 
@@ -143,7 +144,6 @@ def test_a_teacher_against_itself_is_at_distance_zero(models):
     teacher.to(torch.float64)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 40), st.floats(0.1, 200), st.floats(-50, 50))
 def test_bounds_and_symmetry(seed, vocab, scale, shift):
     generator = torch.Generator().manual_seed(seed)
@@ -220,7 +220,7 @@ def run_dir(tmp_path):
 def evaluate(run_dir, policy, teacher, *more):
     argv = ["--policy", "tiny", "--policy_ckpt", str(policy), "--output_dir", str(run_dir.parent)]
     argv += ["--model.teacher_name_or_path", str(teacher), "--max_new_tokens", "8", *more]
-    return execute(EVALUATE.STAGE, EVALUATE.run, argv)
+    return execute_stage("10_evaluate.py", argv)
 
 
 def test_stage_10_holds_a_policy_against_its_teacher(run_dir, tiny_models, capsys):

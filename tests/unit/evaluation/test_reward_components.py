@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.stages.test_evaluation_stages import EVALUATE, pretend_finished
-from tests.stages.test_training import RECORDS
+from tests.support.finished_runs import pretend_finished
+from tests.support.records import RECORDS
+from tests.support.scripts import execute_stage
 from utils.evaluation.critic import KnownScores
 from utils.evaluation.reward_components import reward_components, reward_metrics
 from utils.evaluation.token_pass import TokenPass
 from utils.frame.files import dump_json, read_json, write_jsonl
 from utils.frame.manifest import describe_outputs
-from utils.frame.stage import execute
 from utils.grading.grade import grade
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.sampling import Completion
@@ -49,7 +49,9 @@ def asked(texts, outcomes, truncated=()):
 
 def components(texts, outcomes, spec=SPEC, **more):
     answers, passed = asked(texts, outcomes, **more)
-    return reward_components(RECORDS[: len(texts)], answers, passed, spec)
+    pairs = zip(RECORDS, texts, strict=False)
+    grades = [None if text is None else grade(record, text, spec.required_fields) for record, text in pairs]
+    return reward_components(RECORDS[: len(texts)], answers, passed, spec, grades)
 
 
 def test_components_are_raw_and_the_total_is_their_weighted_sum():
@@ -87,12 +89,6 @@ def test_what_was_not_measured_is_not_there():
     task = RewardSpec(weights=RewardWeights(intrinsic=0.0), required_fields=["program"])
     rows = components([RIGHT, None, right], [None, None, -1.0], task)
     assert rows[0]["total"] == 1.0 == rows[2]["total"] and rows[2]["intrinsic"] == -1.0
-
-
-def test_grades_made_before_are_taken_over():
-    answers, passed = asked(TEXTS, [-1.0] * 4)
-    grades = [grade(record, text, ["program"]) for record, text in zip(RECORDS[:4], TEXTS, strict=True)]
-    assert reward_components(RECORDS[:4], answers, passed, SPEC, grades) == components(TEXTS, [-1.0] * 4)
 
 
 def test_means_and_intervals():
@@ -158,7 +154,7 @@ def run_dir(tmp_path_factory, tiny_models):
 def evaluate(folder, policy, tiny_models, *more):
     argv = ["--policy", policy, "--output_dir", str(folder.parent), "--max_new_tokens", "8"]
     argv += ["--model.teacher_name_or_path", str(tiny_models("llama")), *more]
-    return execute(EVALUATE.STAGE, EVALUATE.run, argv)
+    return execute_stage("10_evaluate.py", argv)
 
 
 def rows_of(folder, name):

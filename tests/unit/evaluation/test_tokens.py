@@ -7,18 +7,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.stages.test_training import RECORDS
+from tests.support.records import RECORDS
 from utils.data.prompts import completion_ids, render_prompt
-from utils.evaluation.answers import Answers
+from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.start_policy import reference_inputs
 from utils.evaluation.token_pass import load_reference, token_pass
 from utils.evaluation.token_text import TokenTexts
 from utils.frame.files import UserError, dump_json
-from utils.grading.equations import reasoning_score
+from utils.grading.tasks import task_of
 from utils.models.sampling import Completion
 from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher
@@ -81,7 +81,7 @@ def answers(models, tokenizer):
         tokenizer(render_prompt(tokenizer, record.input_text), add_special_tokens=False)["input_ids"]
         for record in records
     ]
-    return Answers(models[0], tokenizer, records, prompts, completions)
+    return PolicyAnswers(models[0], tokenizer, records, prompts, completions)
 
 
 def context(run_dir, **inputs):
@@ -296,7 +296,7 @@ def slow_advantages(models, states, head, answers, place, size, reward="combined
     rewards = SPEC.weights.intrinsic * np.array(intrinsic) if reward == "combined" else np.zeros(n)
     rewards = rewards - PPO["kl_coef"] * (log_q - log_r) - PPO["entropy_reward_coef"] * log_q
     rewards[-1] += task_reward(record, completion.text, SPEC)["total"]
-    rewards[-1] += SPEC.weights.reasoning * reasoning_score(record, completion.text)
+    rewards[-1] += SPEC.weights.reasoning * task_of(record.dataset).reasoning_score(record, completion.text)
     with torch.no_grad():
         ids = torch.tensor([[*prompt, *response]])
         hidden = states(ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
@@ -430,7 +430,6 @@ def texts(request, tokenizer):
 TEXTS = st.text(st.characters(exclude_characters="\ufffd", codec="utf-8"), max_size=30)
 
 
-@settings(max_examples=80, deadline=None)
 @given(text=TEXTS | st.sampled_from(["naïve – 東京 🙂", "a  b", "</script><b>&amp;", " x"]))
 def test_pieces_of_text_join_to_the_text(texts, text):
     ids = texts(text, add_special_tokens=False)["input_ids"]
@@ -441,7 +440,6 @@ def test_pieces_of_text_join_to_the_text(texts, text):
         assert "".join(pieces[:-1]) == texts.decode(ids, clean_up_tokenization_spaces=False)
 
 
-@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_tokens_have_a_piece_each(texts, data):
     ids = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=20))

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import toy
@@ -14,7 +14,7 @@ from utils.data.settings import DatasetConfig
 from utils.frame import command_line as cli
 from utils.frame.config import load_tier, portable
 from utils.frame.files import UserError
-from utils.frame.typed_settings import Text, leaf_keys
+from utils.frame.typed_settings import Text, changed, check, fields_of, leaf_keys, setting
 from utils.models.settings import ModelConfig
 
 
@@ -103,6 +103,40 @@ def test_all_built_in_tiers_refuse_impossible_values():
         load_tier(DatasetConfig, None, {"val_fraction": 1})
 
 
+@dataclasses.dataclass
+class Bounded:
+    share: float = setting(0.5, "a share", above=0, at_most=1)
+    count: int | None = setting(None, "a count", at_least=1)
+    rate: float = setting(0.1, "a rate", between=(0, 0.5))
+    size: int | str = setting(3, "a size", below=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"share": 0.0}, "share must be above 0 and at most 1, found 0.0"),
+        ({"share": 1.1}, "share must be above 0 and at most 1, found 1.1"),
+        ({"count": 0}, "count must be at least 1, or null, found 0"),
+        ({"rate": 0.6}, "rate must be between 0 and 0.5, found 0.6"),
+        ({"size": 9}, "size must be below 9, found 9"),
+        ({"share": 1.0, "count": 1, "rate": 0.0, "size": "any"}, None),
+        ({"rate": 0.5, "size": 8}, None),
+    ],
+)
+def test_bounds_hold_for_numbers_and_are_named(changes, words):
+    if words is None:
+        check(Bounded(**changes))
+    else:
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            check(Bounded(**changes))
+
+
+def test_what_differs_from_the_defaults_and_what_two_classes_share():
+    assert changed(ToyAlgo()) == {}
+    assert changed(ToyAlgo(max_steps=7, inner=Inner(rate=1.0))) == {"max_steps": 7, "inner": {"rate": 1.0}}
+    assert fields_of(Inner, Bounded(rate=0.2)) == {"rate": 0.2}
+
+
 # ------------------------------------------------------------------------------------ command line
 
 VALUES = {
@@ -116,7 +150,6 @@ ALGO_KEYS = {key: hint for key, (hint, _) in leaf_keys(ToyAlgo).items() if hint 
 overrides = st.fixed_dictionaries({}, optional={key: VALUES[hint] for key, hint in ALGO_KEYS.items()})
 
 
-@settings(max_examples=60, deadline=None)
 @given(overrides.filter(lambda given: given.get("inner.rate", 0) <= 1), st.booleans(), st.booleans())
 def test_every_value_typed_on_the_command_line_arrives(values, dotted, joined):
     argv = []
@@ -129,7 +162,6 @@ def test_every_value_typed_on_the_command_line_arrives(values, dotted, joined):
     assert all(type(found[key]) is type(values[key]) for key in values)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=12), max_size=5))
 def test_no_command_line_gives_anything_but_a_result_or_one_line(words):
     try:
@@ -167,7 +199,7 @@ def test_keys_may_be_shortened_where_that_is_unique():
         (["--seed", "-1"], "seed must be"),
         (["--seed", "x"], '"seed" must be int'),
         (["--quick_test", "please"], 'unexpected argument "please"'),
-        (["--algo_config", "tests/toy_alog.yaml"], r"no such file; did you mean .*toy_algo\.yaml"),
+        (["--algo_config", "tests/support/toy_alog.yaml"], r"no such file; did you mean .*toy_algo\.yaml"),
         (["--batch_size", "0"], "generation.batch_size must be at least 1"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.frame import files as common
@@ -27,7 +27,6 @@ def encodable(value) -> bool:
     return True
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=3), max_size=4).filter(encodable))
 def test_jsonl_and_json_give_back_what_was_written(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("json")
@@ -53,12 +52,23 @@ def test_json_is_canonical(tmp_path):
         (b'{"a": 1}\n{"a": \n', ":2: not valid JSON"),
         (b'{"a": 1}\n\n[1]\n', ":3: expected an object, found list"),
         (b'{"a": "\xff"}\n', ":1: not UTF-8"),
+        (b"[" * 100_000, r":1: not valid JSON \(nested too deeply\)"),
+        (b'{"a": ' + b"9" * 5000 + b"}", r":1: not valid JSON \(Exceeds the limit"),
     ],
 )
 def test_bad_jsonl_names_file_and_line(tmp_path, content, place):
     (tmp_path / "bad.jsonl").write_bytes(content)
     with pytest.raises(UserError, match="bad.jsonl" + place):
         common.read_jsonl(tmp_path / "bad.jsonl")
+
+
+def test_a_journal_ends_where_a_killed_process_stopped_writing(tmp_path):
+    def read(content):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        return list(common.jsonl_values(tmp_path / "a.jsonl", journal=True))
+
+    assert read(b'{"a": 1}\n\n{"a": 2}\n{"a": 3}') == [(1, {"a": 1}), (3, {"a": 2})]  # no newline: not whole
+    assert read(b'{"a": 1}\n{"a": \n{"a": 3}\n') == read(b'{"a": 1}\n\xff\n{"a": 3}\n') == [(1, {"a": 1})]
 
 
 def test_json_with_a_byte_order_mark_is_read_and_damage_is_named(tmp_path):

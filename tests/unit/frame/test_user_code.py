@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.training.test_trackers import execute_stage
-from utils.data.readers.user import read_own
+from tests.support.scripts import execute_stage
+from utils.data.readers import all_readers
 from utils.data.records import load_records
 from utils.data.settings import DatasetConfig
 from utils.data.sources import read_splits
+from utils.data.user_reader import read_own
 from utils.evaluation.reward_components import components
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, UserError, read_json, read_jsonl, sha256_of
 from utils.frame.user_code import load_function
-from utils.grading.gold import gold_program_fault
 from utils.grading.grade import grade
+from utils.grading.tasks import task_of
 from utils.models.sampling import Completion
 from utils.rewards.audit.audit_candidates import paid_otherwise, read_candidates
 from utils.rewards.spec import (
@@ -63,7 +64,7 @@ def example(tmp_path_factory, tiny_models):
         ("04_generate_candidates.py", *short, "--num_candidates", "2"),
         ("05_train_ppo.py", *rollouts),
         ("06_train_grpo.py", *rollouts),
-        ("07_train_rloo.py", *rollouts, "--variance_prompts", "0"),
+        ("07_train_rloo.py", *rollouts),
         ("10_evaluate.py", *short, *alone),
     ):
         code = execute_stage(script, [*argv, "--output_dir", str(folder / "outputs")])
@@ -85,7 +86,7 @@ def own_values(record, text: str) -> dict[str, float]:
 def test_records_are_of_the_named_set_in_its_form(run):
     records = load_records(run / "01_preprocessing" / "test.jsonl")
     assert [record.dataset for record in records] == ["gsm8k:shop"] * 2
-    assert records[0].form == "gsm8k" and records[0].level == 1
+    assert records[0].level == 1
     assert records[0].target_text == "15+21=36\n#### 36"
     assert records[0].input_text.endswith('\nOutput the final answer after "####".')
     assert grade(records[0], "It is\n#### 36").correct and not grade(records[0], "#### 35").correct
@@ -176,7 +177,7 @@ def rows_of(tmp_path, code: str, form: str = "gsm8k", required=()):
     """(rows, problems) of a reader with this code."""
     (tmp_path / "reader.py").write_text(code)
     (tmp_path / "train.txt").write_text("3\n")
-    return read_own(tmp_path / "train.txt", "train", tmp_path / "reader.py", form, required)
+    return read_own(tmp_path / "train.txt", "train", tmp_path / "reader.py", all_readers()[form], required)
 
 
 def yielding(*rows: dict) -> str:
@@ -214,7 +215,7 @@ def test_finqa_rows_are_checked_as_finqas_own(tmp_path):
     config = DatasetConfig(
         dataset="finqa", name="x", reader=str(tmp_path / "reader.py"), data_root=str(tmp_path)
     )
-    splits = read_splits(config, {"train": tmp_path / "train.txt"}, gold_program_fault)
+    splits = read_splits(config, {"train": tmp_path / "train.txt"}, task_of("finqa").gold_fault)
     assert [p.code for p in splits["train"].problems] == ["gold_program"]
 
 
@@ -356,7 +357,7 @@ def test_it_is_paid_like_the_task_and_never_validates(tmp_path):
 def test_an_evaluations_total_has_the_weighted_component(tmp_path, record):
     spec = spec_with(tmp_path, "def mine(record, completion):\n    return 2\n")
     spec = replace(spec, weights=replace(spec.weights, intrinsic=0.0))
-    found = components(record, Completion("#### 36", (1,), False), None, None, spec)
+    found = components(record, Completion("#### 36", (1,), False), None, grade(record, "#### 36"), spec)
     assert found["mine"] == 2.0 and found["total"] == 1.0 + 0.5 * 2.0
 
 

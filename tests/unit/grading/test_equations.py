@@ -10,12 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from utils.data.readers.finqa import read_finqa
 from utils.data.records import Record
-from utils.data.rendering import render_record
+from utils.data.settings import DatasetConfig
+from utils.data.sources import gold_records
 from utils.frame.files import read_jsonl
-from utils.grading.equations import MAX_EQUATIONS, MAX_SIDE, equations, grounded_operands, reasoning_score
-from utils.rewards.unit_cases import gold_completion
+from utils.grading.equations import MAX_EQUATIONS, MAX_SIDE, equations
+from utils.grading.tasks import task_of
+from utils.grading.tasks.finqa import grounded_operands
 
 REPORT = (
     "revenue rose to $ 1,234.5 in 2001 , up 5.3% from 1172 .\n"
@@ -31,6 +32,10 @@ FINQA = Record(
     target_program="add(97, 63)",
 )
 GSM8K = Record("g", "gsm8k", "", "", "#### 18", "18")
+
+
+def reasoning_score(record: Record, completion: str) -> float:
+    return task_of(record.dataset).reasoning_score(record, completion)
 
 
 def program(text: str) -> str:
@@ -159,7 +164,7 @@ def test_only_so_many_equations_are_read():
 pieces = st.sampled_from([*"0123456789.,+-*/^()%=xX$#{}\\ \n:~!<>", "**", "1e9", "\\frac{1}{2}", "99", "f "])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([FINQA, GSM8K]), st.text(max_size=80) | st.lists(pieces, max_size=60).map("".join))
 @example(GSM8K, "(" * 100 + "1" + ")" * 100 + " + 1 = 2")
 @example(GSM8K, "9" * 110 + "^9 = 1")
@@ -183,7 +188,6 @@ calculation = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(calculation, st.sampled_from("+-*")), min_size=1, max_size=4), number, st.booleans()
 )
@@ -229,22 +233,9 @@ def test_gold_solutions_of_gsm8k_are_true_and_changed_ones_are_not(shared_data: 
 
 
 def test_gold_programs_of_finqa_are_grounded_in_their_report_and_in_no_other(shared_data: Path):
-    path = shared_data / "finqa" / "dataset" / "dev.json"
-    if not path.exists():
-        path = next((shared_data / "finqa").rglob("dev.json"))
-    rows, _ = read_finqa(path, "dev.json")
-    records = [
-        render_record(
-            row,
-            dataset="finqa",
-            table_style="rows",
-            instruction="",
-            response_fields=("program", "answer"),
-            max_input_tokens=None,
-        )[0]
-        for row in rows[:300]
-    ]
-    golds = [gold_completion(record) for record in records]
+    config = DatasetConfig(dataset="finqa", table_style="rows", data_root=str(shared_data / "finqa"))
+    records = gold_records(config, "val")[:300]
+    golds = [task_of("finqa").gold_completion(record) for record in records]
     own = [reasoning_score(record, gold) for record, gold in zip(records, golds, strict=True)]
     other = [
         reasoning_score(record, gold) for record, gold in zip(records, golds[150:] + golds[:150], strict=True)

@@ -351,7 +351,7 @@ def reference(steps, index: int = -1) -> Fraction | bool:
     )()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(programs())
 def test_executor_agrees_with_an_exact_reference(steps):
     try:
@@ -366,7 +366,6 @@ def test_executor_agrees_with_an_exact_reference(steps):
         assert abs(Fraction(execution.value) - expected) <= Fraction(6, 10**6) + abs(expected) / 10**9
 
 
-@settings(max_examples=60, deadline=None)
 @given(programs(), st.data())
 def test_commuting_operands_keeps_program_and_value(steps, data):
     if any(op == "greater" for op, _, _ in steps[:-1]):
@@ -379,7 +378,6 @@ def test_commuting_operands_keeps_program_and_value(steps, data):
     assert run(text_of(commuted)) == run(text_of(steps))
 
 
-@settings(max_examples=60, deadline=None)
 @given(programs(), programs())
 def test_programs_that_match_have_the_same_value(steps, others):
     """Soundness: with the gold's arguments replaced one for one, equal formulas give equal values."""
@@ -404,7 +402,7 @@ SCRAPS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.lists(SCRAPS, max_size=14), st.lists(SCRAPS, max_size=14).map(lambda x: [*x, "EOF"])))
 def test_no_token_list_raises(tokens):
     execution = execute(tokens, TABLE)
@@ -413,7 +411,7 @@ def test_no_token_list_raises(tokens):
     assert program_match(tokens, tokenize_program("add(1, 2)")) in (True, False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="ad(), #|01%e$tble_sumcash\n", max_size=60))
 def test_no_text_raises(text):
     execution = run(text)

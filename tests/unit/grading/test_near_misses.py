@@ -263,7 +263,8 @@ def test_costly_answers_are_cut_off(name):
 @pytest.mark.pipeline
 def test_all_costly_answers_are_wrong(monkeypatch):
     """One after another, with one of two golds: each costs a time-out, here a short one, and a new worker."""
-    monkeypatch.setattr("utils.grading.grade.math_equal", functools.partial(math_equal, timeout=1.0))
+    quick = functools.partial(math_equal, timeout=1.0)
+    monkeypatch.setattr("utils.grading.tasks.hendrycks_math.math_equal", quick)
     for place, (name, answer) in enumerate(COSTLY.items()):
         gold = ["5", r"\frac{1}{2}"][place % 2]
         graded = grade(record("math", gold), rf"\boxed{{{answer}}}")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.records import Record
@@ -83,22 +83,22 @@ FAULTS = {
     "number as response": ('{"id": "test-0", "response": 3}', ":1: 'response' must be text, found a number"),
     "text as program": (
         '[{"id": "test-0", "predicted": "add(1, 2)"}]',
-        ":1 (entry 1): 'predicted' must be a list",
+        ": entry 1: 'predicted' must be a list",
     ),
     "number as token": (
         '[\n{"id": "test-1", "predicted": []},\n{"id": "test-0", "predicted": ["add(", 1]}]',
-        ":3 (entry 2): 'predicted' must be a list of program tokens",
+        ": entry 2: 'predicted' must be a list of program tokens",
     ),
     "duplicate in list": (
         '[{"id": "test-0", "predicted": []},\n {"id": "test-0", "predicted": []}]',
-        ":2 (entry 2): item 'test-0' is already predicted in line 1 (entry 1)",
+        ": entry 2: item 'test-0' is already predicted in entry 1",
     ),
     "truncated list": ('[{"id": "test-0", "predicted": []},\n {"id": "te', ":2: not valid JSON"),
-    "list not closed": ('[{"id": "test-0", "predicted": []}\n\n', ":3: the array is not closed"),
-    "missing comma": ('[{"id": "test-0", "predicted": []}\n{}]', ":2: not valid JSON (expected ',' or ']')"),
+    "list not closed": ('[{"id": "test-0", "predicted": []}\n\n', ":3: not valid JSON"),
+    "missing comma": ('[{"id": "test-0", "predicted": []}\n{}]', ":2: not valid JSON"),
     "dangling comma": ('[{"id": "test-0", "predicted": []},\n]', ":2: not valid JSON"),
-    "text after the list": ('[{"id": "test-0", "predicted": []}]\n{}', ":2: not valid JSON (text after"),
-    "list of lists": ('[["test-0"]]', ":1 (entry 1): expected an object with 'id', found a list"),
+    "text after the list": ('[{"id": "test-0", "predicted": []}]\n{}', ":2: not valid JSON (Extra data"),
+    "list of lists": ('[["test-0"]]', ": entry 1: expected an object with 'id', found a list"),
     "one object over several lines": ('{\n"id": "test-0", "response": ""}', ":1: not valid JSON"),
     "plain text": ("subtract(1, 2)", ":1: not valid JSON"),
     "broken line": ('{"id": "test-0", "response": ""}\n{"id": ', ":2: not valid JSON"),
@@ -131,7 +131,6 @@ def test_no_file_and_a_folder(tmp_path):
     st.binary(max_size=60),
     st.sampled_from([b"", b"[", b'[{"id":"test-0","predicted":[]}', b'{"id":"test-0"']),
 )
-@settings(max_examples=80, deadline=None)
 def test_any_bytes_are_predictions_or_one_clear_error(tmp_path_factory, noise, start):
     path = write(tmp_path_factory.getbasetemp(), start + noise)
     try:

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from assets.pretrain import gold_document
 from utils.data.prompts import completion_ids, render_prompt
 from utils.frame.files import REPO_ROOT
-from utils.models import divergences
 from utils.models.divergences import (
     Measure,
     exact_divergence,
@@ -23,6 +22,7 @@ from utils.models.divergences import (
     top_k_divergence,
     top_one_and_entropy,
 )
+from utils.models.prefix import prefix_scoring
 from utils.models.prefix.shared_prefix import CompletionBatch, completion_states, output_head
 
 N, VOCAB, PADDED = 9, 23, 26  # tokens; columns of the tokenizer; columns of the heads
@@ -154,7 +154,7 @@ def test_pieces_change_nothing(monkeypatch, k):
     results = []
     for small in (False, True):
         if small:
-            monkeypatch.setattr(divergences, "LOGIT_BYTES", 4 * PADDED * 2)
+            monkeypatch.setattr(prefix_scoring, "LOGIT_BYTES", 4 * PADDED * 2)
             monkeypatch.setattr("trl.kernels.chunked_divergence.TOKEN_CHUNK_SIZE", 4)
             monkeypatch.setattr("trl.kernels.chunked_divergence.VOCAB_CHUNK_SIZE", 5)
         student, own, teacher, other = models(2)
@@ -188,7 +188,6 @@ def normal(values) -> torch.Tensor:
 
 
 @given(logits, logits, kinds, betas)
-@settings(deadline=None)
 def test_never_negative_zero_for_equals_and_jsd_bounded(own, other, kind, beta):
     s, t, measure = normal(own), normal(other), Measure(kind, beta)
     found = float(log_divergence(t, s, measure))
@@ -201,7 +200,6 @@ def test_never_negative_zero_for_equals_and_jsd_bounded(own, other, kind, beta):
 
 
 @given(logits, logits)
-@settings(deadline=None)
 def test_the_kls_are_each_other_with_the_models_swapped(own, other):
     s, t = normal(own), normal(other)
     forward = float(log_divergence(t, s, Measure("forward_kl")))
@@ -235,7 +233,6 @@ def test_temperature_squared_keeps_the_size_of_gradients(kind):
 
 
 @given(logits, logits, kinds, betas, st.floats(0.3, 4))
-@settings(deadline=None, max_examples=50)
 def test_top_k_grows_to_the_exact_divergence(own, other, kind, beta, temperature):
     """Merging outcomes never adds divergence, so every further token brings it closer, up to all of them."""
     head = nn.Linear(7, 7, bias=False).double()

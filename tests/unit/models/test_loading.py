@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.conftest import make_tiny_tokenizer
 from tests.support.stand_ins import make_stand_in
+from tests.support.tiny_models import make_tiny_tokenizer
 from utils.frame.files import UserError
 from utils.models import loading
 from utils.models.loading import attention, input_device, load_base, load_tokenizer, number_format

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.stand_ins import make_padded_stand_in
+from utils.data.prompts import token_ids
 from utils.frame.files import REPO_ROOT, UserError
 from utils.models import sampling
 from utils.models.loading import (
@@ -20,7 +21,6 @@ from utils.models.loading import (
     portable,
     save_policy,
 )
-from utils.models.sampling import generate
 from utils.models.settings import LoraSection, ModelSection
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
@@ -49,6 +49,10 @@ def padded(tmp_path_factory):
     )
     assert reference(model, tokenizer, PROMPTS[0])[0] >= len(tokenizer)
     return model, tokenizer
+
+
+def generate(model, tokenizer, prompts: list[str], **settings):
+    return sampling.generate(model, tokenizer, token_ids(tokenizer, prompts), **settings)
 
 
 def reference(model, tokenizer, prompt: str) -> list[int]:

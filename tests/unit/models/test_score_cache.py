@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -83,7 +83,6 @@ def held(cache: ScoreCache) -> dict[bytes, list]:
 steps = st.lists(st.integers(0, 7) | st.just("reload"), max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     steps,
     st.sampled_from(sorted(EVICTION)),

@@ -10,41 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
 
-from tests.unit.rewards.test_intrinsic import ARCHITECTURES, EOS, VOCABULARY, rollouts
+from tests.support.small_models import SIZES
+from tests.support.teacher_scores import assert_scores, load_model, one_line, plain_scores, rollouts
+from tests.support.tiny_models import ARCHITECTURES, EOS, VOCABULARY
 from utils.frame.files import UserError
 from utils.models import teacher
 from utils.models.prefix import prefix_scoring
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.score_cache import ScoreCache
-from utils.models.teacher import Row, Teacher
-
-CLOSE = {"rtol": 0, "atol": 1e-5}
-
-
-def load_model(folder, dtype=torch.float32):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-
-
-def plain_scores(model, batch: CompletionBatch, alpha: float = 1.0, columns: int = VOCABULARY):
-    """The reference: one forward pass per completion, without padding; Q and V, [B, C]."""
-    model = model.eval()
-    shape = batch.completion_mask.shape
-    q, v = torch.zeros(shape), torch.zeros(shape)
-    for b in range(shape[0]):
-        prompt = batch.prompt_ids[b][batch.prompt_mask[b].bool()].tolist()
-        completion = batch.completion_ids[b][batch.completion_mask[b].bool()].tolist()
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + completion])).logits[0].float()
-        for c, token in enumerate(completion):
-            row = logits[len(prompt) + c - 1]
-            q[b, c] = row[token]
-            v[b, c] = alpha * torch.log(sum(torch.exp(row[:columns] / alpha)))
-    return q, v
-
-
-def assert_scores(found, wanted) -> None:
-    torch.testing.assert_close(found.q, wanted[0], **CLOSE)
-    torch.testing.assert_close(found.v, wanted[1], **CLOSE)
+from utils.models.teacher import Teacher
 
 
 def unpadded(batch: CompletionBatch, row: int) -> CompletionBatch:
@@ -198,14 +172,13 @@ def test_long_batches_are_scored_in_slices_and_logits_in_pieces(tiny_models, mon
     assert_scores(sliced, (whole.q, whole.v))
 
 
-@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=20))
+@given(st.lists(st.integers(1, 60), max_size=20))
 def test_slices_hold_every_row_once_within_the_limit(lengths):
-    rows = [Row(bytes(8 * prompt), bytes(8 * completion)) for prompt, completion in lengths]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher, "SLICE_TOKENS", 50)
-        parts = list(teacher._slices(rows))
-    assert [row for part in parts for row in part] == rows
-    assert all(len(part) == 1 or len(part) * max(row.length for row in part) <= 50 for part in parts)
+    parts = [lengths[part] for part in prefix_scoring.padded_parts(lengths, 50)]
+    assert [length for part in parts for length in part] == lengths
+    assert all(len(part) == 1 or len(part) * max(part) <= 50 for part in parts)
+    ahead = zip(parts, parts[1:], strict=False)  # the next row would not have fitted
+    assert all((len(part) + 1) * max(*part, following[0]) > 50 for part, following in ahead)
 
 
 def test_prompts_are_encoded_once_and_equal_completions_scored_once(tiny_models):
@@ -281,7 +254,6 @@ def test_the_identity_is_of_content_not_of_place(tiny_models, tmp_path):
 
 # ------------------------------------------------------------------------ models that cannot share prefixes
 
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 COMMON = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": 0}
 UNSHARED = {
     "keeps less than every past key": MistralConfig(
@@ -316,12 +288,6 @@ def test_a_plain_pass_over_whole_rows_reads_the_last_token_too():
 
 
 # -------------------------------------------------------------------------------------------- what is refused
-
-
-def one_line(raised) -> str:
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
 
 
 def test_non_finite_logits_name_their_rows_and_reach_no_cache(tiny_models):

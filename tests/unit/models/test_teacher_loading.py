@@ -17,9 +17,9 @@ from transformers import (
 )
 from transformers.models.bart import BartForConditionalGeneration
 
-from tests.conftest import make_tiny_tokenizer
-from tests.unit.models.test_teacher import SIZES, assert_scores, load_model, one_line, plain_scores
-from tests.unit.rewards.test_intrinsic import ARCHITECTURES, VOCABULARY, rollouts
+from tests.support.small_models import SIZES
+from tests.support.teacher_scores import assert_scores, load_model, one_line, plain_scores, rollouts
+from tests.support.tiny_models import ARCHITECTURES, VOCABULARY, make_tiny_tokenizer
 from utils.frame.files import UserError
 from utils.models.settings import ModelSection
 from utils.models.teacher import Teacher, check_same_tokenizer

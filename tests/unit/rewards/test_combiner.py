@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.frame.files import UserError
@@ -28,7 +28,6 @@ def counted(scores, labels, groups):
     return won, pairs
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(-3, 3) | st.floats(-1, 1), st.booleans(), st.sampled_from("abc")), max_size=24
@@ -152,7 +151,6 @@ def test_without_evidence_nothing_changes():
     assert combined.state_dict() == before
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.floats(-1e6, 1e6), st.booleans()), max_size=8), max_size=8))
 def test_weights_are_bounded_whatever_comes(rollouts):
     combined = combiner(rate=1.0)

@@ -14,27 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.support.teacher_scores import rollouts
+from tests.support.tiny_models import ARCHITECTURES, VOCABULARY
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.teacher import Teacher
 from utils.rewards.intrinsic import FORMS, missing_eos, outcome_reward, token_rewards
 
-VOCABULARY, EOS = 259, 1
 TOLERANCE = 1e-9
-ARCHITECTURES = ("llama", "qwen2", "gpt2")
-
-
-def rollouts(seed: int = 0) -> CompletionBatch:
-    """Three prompts of different lengths, four completions each; among them empty ones, single tokens, full
-    width, and completions that end with the end-of-sequence token."""
-    generator = torch.Generator().manual_seed(seed)
-    prompt_lengths = torch.tensor([11, 5, 8]).repeat_interleave(4)
-    lengths = torch.tensor([6, 3, 1, 0, 5, 6, 2, 4, 1, 6, 6, 3])
-    prompts = torch.randint(3, VOCABULARY, (3, 11), generator=generator).repeat_interleave(4, dim=0)
-    completions = torch.randint(3, VOCABULARY, (12, 6), generator=generator)
-    completions[[1, 5, 8], lengths[[1, 5, 8]] - 1] = EOS
-    prompt_mask = (torch.arange(11) >= 11 - prompt_lengths[:, None]).long()
-    mask = (torch.arange(6) < lengths[:, None]).long()
-    return CompletionBatch(prompts * prompt_mask, prompt_mask, completions * mask, mask)
 
 
 @dataclass(frozen=True)
@@ -232,7 +218,7 @@ logits = st.floats(-500, 500)
 completions = st.lists(st.lists(st.tuples(logits, logits), max_size=5), min_size=1, max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(completions, st.sampled_from(FORMS), st.floats(0, 1), st.integers(0, 2))
 def test_rewards_equal_the_formulas_whatever_the_padding_holds(rows, form, gamma, extra):
     width = max(map(len, rows)) + extra

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.records import Record
@@ -110,6 +110,7 @@ def test_tokens_get_the_teacher_s_reward_and_the_last_one_the_rest():
     close(paid.raw["intrinsic"], [-3.5, -4.0, -5.0, -0.5])
     close(paid.raw["reasoning"], [1, 1, 0.5, 0])
     assert paid.correct.tolist() == [True, False, False, False]
+    assert paid.parsed.tolist() == [True, True, True, False]
     assert paid.weights == {"intrinsic": 0.5, "correctness": 2.0, "reasoning": 0.25, "format": 1.0}
 
 
@@ -336,7 +337,6 @@ def test_a_single_token_is_first_and_last():
     close(paid.raw["intrinsic"], [-1.0])
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_total_is_what_the_tokens_get(data):
     """Logits of the usual sizes, any lengths, forms, normalisers, weights."""

@@ -6,14 +6,16 @@ from dataclasses import asdict, astuple, replace
 from typing import get_args, get_type_hints
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.records import Record
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_json
 from utils.frame.stage import StageContext
-from utils.grading.grade import grade, grade_program_tokens, parse_completion
+from utils.grading.grade import grade
+from utils.grading.tasks import task_of
+from utils.grading.tasks.finqa import FinqaTask, parse_completion
 from utils.rewards.intrinsic import FORMS
 from utils.rewards.spec import (
     REWARDS,
@@ -27,7 +29,7 @@ from utils.rewards.spec import (
     write_reward_spec,
 )
 from utils.rewards.task import COMPONENTS, best_reward, task_reward
-from utils.rewards.unit_cases import build_cases, gold_completion, run_case
+from utils.rewards.unit_cases import build_cases, run_case
 
 FINQA = Record(
     id="A/2001/page_1.pdf-1",
@@ -120,7 +122,7 @@ def rewards(record: Record, text: str, spec: RewardSpec = SPEC) -> tuple[float, 
         (YES, completion("greater(5, 3)", "yes"), (1.0, 0, 0, 0)),
         (YES, completion("greater(3, 5)", "yes"), (0, 0, 0, 0)),
         (YES, completion("add(1, 0)", "yes"), (0, 0, 0, 0)),
-        (SAMPLE, gold_completion(SAMPLE), (1.0, 0, 0, 0)),
+        (SAMPLE, task_of("sample").gold_completion(SAMPLE), (1.0, 0, 0, 0)),
         (SAMPLE, SAMPLE.target_text, (0, 0, 0.15, 0)),  # a demonstration that slips
         (SAMPLE, '{"program": "divide(1, 5)"}', (1.0, 0, 0, 0)),  # evidence is not required
         (SAMPLE, '{"evidence": "cash 120"}', (0, 0, 0, -0.2)),
@@ -216,12 +218,11 @@ def test_a_matching_program_with_another_value_is_flagged():
 
 def test_official_token_predictions():
     tokens = ["subtract(", "120", "100", ")", "divide(", "#0", "100", ")"]
-    assert grade_program_tokens(FINQA, [*tokens, "EOF"]).correct
-    assert grade_program_tokens(FINQA, tokens).value == 20.0  # without EOF the last step is lost
-    assert grade_program_tokens(FINQA, []).failure == "program:empty"
+    assert task_of("finqa").grade_program(FINQA, [*tokens, "EOF"]).correct
+    assert task_of("finqa").grade_program(FINQA, tokens).value == 20.0  # without EOF the last step is lost
+    assert task_of("finqa").grade_program(FINQA, []).failure == "program:empty"
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([FINQA, YES, SAMPLE, GSM8K, MATH]),
     st.one_of(
@@ -391,7 +392,7 @@ def test_stage_tests_grading_even_where_only_the_teacher_is_paid(tmp_path, monke
     code, ctx = run_stage(tmp_path / "right", [FINQA], spec)
     assert code == 0
     assert load_reward_spec(ctx.out / "reward_spec.yaml").weights == spec.weights
-    monkeypatch.setattr("utils.rewards.task._steps_in_common", lambda *_: 0.0)
+    monkeypatch.setattr(FinqaTask, "partial_credit", lambda *_: 0.0)
     assert run_stage(tmp_path / "slip", [FINQA], spec)[0] == 1
 
 

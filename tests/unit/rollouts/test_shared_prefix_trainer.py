@@ -1,8 +1,9 @@
-"""The SharedPrefix mixin against stock TRL: log-probabilities, whole trainings, micro-batches, resuming."""
+"""The SharedPrefix mixin against stock TRL: log-probabilities, whole trainings, micro-batches."""
 
 import importlib.metadata
 import logging
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tests.support.group_stub import TINY_TRAINING
 from tests.support.stand_ins import make_padded_stand_in
 from utils.frame.files import UserError
 from utils.models.trl_version import check_trl_version
+from utils.rollouts.batches import share_batches
 from utils.rollouts.shared_prefix_trainer import (
     EpochSampler,
     SharedPrefix,
@@ -278,7 +280,7 @@ def test_another_trl_is_refused(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-# ----------------------------------------------------------------------------------------------- resuming
+# --------------------------------------------------------------------------------------- resume points
 
 
 @pytest.mark.parametrize(
@@ -317,22 +319,15 @@ def test_epoch_sampler_repeats_trls_order_and_can_start_anywhere():
         assert list(ours) == epochs[epoch]
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_a_killed_training_resumes_to_identical_weights(make, tmp_path, lora):
-    """From every checkpoint, in the first epoch and in later ones (one is one rollout of four updates)."""
-    settings = {"steps_per_generation": 2, "max_steps": 12, "save_strategy": "steps", "save_steps": 4}
-    settings |= {"per_device_train_batch_size": 8, "output_dir": str(tmp_path / "whole")}
-    trainer = make(SharedGRPO, lora=lora, **settings)
-    trainer.train()
-    assert trainer.state.epoch > 2
-    whole, rows = weights(trainer), logged(trainer)
-    for step in (4, 8):
-        resumed = make(SharedGRPO, lora=lora, **{**settings, "output_dir": str(tmp_path / f"from_{step}")})
-        with torch.no_grad():
-            for parameter in resumed.model.parameters():
-                if parameter.requires_grad:
-                    parameter.zero_()
-        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
-        assert logged(resumed)[:-1] == rows[:-1]
-        for name, value in whole.items():
-            assert torch.equal(weights(resumed)[name], value), name
+@pytest.mark.parametrize("processes", [2, 3])
+def test_rounds_cover_every_optimizer_step(processes):
+    """The rows that the processes take of a rollout in its order are, step by step, those of one process."""
+    whole = torch.arange(24).view(4, 6)  # optimizer steps, rows
+    parts = []
+    for index in range(processes):
+        part = share_batches(3, 2, 8, processes=processes)
+        accelerator = SimpleNamespace(num_processes=processes, process_index=index)
+        trainer = SimpleNamespace(accelerator=accelerator, args=part)
+        own = SharedPrefix._own_rows(trainer, whole.flatten())
+        parts.append(own.view(4, -1))
+    assert torch.equal(torch.cat(parts, dim=1).sort(dim=1).values, whole)

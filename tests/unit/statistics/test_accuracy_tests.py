@@ -27,7 +27,6 @@ from utils.statistics.accuracy_tests import (
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(max_examples=50, deadline=None)
 def test_wilson_is_the_closed_form(counts):
     k, n = counts
     p, z = k / n, 1.959963984540054
@@ -77,7 +76,6 @@ def test_mcnemar_without_disagreement():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-@settings(max_examples=50, deadline=None)
 def test_mcnemar_is_symmetric_and_ignores_agreement(pairs):
     a, b = map(list, zip(*pairs, strict=True))
     there, back = mcnemar(a, b), mcnemar(b, a)
@@ -129,7 +127,6 @@ def test_unequal_lists_are_refused(call):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
 def test_holm_is_closed_testing_with_bonferroni(p):
     # Marcus, Peritz and Gabriel (1976): adjusted p of i = max over sets S with i in it of |S| · min p in S.
     indices = range(len(p))
@@ -192,7 +189,6 @@ def policies(rng, runs, seeds, items, seed_sd):
 
 
 @given(TABLES)
-@settings(max_examples=60, deadline=None)
 def test_crossed_test_is_the_analysis_of_variance(table):
     d = np.array(table, dtype=float)
     seeds, items = d.shape
@@ -246,7 +242,6 @@ def test_with_three_seeds_the_crossed_test_keeps_its_size_and_the_item_test_does
 
 
 @given(TABLES)
-@settings(max_examples=60, deadline=None)
 def test_sign_flip_is_the_enumeration_of_all_flips(table):
     sums = np.array(table).sum(0)
     totals = [abs(np.dot(signs, sums)) for signs in product((1, -1), repeat=len(sums))]
@@ -263,7 +258,7 @@ def test_sign_flip_is_scipys_exact_permutation_test():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=300))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sign_flip_of_one_seed_is_mcnemar(pairs):
     a, b = np.array(pairs).astype(int).T
     assert sign_flip_test([b - a]) == pytest.approx(mcnemar(a, b).p_value)

@@ -5,7 +5,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -42,14 +42,12 @@ def multitest():
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(max_examples=60, deadline=None)
 def test_wilson_is_statsmodels(proportion, counts):
     expected = proportion.proportion_confint(*counts, method="wilson")
     assert wilson_interval(*counts) == pytest.approx(expected, abs=1e-12)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 40), st.integers(0, 40))
-@settings(max_examples=60, deadline=None)
 def test_mcnemar_is_statsmodels(tables, both, fixed, broken, neither):
     if both + fixed + broken + neither == 0:
         return
@@ -115,7 +113,6 @@ def test_t_intervals_are_statsmodels():
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(max_examples=60, deadline=None)
 def test_a_mean_of_yes_and_no_is_a_rate(counts):
     k, n = counts
     mean, expected = fraction([1.0] * k + [0.0] * (n - k)), rate(k, n)
@@ -124,7 +121,6 @@ def test_a_mean_of_yes_and_no_is_a_rate(counts):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
-@settings(max_examples=100, deadline=None)
 def test_the_interval_of_a_mean_share_holds_the_mean_and_stays_within_bounds(values):
     result = fraction(values)
     low, high = result["ci95"]

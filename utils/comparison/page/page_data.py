@@ -12,13 +12,15 @@ import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.comparison.page.sources import PREDICTIONS, TOKENS, Answers, read_answers, read_prompts
+from utils.comparison.answer_files import Answers, read_answers, read_prompts
+from utils.comparison.evaluations import SAMPLES
 from utils.frame.files import UserError
 
 BLOCK = 25  # items a block: one is decoded in some 20 ms, and neighbours are likely to be read next
@@ -31,12 +33,7 @@ _FIRST = 0x180  # a stored value q is the character of this code plus q: no quot
 
 # Parts of the page's data in the order in which they are kept where not all of it fits.
 PARTS = ("answers", "tokens", "prompts", "samples")
-_SOURCES = {
-    "answers": PREDICTIONS,
-    "tokens": TOKENS,
-    "prompts": "01_preprocessing",
-    "samples": PREDICTIONS,
-}
+_SOURCES = dict(zip(PARTS, (*SAMPLES, "01_preprocessing", SAMPLES[0]), strict=True))
 
 # Measure -> (title, whether it has two signs, what it says).
 MEASURES = {
@@ -59,27 +56,6 @@ _OF_SAMPLE = ("response", "value", "correct")
 
 
 @dataclass(frozen=True)
-class Measure:
-    """How the values of one measure are stored and coloured; all in nats.
-
-    Attributes:
-        largest: the largest |v|, which is stored exactly.
-        shown: |v| from which on the colour is full.
-        error: the largest difference between a value and what is stored for it.
-    """
-
-    name: str
-    largest: float
-    shown: float
-    error: float
-
-    def encode(self, values: Sequence[float | None]) -> str:
-        """Values of an answer's tokens, one character each."""
-        q = quantise(np.array(values, dtype=np.float64), self.largest)
-        return (q + _FIRST).astype("<u2").tobytes().decode("utf-16-le")
-
-
-@dataclass(frozen=True)
 class PageData:
     """What the page's script reads.
 
@@ -91,20 +67,26 @@ class PageData:
 
     index: dict[str, Any]
     parts: dict[str, list[Any]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
-def quantise(values: np.ndarray, largest: float) -> np.ndarray:
-    """Float values as int codes -127..127; NaN (unknown) as UNKNOWN."""
+def quantise(values: Sequence[float | None] | np.ndarray, largest: float) -> np.ndarray:
+    """Values as int codes -127..127; NaN or None (unknown) as UNKNOWN."""
+    values = np.array(values, dtype=np.float64)
     known = ~np.isnan(values)
-    scaled = np.sqrt(np.abs(np.where(known, values, 0.0)) / largest) if largest else np.zeros_like(values)
-    q = np.rint(127 * np.sign(np.where(known, values, 0.0)) * scaled).astype(int)
-    return np.where(known, q, UNKNOWN)
+    values = np.where(known, values, 0.0)
+    scaled = np.sqrt(np.abs(values) / largest) if largest else np.zeros_like(values)
+    return np.where(known, np.rint(127 * np.sign(values) * scaled).astype(int), UNKNOWN)
 
 
 def dequantise(q: np.ndarray, largest: float) -> np.ndarray:
     """What the page reads from the codes."""
     return np.where(q == UNKNOWN, np.nan, np.sign(q) * largest * (q / 127.0) ** 2)
+
+
+def encode(values: Sequence[float | None], largest: float) -> str:
+    """The values of an answer's tokens, one character each."""
+    return (quantise(values, largest) + _FIRST).astype("<u2").tobytes().decode("utf-16-le")
 
 
 def page_data(folders: Mapping[str, Sequence[Path]], labels: Sequence[str]) -> PageData:
@@ -119,16 +101,13 @@ def page_data(folders: Mapping[str, Sequence[Path]], labels: Sequence[str]) -> P
     """
     answers = {name: [read_answers(folder) for folder in of_policy] for name, of_policy in folders.items()}
     every = [each for of_policy in answers.values() for each in of_policy]
-    first: dict[str, dict[str, Any]] = {}
+    first: dict[str, dict[str, Any]] = {}  # of every item a row, for what all rows of it say alike
     for each in every:
-        for item, row in each.by_id.items():
-            first.setdefault(item, row)
+        first |= {item: row for item, row in each.by_id.items() if item not in first}
     ids, prompts = list(first), read_prompts(folders)
     measures = _measures(answers)
-    reasons = sorted(
-        {row.get("failure_reason") or "" for each in every for row in each.by_id.values()} - {""}
-    )
-    types = sorted({row.get("type") or "" for row in first.values()} - {""})
+    reasons = {row.get("failure_reason") or "" for each in every for row in each.by_id.values()}
+    reasons, types = sorted(reasons - {""}), sorted({row.get("type") or "" for row in first.values()} - {""})
     index = {
         "schema_version": 1,
         "policies": list(folders),
@@ -137,22 +116,21 @@ def page_data(folders: Mapping[str, Sequence[Path]], labels: Sequence[str]) -> P
         "reasons": reasons,
         "types": types,
         "ids": ids,
-        "questions": [first[item].get("question") or "" for item in ids],
-        "golds": [first[item].get("gold") or "" for item in ids],
-        "gold_programs": [first[item].get("gold_program") or "" for item in ids],
-        "levels": [first[item].get("level") for item in ids],
-        "item_types": [_place(types, first[item].get("type")) for item in ids],
+        **{
+            f"{key}s": [row.get(key) or "" for row in first.values()]
+            for key in ("question", "gold", "gold_program")
+        },
+        "levels": [row.get("level") for row in first.values()],
+        "item_types": [_place(types, row.get("type")) for row in first.values()],
         "answers": [[_outcomes(each, ids, reasons) for each in of_policy] for of_policy in answers.values()],
-        "measures": [_described(measure) for measure in measures],
+        "measures": measures,
         "first_code": _FIRST,
         "unknown": UNKNOWN,
     }
     blocks = [ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
     parts = {
         "answers": [_grid(block, answers, _answer) for block in blocks],
-        "tokens": [
-            _grid(block, answers, lambda each, item: _tokens(each, item, measures)) for block in blocks
-        ],
+        "tokens": [_grid(block, answers, partial(_tokens, measures)) for block in blocks],
         "prompts": [[prompts.get(item) for item in block] for block in blocks],
         "samples": [_grid(block, answers, _samples) for block in blocks],
     }
@@ -230,15 +208,16 @@ def _samples(each: Answers, item: str) -> list[dict[str, Any]] | None:
     return [{key: sample.get(key) for key in _OF_SAMPLE} for sample in samples] or None
 
 
-def _tokens(each: Answers, item: str, measures: Sequence[Measure]) -> dict[str, Any] | None:
+def _tokens(measures: Sequence[Mapping[str, Any]], each: Answers, item: str) -> dict[str, Any] | None:
     row = each.tokens.get(item)
     if row is None:
         return None
-    values = {m.name: m.encode(row["values"][m.name]) for m in measures if m.name in row["values"]}
+    largest = {m["name"]: m["largest"] for m in measures if m["name"] in row["values"]}
+    values = {name: encode(row["values"][name], size) for name, size in largest.items()}
     return {"pieces": row["tokens"], "values": values}
 
 
-def _measures(answers: Mapping[str, Sequence[Answers]]) -> list[Measure]:
+def _measures(answers: Mapping[str, Sequence[Answers]]) -> list[dict[str, Any]]:
     """The measures that any answer has, known ones first, with the scale of each over all answers."""
     found: dict[str, list[np.ndarray]] = {}
     for of_policy in answers.values():
@@ -247,7 +226,7 @@ def _measures(answers: Mapping[str, Sequence[Answers]]) -> list[Measure]:
                 for name, values in row["values"].items():
                     found.setdefault(name, []).append(_known(values, name, item))
     order = [*(name for name in MEASURES if name in found), *sorted(set(found) - set(MEASURES))]
-    return [_measure(name, np.concatenate(found[name])) for name in order]
+    return [_described(name, np.concatenate(found[name])) for name in order]
 
 
 def _known(values: Sequence[float | None], name: str, item: str) -> np.ndarray:
@@ -262,26 +241,20 @@ def _known(values: Sequence[float | None], name: str, item: str) -> np.ndarray:
     return array
 
 
-def _measure(name: str, values: np.ndarray) -> Measure:
+def _described(name: str, values: np.ndarray) -> dict[str, Any]:
+    """How a measure is stored and coloured, all in nats.
+
+    ``largest`` is the largest |v|, which is stored exactly; ``shown`` the |v| from which on the colour is
+    full; ``error`` the largest difference between a value and what is stored for it.
+    """
+    title, signed, text = MEASURES.get(name, (name.replace("_", " "), True, ""))
     sizes = np.abs(values)
     largest = float(sizes.max(initial=0.0))
     counted = sizes[sizes > NEGLIGIBLE * largest]
     shown = float(np.percentile(counted, SHOWN)) if len(counted) else 0.0
     error = np.abs(dequantise(quantise(values, largest), largest) - values).max(initial=0.0)
-    return Measure(name, largest, shown or largest, float(error))
-
-
-def _described(measure: Measure) -> dict[str, Any]:
-    title, signed, text = MEASURES.get(measure.name, (measure.name.replace("_", " "), True, ""))
-    return {
-        "name": measure.name,
-        "title": title,
-        "signed": signed,
-        "text": text,
-        "largest": measure.largest,
-        "shown": measure.shown,
-        "error": measure.error,
-    }
+    scale = {"largest": largest, "shown": shown or largest, "error": float(error)}
+    return {"name": name, "title": title, "signed": signed, "text": text} | scale
 
 
 def _check_finite(value: Any, what: str, name: str, item: str) -> None:

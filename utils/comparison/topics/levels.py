@@ -1,28 +1,24 @@
-"""Accuracy by level of every compared policy, and of the levels that nothing was trained on, apart."""
+"""Accuracy by level of every policy, and of the levels that nothing was trained on, apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
 
-import numpy as np
-
-from utils.comparison.over_seeds import Experiment, mean_accuracies
-from utils.comparison.paired import PolicyResult
-from utils.documents.text import interval, markdown_table, percent
+from utils.comparison.estimates import Estimate, columns_of, estimate_of, percent_cell
+from utils.comparison.over_seeds import mean_accuracies
+from utils.comparison.topic import Comparison, Topic
+from utils.documents.document import Block, Figure, Paragraph, Section, Table
+from utils.documents.figures import drawing
 from utils.statistics.accuracy_tests import rate
 
 TRAINED, HELD_OUT = "trained levels", "held-out levels"
+HEATMAP = "level_heatmap.png"
+DARK = 0.55  # of the colour scale, above which text is dark: cividis runs from dark blue to light yellow
 
-
-@dataclass(frozen=True)
-class Share:
-    """An accuracy with its interval over n items, and the accuracy with every seed."""
-
-    value: float
-    ci95: tuple[float, float]
-    n: int
-    by_seed: list[float]
+_COLUMNS = {TRAINED: "accuracy_trained_levels", HELD_OUT: "accuracy_held_out_levels"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Levels:
         held_out: the levels that nothing was trained on.
     """
 
-    parts: dict[int | str, dict[str, Share]]
+    parts: dict[int | str, dict[str, Estimate]]
     held_out: list[int]
 
     @property
@@ -42,7 +38,7 @@ class Levels:
         return [part for part in self.parts if isinstance(part, int)]
 
     @property
-    def shown(self) -> dict[int | str, dict[str, Share]]:
+    def shown(self) -> dict[int | str, dict[str, Estimate]]:
         """The parts without a group that is a single level, which stands there already."""
         alone = len(set(self.levels) & set(self.held_out)) == 1
         return {part: of_part for part, of_part in self.parts.items() if not (alone and part == HELD_OUT)}
@@ -53,92 +49,108 @@ class Levels:
             return f"level {part}" + (", held out" if part in self.held_out else "")
         return part
 
-
-def levels_of(results: Sequence[PolicyResult]) -> Levels:
-    """Accuracies of policies of one run each, with Wilson intervals."""
-    held_out = held_out_levels(results)
-    parts = {}
-    for part, levels in _parts([level for result in results for level in result.levels], held_out).items():
-        shares = {}
-        for result in results:
-            right = [c for c, at in zip(result.correct, result.levels, strict=True) if at in levels]
-            if right:
-                share = rate(sum(right), len(right))
-                shares[result.name] = Share(
-                    share["value"], tuple(share["ci95"]), share["n"], [share["value"]]
-                )
-        parts[part] = shares
-    return Levels(parts, held_out)
+    def count(self, part: int | str) -> int:
+        """Items of a part."""
+        return max(share.n for share in self.parts[part].values())
 
 
-def levels_of_seeds(experiment: Experiment) -> Levels:
-    """Means over seeds with the intervals of the hierarchical bootstrap."""
-    held_out = held_out_levels([each for of_runs in experiment.results.values() for each in of_runs])
-    parts = {}
-    for part, levels in _parts(experiment.levels, held_out).items():
-        of_part = experiment.correct[:, :, np.array([at in levels for at in experiment.levels])]
-        # A group that is one level has that level's interval, not another draw of the bootstrap.
-        means = experiment.level_means.get(part if len(levels) > 1 else min(levels))
-        if means is None:
-            means, _ = mean_accuracies(of_part, experiment.seed, part)
-        parts[part] = {
-            name: Share(mean.value, mean.ci95, mean.n, by_seed.tolist())
-            for name, mean, by_seed in zip(experiment.policies, means, of_part.mean(axis=2), strict=True)
-        }
-    return Levels(parts, held_out)
-
-
-def held_out_levels(results: Sequence[PolicyResult]) -> list[int]:
-    """The levels that were held out for any of the evaluations."""
-    return sorted({level for result in results for level in result.metrics.get("held_out_levels", [])})
-
-
-def _parts(at: Sequence[int | None], held_out: Sequence[int]) -> dict[int | str, set[int | None]]:
-    """Part -> levels of its items, for the parts that have any; items without a level count as trained."""
-    found = set(at)
-    parts: dict[int | str, set[int | None]] = {level: {level} for level in sorted(found - {None})}
-    if found & set(held_out):
-        if rest := found - set(held_out):
-            parts[TRAINED] = rest
-        parts[HELD_OUT] = found & set(held_out)
-    return parts
-
-
-def level_table(levels: Levels, policies: Sequence[str], head: str) -> str:
-    """The table of every policy's accuracy by level, "" where no item has one."""
+def topic(comparison: Comparison) -> Topic:
+    """The heat map, and ``accuracy_level_<n>`` and so on; the table stands with the accuracies."""
+    levels = levels_of(comparison)
+    columns = {
+        policy: columns_of(
+            {
+                _COLUMNS.get(part, f"accuracy_level_{part}"): of_part.get(policy)
+                for part, of_part in levels.parts.items()
+            }
+        )
+        for policy in comparison.policies
+    }
     if not levels.levels:
-        return ""
-    rows = [[name, *(cell(shares.get(name)) for shares in levels.shown.values())] for name in policies]
-    heads = []
-    for part, shares in levels.shown.items():
-        n = max(share.n for share in shares.values())
-        heads.append(f"{levels.title(part)} (n = {n})")
-    table = markdown_table([head, *heads], rows)
+        return Topic(columns=columns)
+    return Topic(
+        sections=[Section("Levels", [Figure(HEATMAP, "Accuracy of every policy by level")])],
+        columns=columns,
+        files={HEATMAP: partial(plot_level_heatmap, levels, comparison.policies)},
+    )
+
+
+@lru_cache(maxsize=1)
+def levels_of(comparison: Comparison) -> Levels:
+    """Accuracies by part: with Wilson intervals, or over seeds with those of the hierarchical bootstrap."""
+    every = [result for of_runs in comparison.results.values() for result in of_runs]
+    held_out = sorted({level for result in every for level in result.metrics.get("held_out_levels", [])})
+    at = {level for result in every for level in result.items["level"]}
+    parts: dict[int | str, set[int | None]] = {level: {level} for level in sorted(at - {None})}
+    if at & set(held_out):
+        if rest := at - set(held_out):
+            parts[TRAINED] = rest  # items without a level count as trained
+        parts[HELD_OUT] = at & set(held_out)
+    measure = _over_seeds if comparison.experiment else _of_single_runs
+    return Levels({part: measure(comparison, part, levels) for part, levels in parts.items()}, held_out)
+
+
+def _of_single_runs(comparison: Comparison, part: int | str, levels: Collection) -> dict[str, Estimate]:
+    found = {}
+    for name, (result,) in comparison.results.items():
+        right = result.items["correct"][result.items["level"].isin(levels)]
+        if len(right):
+            found[name] = estimate_of(rate(int(right.sum()), len(right)))
+    return found
+
+
+def _over_seeds(comparison: Comparison, part: int | str, levels: Collection) -> dict[str, Estimate]:
+    experiment = comparison.experiment
+    # A group that is one level has that level's interval, not another draw of the bootstrap.
+    part = next(iter(levels)) if len(levels) == 1 and None not in levels else part
+    of_part = experiment.correct[:, :, experiment.items["level"].isin(levels)]
+    means, _ = mean_accuracies(of_part, experiment.seed, part)
+    return dict(zip(experiment.policies, means, strict=True))
+
+
+def level_blocks(comparison: Comparison, head: str) -> list[Block]:
+    """The table of every policy's accuracy by level; nothing where no item has one."""
+    levels = levels_of(comparison)
+    if not levels.levels:
+        return []
+    heads = [head, *(f"{levels.title(part)} (n = {levels.count(part)})" for part in levels.shown)]
+    rows = [
+        [name, *(percent_cell(shares.get(name), unknown="") for shares in levels.shown.values())]
+        for name in comparison.policies
+    ]
     if not levels.held_out:
-        return table
+        return [Table(heads, rows)]
     named = ", ".join(map(str, levels.held_out))
-    return f"{table}\n\nLevel {named} was held out: no record of it was trained on or validated with."
+    note = f"Level {named} was held out: no record of it was trained on or validated with."
+    return [Table(heads, rows), Paragraph(note)]
 
 
-def cell(share: Share | None) -> str:
-    """One accuracy with its interval for a table."""
-    return "" if share is None else f"{percent(share.value)} ({interval(share.ci95)})"
+def plot_level_heatmap(levels: Levels, policies: list[str], path: Path) -> None:
+    """A row per policy, a column per level (and group of levels), each cell with its accuracy in per cent.
 
-
-def with_levels(rows: Sequence[dict], columns: Sequence[str], levels: Levels) -> tuple[list[dict], list[str]]:
-    """Rows and columns of summary.csv with ``accuracy_level_<n>``, ``accuracy_held_out_levels`` and so on.
-
-    Each has the ends of its interval beside it.
+    The colour says the same as the number, on a scale that colour-blind readers can tell (cividis).
     """
-    groups = {TRAINED: "accuracy_trained_levels", HELD_OUT: "accuracy_held_out_levels"}
-    names = {part: groups.get(part, f"accuracy_level_{part}") for part in levels.parts}
-    filled = []
-    for row in rows:
-        cells = {}
-        for part, name in names.items():
-            share = levels.parts[part].get(row["policy"])
-            values = (share.value, *share.ci95) if share else ("", "", "")
-            cells |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-        filled.append(row | cells)
-    more = [f"{name}{end}" for name in names.values() for end in ("", "_low", "_high")]
-    return filled, [*(name for name in columns if name not in more), *more]
+    from matplotlib import colormaps
+
+    parts, scale = levels.shown, colormaps["cividis"]
+    size = (2.6 + 1.15 * len(parts), 1.6 + 0.42 * len(policies))
+    with drawing(path, size, (1,)) as (_, (axis,)):
+        for row, name in enumerate(policies):
+            for column, shares in enumerate(parts.values()):
+                share, middle = shares.get(name), {"ha": "center", "va": "center"}
+                if share is None:
+                    axis.text(column, row, "–", **middle)
+                    continue
+                x, ink = (column - 0.5, column + 0.5), "black" if share.value > DARK else "white"
+                axis.fill_between(x, row - 0.5, row + 0.5, color=scale(share.value), linewidth=0)
+                axis.text(column, row - 0.1, f"{100 * share.value:.1f}", color=ink, **middle)
+                ends = f"{100 * share.ci95[0]:.0f}–{100 * share.ci95[1]:.0f}"
+                axis.text(column, row + 0.28, ends, color=ink, fontsize=6.5, **middle)
+        titles = [f"{levels.title(p).replace(', ', chr(10))}\nn = {levels.count(p)}" for p in parts]
+        axis.set_xticks(range(len(parts)), titles)
+        axis.set_yticks(range(len(policies)), policies)
+        axis.set(xlim=(-0.5, len(parts) - 0.5), ylim=(len(policies) - 0.5, -0.5))
+        axis.tick_params(length=0)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        axis.set_title("Accuracy by level (%), with its 95 % interval")

@@ -7,23 +7,17 @@ rows contradicts it. The embedded data set has the same schema with two more opt
 ``demonstration`` (the annotator's program, which may be wrong) and ``evidence`` (a list of facts).
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from utils.data.reading import (
-    Notes,
-    Problem,
-    RawItem,
-    RawRow,
-    check_required,
-    check_scalars,
-    describe,
-    drop_duplicate_ids,
-    read_json_items,
-)
+from utils.data.reader import Reader
+from utils.data.reading import Notes, RawItem, RawRow, describe, read_json_items, usable_rows
+from utils.data.rendering import render_report
 
 _STEP = re.compile(  # the ten operations of the paper, Table 1
     r"(?:^|,\s*)(?:add|subtract|multiply|divide|exp|greater|table_(?:max|min|sum|average))\("
@@ -31,24 +25,60 @@ _STEP = re.compile(  # the ten operations of the paper, Table 1
 _OPTIONAL = ("answer", "gold_inds", "steps", "program_re", "explanation")
 _UNUSUAL_ID = re.compile(r"-x\d+$")
 _USED = {"id", "filename", "pre_text", "post_text", "table", "question", "program", "exe_ans"}
+_CONTEXT = ("pre_text", "post_text", "table")
 
 
-def read_finqa(
-    path: Path, file: str, required: tuple[str, ...] = (), max_level: int | None = None
-) -> tuple[list[RawRow], list[Problem]]:
-    """The usable rows of one split and all problems found in it.
+class FinqaReader(Reader):
+    """FinQA. ``level`` is the number of program steps, at most ``max_level``."""
 
-    ``file`` is the name used in problems and sources. ``required`` are further dotted keys that a row must
-    have ("qa.gold_inds"). ``level`` is the number of program steps, at most ``max_level``.
-    """
-    items, problems = read_json_items(path, file, marker="qa")
-    rows = []
-    for item in items:
-        notes = Notes(item, problems)
-        row = check_row(item, notes, required, max_level)
-        if row is not None and not notes.failed:
-            rows.append(row)
-    return drop_duplicate_ids(rows, problems), problems
+    name = "finqa"
+    files = {
+        "train": ("dataset/train.json", "train.json"),
+        "val": ("dataset/dev.json", "dev.json"),
+        "test": ("dataset/test.json", "test.json"),
+    }
+    row_keys = (
+        *("id", "question", "answer", "level", "type"),
+        *("program", "demonstration", "evidence", *_CONTEXT, "report"),
+    )
+    has_context = True
+    max_level: float = math.inf
+
+    def required_keys(self, config) -> tuple[str, ...]:
+        keys = super().required_keys(config)
+        if "evidence" not in config.response_fields:
+            return keys
+        return (*keys, "evidence" if config.reader else "qa.evidence")  # else empty text would be taught
+
+    def read(self, path, split, required=()):
+        items, problems = read_json_items(path, marker="qa")
+        check = partial(_check, max_level=self.max_level)
+        return usable_rows(items, problems, "", check, _USED, required, _identify), problems
+
+    def row(self, item, notes, level, kind) -> RawRow | None:
+        """The row of the user's own, checked as one of FinQA's."""
+        row = item.value
+        context = {key: [] if row.get(key) is None else row[key] for key in _CONTEXT}
+        gold = {key: row[key] for key in ("question", "program", "demonstration", "evidence") if key in row}
+        gold |= {"exe_ans": row.get("answer"), "family": row.get("type")}
+        whole = {"id": notes.id, "filename": row.get("report"), **context, "qa": gold}
+        found = _check(replace(item, value=whole), notes, self.max_level)
+        if found is None:
+            return None
+        return replace(found, level=found.level if level is None else level, traits=())
+
+    def input_text(self, row, config, count_tokens):
+        """The instruction, the report and the question, which comes last; of a long report not all of it."""
+        style, limit = config.table_style, config.max_input_tokens
+        return render_report(row, style, config.instruction, limit, count_tokens)
+
+    def target_text(self, row, config) -> str:
+        """The JSON object: evidence, the annotator's program and the answer, in the order asked for."""
+        values = {"evidence": " ; ".join(row.evidence), "program": row.demonstration, "answer": row.answer}
+        return json.dumps({name: values[name] for name in config.response_fields}, ensure_ascii=False)
+
+
+READER = FinqaReader()
 
 
 def count_steps(program: str) -> int:
@@ -56,17 +86,8 @@ def count_steps(program: str) -> int:
     return len(_STEP.findall(program))
 
 
-def check_row(
-    item: RawItem, notes: Notes, required: tuple[str, ...] = (), max_level: int | None = None
-) -> RawRow | None:
-    """The row of one item in FinQA's schema; None where it has an error, which goes into ``notes``."""
+def _check(item: RawItem, notes: Notes, max_level: float) -> RawRow | None:
     row = item.value
-    if not isinstance(row, dict):
-        notes.error("not_an_object", f"expected an object, found {describe(row)}")
-        return None
-    notes.id = _identity(row, notes)
-    check_scalars(notes, _USED)
-    check_required(notes, row, required)
     pre_text = _sentences(row, "pre_text", notes)
     post_text = _sentences(row, "post_text", notes)
     table = _table(row, notes)
@@ -90,11 +111,8 @@ def check_row(
     if notes.failed:
         return None
     filename, family, places = row.get("filename"), qa.get("family"), qa.get("gold_inds")
-    return RawRow(
-        file=item.file,
-        row=item.row,
-        place=item.place,
-        id=notes.id,
+    return item.as_row(
+        notes.id,
         question=question,
         answer=answer,
         program=program,
@@ -105,7 +123,7 @@ def check_row(
         table=table,
         report=filename if isinstance(filename, str) and filename else notes.id.rpartition("-")[0],
         gold_places=tuple(places) if isinstance(places, dict) else (),
-        level=steps if max_level is None else min(steps, max_level),
+        level=min(steps, max_level),
         type=family if isinstance(family, str) else "",
         traits=tuple(_traits(row, qa, notes.id)),
     )
@@ -127,13 +145,13 @@ def _traits(row: dict, qa: dict, id_: str) -> Iterator[str]:
             yield f"no qa.{key}"
 
 
-def _identity(row: dict, notes: Notes) -> str:
+def _identify(row: dict, notes: Notes) -> None:
     value = row.get("id")
     if isinstance(value, int) and not isinstance(value, bool):
         notes.id = str(value)
         notes.warning("number_for_text", f"'id' is the number {value}, read as text")
-        return str(value)
-    return notes.text(row, "id")
+    else:
+        notes.id = notes.text(row, "id")
 
 
 def _sentences(row: dict, key: str, notes: Notes) -> tuple[str, ...]:

@@ -5,35 +5,50 @@
 """
 
 import re
-from pathlib import Path
 
-from utils.data.reading import (
-    Notes,
-    Problem,
-    RawItem,
-    RawRow,
-    check_required,
-    check_scalars,
-    describe,
-    read_jsonl_items,
-    usable_rows,
-)
+from utils.data.reader import Reader
+from utils.data.reading import Notes, RawItem, RawRow, read_jsonl_items, usable_rows
 
 FINAL = re.compile(r"#### (-?[0-9.,]+)")  # the official pattern, first match
 NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 _MARK = re.compile(r"<<[^<>\n]*>>")
 
 
-def read_gsm8k(
-    path: Path, file: str, split: str, required: tuple[str, ...] = ()
-) -> tuple[list[RawRow], list[Problem]]:
-    """The usable rows of one split and all problems found in it.
+class Gsm8kReader(Reader):
+    """GSM8K. ``answer`` is the number after ``####`` without thousands separators, ``level`` the number of
+    solution steps (lines)."""
 
-    Rows have no id of their own and are called ``<split>-<row>``, counting from 0. ``answer`` is the
-    number after ``####`` without thousands separators; ``level`` the number of solution steps (lines).
-    """
-    items, problems = read_jsonl_items(path, file)
-    return usable_rows(items, problems, split, lambda item, notes: _check(item, notes, required)), problems
+    name = "gsm8k"
+    files = {
+        "train": ("train.jsonl", "grade_school_math/data/train.jsonl"),
+        "val": ("val.jsonl",),
+        "test": ("test.jsonl", "grade_school_math/data/test.jsonl"),
+    }
+
+    def read(self, path, split, required=()):
+        items, problems = read_jsonl_items(path)
+        used = {"id", "question", "answer"}
+        return usable_rows(items, problems, split, _check, used, required, _identify), problems
+
+    def closed(self, answer, solution, notes) -> tuple[str, str]:
+        """Answer and solution, the latter ending in ``#### answer``; notes an error where they disagree."""
+        answer = answer.replace(",", "")
+        stated = FINAL.findall(solution)
+        if not NUMBER.fullmatch(answer):
+            message = f"'answer' must be a number in gsm8k's form, found {answer[:40]!r}"
+            notes.error("unparsable_gold", message)
+        elif not stated:
+            solution = f"{solution}\n#### {answer}".strip()
+        elif stated[0].replace(",", "") != answer:
+            notes.error("two_answers", f"'answer' is {answer}, and 'solution' ends in #### {stated[0]}")
+        return answer, solution
+
+    def target_text(self, row, config) -> str:
+        """The worked solution, ending in ``#### n``; with or without the calculator marks."""
+        return row.solution if config.calculator_marks else strip_marks(row.solution)
+
+
+READER = Gsm8kReader()
 
 
 def strip_marks(solution: str) -> str:
@@ -41,17 +56,13 @@ def strip_marks(solution: str) -> str:
     return _MARK.sub("", solution)
 
 
-def _check(item: RawItem, notes: Notes, required: tuple[str, ...]) -> RawRow | None:
-    row = item.value
-    if not isinstance(row, dict):
-        notes.error("not_an_object", f"expected an object, found {describe(row)}")
-        return None
+def _identify(row: dict, notes: Notes) -> None:
     if isinstance(row.get("id"), str) and row["id"].strip():
         notes.id = row["id"]
-    check_scalars(notes, {"id", "question", "answer"})
-    check_required(notes, row, required)
-    question = notes.text(row, "question")
-    solution = notes.text(row, "answer")
+
+
+def _check(item: RawItem, notes: Notes) -> RawRow | None:
+    question, solution = notes.text(item.value, "question"), notes.text(item.value, "answer")
     if notes.failed:
         return None
     found = FINAL.findall(solution)
@@ -63,22 +74,12 @@ def _check(item: RawItem, notes: Notes, required: tuple[str, ...]) -> RawRow | N
         notes.warning("several_answers", f"{len(found)} numbers after '####'; the first, {found[0]}, counts")
     if "<<" in strip_marks(solution):
         notes.warning("broken_mark", "a calculator mark '<<…>>' is not closed")
-    steps = [line for line in solution.split("\n") if line.strip() and not line.startswith("####")]
-    return RawRow(
-        file=item.file,
-        row=item.row,
-        place=item.place,
-        id=notes.id,
+    traits = {"answer with thousands separators": "," in found[0], "calculator marks": _MARK.search(solution)}
+    return item.as_row(
+        notes.id,
         question=question.strip(),
         answer=answer,
         solution=solution.strip(),
-        level=len(steps),
-        traits=tuple(
-            name
-            for name, present in (
-                ("answer with thousands separators", "," in found[0]),
-                ("calculator marks", _MARK.search(solution) is not None),
-            )
-            if present
-        ),
+        level=sum(bool(line.strip()) and not line.startswith("####") for line in solution.split("\n")),
+        traits=tuple(name for name, present in traits.items() if present),
     )

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.data.boxed import last_boxed
+from utils.data.reader import Reader
 from utils.data.reading import (
     FILE,
     Notes,
     Problem,
     RawItem,
     RawRow,
-    check_required,
-    check_scalars,
     describe,
     read_jsonl_items,
     read_object,
@@ -29,60 +28,66 @@ _LEVEL = re.compile(r"(?:Level )?([1-5])")
 _USED = {"problem", "level", "type", "subject", "solution", "answer"}
 
 
-def read_math(
-    path: Path, file: str, split: str, required: tuple[str, ...] = ()
-) -> tuple[list[RawRow], list[Problem]]:
-    """The usable rows of one split and all problems found in it.
+class MathReader(Reader):
+    """MATH. Rows without a ``unique_id`` are called ``<split>-<row>``; in folders rows are counted in the
+    order of type and number."""
 
-    ``path`` is a JSONL file or a folder ``<type>/<n>.json``. Rows without a ``unique_id`` are called
-    ``<split>-<row>``, counting from 0 (for folders: in the order of type and number).
-    """
-    if path.is_dir():
-        items, problems = _read_folder(path, file)
-    else:
-        items, problems = read_jsonl_items(path, file)
-    return usable_rows(items, problems, split, lambda item, notes: _check(item, notes, required)), problems
+    name = "math"
+    files = {
+        "train": ("train.jsonl", "train", "MATH/train"),
+        "val": ("val.jsonl",),
+        "test": ("test.jsonl", "test", "MATH/test"),
+    }
+
+    def read(self, path, split, required=()):
+        items, problems = (_read_folder if path.is_dir() else read_jsonl_items)(path)
+        return usable_rows(items, problems, split, _check, _USED, required, _identify), problems
+
+    def closed(self, answer, solution, notes) -> tuple[str, str]:
+        """Answer and solution, that ending in ``\\boxed{answer}``; notes an error where they disagree."""
+        stated = last_boxed(solution)
+        if stated is None:
+            return answer, f"{solution}\n\\boxed{{{answer}}}".strip()
+        if stated.strip() != answer:
+            notes.error("two_answers", f"'answer' is {answer[:40]!r}, and 'solution' boxes {stated[:40]!r}")
+        return answer, solution
 
 
-def _read_folder(path: Path, file: str) -> tuple[list[RawItem], list[Problem]]:
+READER = MathReader()
+
+
+def _read_folder(path: Path) -> tuple[list[RawItem], list[Problem]]:
     def order(found: Path) -> tuple:
         return (found.parent.name, int(found.stem) if found.stem.isdecimal() else -1, found.stem)
 
     items: list[RawItem] = []
     problems: list[Problem] = []
     for row, found in enumerate(sorted(path.glob("*/*.json"), key=order)):
-        name = f"{file}/{found.parent.name}/{found.name}"
+        name = f"{path.name}/{found.parent.name}/{found.name}"
         new_items, new_problems = read_object(found, name, row)
         items += new_items
         problems += new_problems
     if not items and not problems:
         message = "the folder holds no <type>/<n>.json"
-        problems.append(Problem(file, FILE, "", "error", "empty_folder", message))
+        problems.append(Problem(path.name, FILE, "", "error", "empty_folder", message))
     return items, problems
 
 
-def _check(item: RawItem, notes: Notes, required: tuple[str, ...]) -> RawRow | None:
-    row = item.value
-    if not isinstance(row, dict):
-        notes.error("not_an_object", f"expected an object, found {describe(row)}")
-        return None
+def _identify(row: dict, notes: Notes) -> None:
     if isinstance(row.get("unique_id"), str) and row["unique_id"].strip():
         notes.id = row["unique_id"]
-    check_scalars(notes, _USED)
-    check_required(notes, row, required)
-    question = notes.text(row, "problem")
-    solution = notes.text(row, "solution")
-    answer = _answer(row, solution, notes)
-    level = _level(row, notes.warning)
+
+
+def _check(item: RawItem, notes: Notes) -> RawRow | None:
+    row = item.value
+    question, solution = notes.text(row, "problem"), notes.text(row, "solution")
+    answer, level = _answer(row, solution, notes), _level(row, notes.warning)
     type_ = row.get("type", row.get("subject", ""))
     if not isinstance(type_, str):
         notes.error("wrong_type", f"'type' must be text, found {describe(type_)}")
         return None
-    return RawRow(
-        file=item.file,
-        row=item.row,
-        place=item.place,
-        id=notes.id,
+    return item.as_row(
+        notes.id,
         question=question.strip(),
         answer=answer,
         solution=solution.strip(),

@@ -22,7 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
+from utils.data.readers.finqa import FinqaReader
 from utils.frame.files import UserError, derive_seed, read_json, write_json
 
 SPLIT_SIZES = {"train": 2000, "dev": 200, "test": 500}
@@ -30,84 +32,17 @@ QUESTIONS_PER_REPORT = 4
 MAX_LEVEL = 4
 VALUES = (10, 99)  # table cells are two-digit amounts (millions)
 
-LINE_ITEMS = [
-    "cash",
-    "debt",
-    "sales",
-    "rent",
-    "wages",
-    "taxes",
-    "equity",
-    "profit",
-    "income",
-    "interest",
-    "goodwill",
-    "inventory",
-    "payables",
-    "assets",
-    "pensions",
-    "leases",
-    "royalties",
-    "fees",
-    "grants",
-    "deposits",
-    "bonds",
-    "loans",
-    "premiums",
-    "claims",
-    "freight",
-    "fuel",
-    "power",
-    "repairs",
-    "legal",
-    "audit",
-    "travel",
-    "software",
-    "hardware",
-    "licenses",
-    "dividends",
-    "reserves",
-    "subsidies",
-    "refunds",
-    "warranties",
-    "advertising",
-    "training",
-    "insurance",
-    "research",
-    "marketing",
-    "utilities",
-    "supplies",
-    "franchise",
-    "brokerage",
-]
-_FIRST = [
-    "alder",
-    "beacon",
-    "cobalt",
-    "delta",
-    "ember",
-    "falcon",
-    "garnet",
-    "harbor",
-    "indigo",
-    "juniper",
-    "kestrel",
-    "lumen",
-]
-_SECOND = [
-    "airways",
-    "bank",
-    "brands",
-    "energy",
-    "foods",
-    "foundry",
-    "health",
-    "media",
-    "mining",
-    "motors",
-    "rail",
-    "textiles",
-]
+_LINE_ITEMS = """
+cash debt sales rent wages taxes equity profit income interest goodwill inventory payables assets
+pensions leases royalties fees grants deposits bonds loans premiums claims freight fuel power repairs
+legal audit travel software hardware licenses dividends reserves subsidies refunds warranties
+advertising training insurance research marketing utilities supplies franchise brokerage
+"""
+LINE_ITEMS = _LINE_ITEMS.split()
+_COMPANIES = """\
+alder beacon cobalt delta ember falcon garnet harbor indigo juniper kestrel lumen
+airways bank brands energy foods foundry health media mining motors rail textiles"""
+_FIRST, _SECOND = (names.split() for names in _COMPANIES.splitlines())
 FIRST_YEARS = tuple(range(2001, 2018))
 
 Table = dict[str, dict[int, int]]  # line item -> year -> amount
@@ -126,154 +61,99 @@ class Question:
     answer: float | str
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A family's wording, the cells it needs, its gold program and the program of a slipping annotator."""
+class Family(NamedTuple):
+    """A kind of question: its wording and programs as templates, and the answer from the cells directly.
 
+    A question is on the cells of ``rows`` line items (r, s) in ``years`` years (y1, y2, y3; 0: in all, by a
+    table operation), called a, b, … row by row. slip: the program of an annotator who slips.
+    """
+
+    level: int
+    weight: float  # within the level
+    rows: int
+    years: int
     text: str
-    evidence: tuple[str, ...]
     program: str
     slip: str
-    answer: float | str  # from the table directly, independent of the program
+    answer: Callable[..., float | str]
 
 
-def _facts(table: Table, *cells: tuple[str, int]) -> tuple[str, ...]:
-    return tuple(f"{row} {year} {table[row][year]}" for row, year in cells)
+_OF_TOTAL = "add({a}, {c}), add({b}, {d}), "
+_GAP = "subtract({{b}}, {{a}}), divide(#0, {0}), subtract({{d}}, {{c}}), divide(#2, {1}), subtract(#1, #3)"
 
 
-def _change(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, (y1, y2) = rows[0], sorted(rng.sample(years, 2))
-    a, b = t[r][y1], t[r][y2]
-    text = f"what was the change in {r} from {y1} to {y2} ?"
-    return Draft(text, _facts(t, (r, y1), (r, y2)), f"subtract({b}, {a})", f"subtract({a}, {b})", b - a)
+def _overall(word: str, operation: str, wrong: str, answer: Callable[[list[int]], float]) -> Family:
+    text = f"what was the {word} {{r}} of all years ?"
+    slip = f"{wrong}({{r}}, none)"
+    return Family(1, 0.5, 1, 0, text, f"{operation}({{r}}, none)", slip, lambda *cells: answer(cells))
 
 
-def _total(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, s, y = rows[0], rows[1], rng.choice(years)
-    a, b = t[r][y], t[s][y]
-    text = f"what was the total of {r} and {s} in {y} ?"
-    return Draft(text, _facts(t, (r, y), (s, y)), f"add({a}, {b})", f"subtract({a}, {b})", a + b)
-
-
-def _ratio(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, s, y = rows[0], rows[1], rng.choice(years)
-    a, b = t[r][y], t[s][y]
-    text = f"what was the ratio of {r} to {s} in {y} ?"
-    return Draft(text, _facts(t, (r, y), (s, y)), f"divide({a}, {b})", f"divide({b}, {a})", a / b)
-
-
-def _greater(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, (y1, y2) = rows[0], sorted(rng.sample(years, 2))
-    a, b = t[r][y1], t[r][y2]
-    text = f"was {r} greater in {y2} than in {y1} ?"
-    answer = "yes" if b > a else "no"
-    return Draft(text, _facts(t, (r, y1), (r, y2)), f"greater({b}, {a})", f"greater({a}, {b})", answer)
-
-
-def _row_operation(
-    word: str, op: str, wrong: str, value: Callable[[list[int]], float]
-) -> Callable[..., Draft]:
-    def draft(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-        r = rows[0]
-        text = f"what was the {word} {r} of all years ?"
-        return Draft(text, (r,), f"{op}({r}, none)", f"{wrong}({r}, none)", value(list(t[r].values())))
-
-    return draft
-
-
-def _percent_change(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, (y1, y2) = rows[0], sorted(rng.sample(years, 2))
-    a, b = t[r][y1], t[r][y2]
-    text = f"what was the percent change in {r} from {y1} to {y2} ?"
-    steps = "subtract({b}, {a}), divide(#0, {base})"
-    return Draft(
-        text,
-        _facts(t, (r, y1), (r, y2)),
-        steps.format(a=a, b=b, base=a),
-        steps.format(a=a, b=b, base=b),
-        (b - a) / a,
-    )
-
-
-def _mean_of_two(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, (y1, y2) = rows[0], sorted(rng.sample(years, 2))
-    a, b = t[r][y1], t[r][y2]
-    text = f"what was the mean {r} of {y1} and {y2} ?"
-    gold = f"add({a}, {b}), divide(#0, const_2)"
-    return Draft(text, _facts(t, (r, y1), (r, y2)), gold, f"add({a}, {b})", (a + b) / 2)
-
-
-def _share(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, s, y = rows[0], rows[1], rng.choice(years)
-    a, b = t[r][y], t[s][y]
-    text = f"what share of {r} and {s} was {r} in {y} ?"
-    gold = f"add({a}, {b}), divide({a}, #0)"
-    return Draft(text, _facts(t, (r, y), (s, y)), gold, f"add({a}, {b}), divide({b}, #0)", a / (a + b))
-
-
-def _mean_of_three(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, (y1, y2, y3) = rows[0], years
-    a, b, c = (t[r][y] for y in years)
-    text = f"what was the mean {r} of {y1} and {y2} and {y3} ?"
-    gold = f"add({a}, {b}), add(#0, {c}), divide(#1, const_3)"
-    facts = _facts(t, *((r, y) for y in years))
-    return Draft(text, facts, gold, f"add({a}, {b}), add(#0, {c})", (a + b + c) / 3)
-
-
-def _two_rows_two_years(t: Table, rows: list[str], years: list[int], rng: random.Random) -> tuple:
-    r, s, (y1, y2) = rows[0], rows[1], sorted(rng.sample(years, 2))
-    facts = _facts(t, (r, y1), (r, y2), (s, y1), (s, y2))
-    return r, s, y1, y2, t[r][y1], t[r][y2], t[s][y1], t[s][y2], facts
-
-
-def _gap_of_changes(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, s, y1, y2, a, b, c, d, facts = _two_rows_two_years(t, rows, years, rng)
-    text = f"what was the gap between the change in {r} and in {s} from {y1} to {y2} ?"
-    gold = f"subtract({b}, {a}), subtract({d}, {c}), subtract(#0, #1)"
-    slip = f"subtract({a}, {b}), subtract({c}, {d}), subtract(#0, #1)"
-    return Draft(text, facts, gold, slip, (b - a) - (d - c))
-
-
-def _change_of_total(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, s, y1, y2, a, b, c, d, facts = _two_rows_two_years(t, rows, years, rng)
-    text = f"what was the change in the total of {r} and {s} from {y1} to {y2} ?"
-    steps = f"add({a}, {c}), add({b}, {d}), "
-    return Draft(text, facts, steps + "subtract(#1, #0)", steps + "subtract(#0, #1)", (b + d) - (a + c))
-
-
-def _percent_change_of_total(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, s, y1, y2, a, b, c, d, facts = _two_rows_two_years(t, rows, years, rng)
-    text = f"what was the percent change in the total of {r} and {s} from {y1} to {y2} ?"
-    steps = f"add({a}, {c}), add({b}, {d}), subtract(#1, #0), "
-    growth = (b + d - a - c) / (a + c)
-    return Draft(text, facts, steps + "divide(#2, #0)", steps + "divide(#2, #1)", growth)
-
-
-def _gap_of_percent_changes(t: Table, rows: list[str], years: list[int], rng: random.Random) -> Draft:
-    r, s, y1, y2, a, b, c, d, facts = _two_rows_two_years(t, rows, years, rng)
-    text = f"what was the gap between the percent change in {r} and in {s} from {y1} to {y2} ?"
-    steps = f"subtract({b}, {a}), divide(#0, {{}}), subtract({d}, {c}), divide(#2, {{}}), subtract(#1, #3)"
-    return Draft(text, facts, steps.format(a, c), steps.format(b, d), (b - a) / a - (d - c) / c)
-
-
-# family -> (level, weight within the level, draft)
-FAMILIES: dict[str, tuple[int, float, Callable[..., Draft]]] = {
-    "change": (1, 2.0, _change),
-    "total": (1, 1.0, _total),
-    "ratio": (1, 1.0, _ratio),
-    "greater": (1, 1.0, _greater),
-    "highest": (1, 0.5, _row_operation("highest", "table_max", "table_min", max)),
-    "lowest": (1, 0.5, _row_operation("lowest", "table_min", "table_max", min)),
-    "overall": (1, 0.5, _row_operation("overall", "table_sum", "table_average", sum)),
-    "average": (1, 0.5, _row_operation("average", "table_average", "table_sum", mean)),
-    "percent_change": (2, 2.0, _percent_change),
-    "mean_of_two": (2, 1.0, _mean_of_two),
-    "share": (2, 1.0, _share),
-    "mean_of_three": (3, 1.0, _mean_of_three),
-    "gap_of_changes": (3, 1.0, _gap_of_changes),
-    "change_of_total": (3, 1.0, _change_of_total),
-    "percent_change_of_total": (4, 1.0, _percent_change_of_total),
-    "gap_of_percent_changes": (4, 1.0, _gap_of_percent_changes),
+FAMILIES = {
+    "change": Family(
+        *(1, 2.0, 1, 2, "what was the change in {r} from {y1} to {y2} ?"),
+        *("subtract({b}, {a})", "subtract({a}, {b})"),
+        lambda a, b: b - a,
+    ),
+    "total": Family(
+        *(1, 1.0, 2, 1, "what was the total of {r} and {s} in {y1} ?"),
+        *("add({a}, {b})", "subtract({a}, {b})"),
+        lambda a, b: a + b,
+    ),
+    "ratio": Family(
+        *(1, 1.0, 2, 1, "what was the ratio of {r} to {s} in {y1} ?"),
+        *("divide({a}, {b})", "divide({b}, {a})"),
+        lambda a, b: a / b,
+    ),
+    "greater": Family(
+        *(1, 1.0, 1, 2, "was {r} greater in {y2} than in {y1} ?"),
+        *("greater({b}, {a})", "greater({a}, {b})"),
+        lambda a, b: "yes" if b > a else "no",
+    ),
+    "highest": _overall("highest", "table_max", "table_min", max),
+    "lowest": _overall("lowest", "table_min", "table_max", min),
+    "overall": _overall("overall", "table_sum", "table_average", sum),
+    "average": _overall("average", "table_average", "table_sum", mean),
+    "percent_change": Family(
+        *(2, 2.0, 1, 2, "what was the percent change in {r} from {y1} to {y2} ?"),
+        *("subtract({b}, {a}), divide(#0, {a})", "subtract({b}, {a}), divide(#0, {b})"),
+        lambda a, b: (b - a) / a,
+    ),
+    "mean_of_two": Family(
+        *(2, 1.0, 1, 2, "what was the mean {r} of {y1} and {y2} ?"),
+        *("add({a}, {b}), divide(#0, const_2)", "add({a}, {b})"),
+        lambda a, b: (a + b) / 2,
+    ),
+    "share": Family(
+        *(2, 1.0, 2, 1, "what share of {r} and {s} was {r} in {y1} ?"),
+        *("add({a}, {b}), divide({a}, #0)", "add({a}, {b}), divide({b}, #0)"),
+        lambda a, b: a / (a + b),
+    ),
+    "mean_of_three": Family(
+        *(3, 1.0, 1, 3, "what was the mean {r} of {y1} and {y2} and {y3} ?"),
+        *("add({a}, {b}), add(#0, {c}), divide(#1, const_3)", "add({a}, {b}), add(#0, {c})"),
+        lambda a, b, c: (a + b + c) / 3,
+    ),
+    "gap_of_changes": Family(
+        *(3, 1.0, 2, 2, "what was the gap between the change in {r} and in {s} from {y1} to {y2} ?"),
+        "subtract({b}, {a}), subtract({d}, {c}), subtract(#0, #1)",
+        "subtract({a}, {b}), subtract({c}, {d}), subtract(#0, #1)",
+        lambda a, b, c, d: (b - a) - (d - c),
+    ),
+    "change_of_total": Family(
+        *(3, 1.0, 2, 2, "what was the change in the total of {r} and {s} from {y1} to {y2} ?"),
+        *(_OF_TOTAL + "subtract(#1, #0)", _OF_TOTAL + "subtract(#0, #1)"),
+        lambda a, b, c, d: (b + d) - (a + c),
+    ),
+    "percent_change_of_total": Family(
+        *(4, 1.0, 2, 2, "what was the percent change in the total of {r} and {s} from {y1} to {y2} ?"),
+        *(_OF_TOTAL + "subtract(#1, #0), divide(#2, #0)", _OF_TOTAL + "subtract(#1, #0), divide(#2, #1)"),
+        lambda a, b, c, d: (b + d - a - c) / (a + c),
+    ),
+    "gap_of_percent_changes": Family(
+        *(4, 1.0, 2, 2, "what was the gap between the percent change in {r} and in {s} from {y1} to {y2} ?"),
+        *(_GAP.format("{a}", "{c}"), _GAP.format("{b}", "{d}")),
+        lambda a, b, c, d: (b - a) / a - (d - c) / c,
+    ),
 }
 LEVEL_WEIGHTS = {1: 0.4, 2: 0.3, 3: 0.18, 4: 0.12}
 
@@ -308,14 +188,29 @@ def draw_question(
     """A question over ``table``; ``slips`` maps a family to the probability that its demonstration slips."""
     if family is None:
         level = rng.choices(list(LEVEL_WEIGHTS), list(LEVEL_WEIGHTS.values()))[0]
-        names = [name for name, (lvl, _, _) in FAMILIES.items() if lvl == level]
-        family = rng.choices(names, [FAMILIES[name][1] for name in names])[0]
-    level, _, make = FAMILIES[family]
-    draft = make(table, rng.sample(list(table), 2), years, rng)
+        names = [name for name, each in FAMILIES.items() if each.level == level]
+        family = rng.choices(names, [FAMILIES[name].weight for name in names])[0]
+    kind = FAMILIES[family]
+    rows = rng.sample(list(table), 2)
+    if kind.years == 1:
+        years = [rng.choice(years)]
+    elif kind.years == 2:
+        years = sorted(rng.sample(years, 2))
+    cells = [(row, year, table[row][year]) for row in rows[: kind.rows] for year in years]
+    amounts = [amount for *_, amount in cells]
+    names = dict(zip("rs", rows, strict=True)) | dict(zip("abcd", amounts, strict=False))
+    names |= {f"y{number}": year for number, year in enumerate(years, start=1)}
+    answer = kind.answer(*amounts)
     slipped = rng.random() < slips.get(family, 0.0)
-    answer = draft.answer if isinstance(draft.answer, str) else round(draft.answer, 5)
-    demonstration = draft.slip if slipped else draft.program
-    return Question(family, level, draft.text, draft.evidence, draft.program, demonstration, answer)
+    return Question(
+        family=family,
+        level=kind.level,
+        text=kind.text.format(**names),
+        evidence=tuple(f"{row} {year} {amount}" for row, year, amount in cells) if kind.years else (rows[0],),
+        program=kind.program.format(**names),
+        demonstration=(kind.slip if slipped else kind.program).format(**names),
+        answer=answer if isinstance(answer, str) else round(answer, 5),
+    )
 
 
 def draw_heading(rng: random.Random) -> str:
@@ -383,16 +278,28 @@ def generate(seed: int = 0) -> dict[str, list[dict]]:
     return splits
 
 
-def ensure(data_root: str | Path, seed: int = 0) -> None:
-    """Write ``{train,dev,test}.json`` under ``data_root`` unless they are there already, unchanged.
+class SampleReader(FinqaReader):
+    """The embedded set: FinQA's schema, in files that are generated where they are missing."""
 
-    Raises UserError if a file there differs from what ``seed`` generates.
-    """
-    for split, rows in generate(seed).items():
-        path = Path(data_root) / f"{split}.json"
-        if not path.exists():
-            write_json(path, rows)
-        elif read_json(path) != rows:
-            raise UserError(
-                f"{path} is not the embedded data set of seed {seed}: delete it, or choose another data_root"
-            )
+    name = "sample"
+    row_keys = ()
+    quirks_known = False
+    max_level = MAX_LEVEL
+
+    def ensure(self, root: Path, seed: int = 0) -> None:
+        """Write ``{train,dev,test}.json`` under ``root`` unless they are there already, unchanged.
+
+        Raises UserError if a file there differs from what ``seed`` generates.
+        """
+        for split, rows in generate(seed).items():
+            path = Path(root) / f"{split}.json"
+            if not path.exists():
+                write_json(path, rows)
+            elif read_json(path) != rows:
+                raise UserError(
+                    f"{path} is not the embedded data set of seed {seed}: "
+                    "delete it, or choose another data_root"
+                )
+
+
+READER = SampleReader()

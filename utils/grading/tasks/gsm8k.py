@@ -3,6 +3,9 @@
 import re
 from decimal import Decimal, InvalidOperation
 
+from utils.frame.files import UserError
+from utils.grading.task import Grade, Task, UnitCase, place_of, relative_error
+
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 MAX_NUMBER_CHARS = 64  # a longer run of digits is no answer, and costs quadratic time to convert
@@ -56,3 +59,61 @@ def flexible_match(text: str, gold: str) -> bool:
     """The last number in the text has the gold's value ("$1,000.00" is "1000")."""
     value = normalize_number(extract_flexible(text))
     return value is not None and value == normalize_number(gold)
+
+
+class Gsm8kTask(Task):
+    """GSM8K (Cobbe et al. 2021, arXiv 2110.14168): a worked solution that ends in ``#### number``."""
+
+    name = "gsm8k"
+    measures = {"strict_accuracy": "strict_match", "flexible_accuracy": "flexible_match"}
+    whole_numbers = True
+    states_calculations = True
+
+    def grade(self, record, completion, required_fields=(), program_accuracy=True) -> Grade:
+        try:
+            gold = parse_gold(record.target_answer)
+        except ValueError as error:
+            raise UserError(f"{place_of(record)}: {error}") from None
+        marked, number = extract_strict(completion), normalize_number(extract_flexible(completion))
+        strict, flexible = strict_match(completion, gold), flexible_match(completion, gold)
+        failure = "wrong_value"
+        if strict:
+            failure = ""
+        elif flexible:
+            failure = "wrong_form"
+        elif number is None:
+            failure = "no_number"
+        return Grade(
+            correct=strict,
+            tolerant=flexible,
+            value=None if number is None else float(number),
+            relative_error=relative_error(number, normalize_number(gold)),
+            format_error="no_answer_mark" if marked is None else "",
+            failure=failure,
+            answer=marked or "",
+            official={"strict_match": strict, "flexible_match": flexible},
+        )
+
+    def number(self, answer) -> Decimal | None:
+        return normalize_number(answer.rstrip("."))
+
+    def vote(self, answer) -> str:
+        number = normalize_number(answer)
+        return answer.removesuffix(".") if number is None else str(number.normalize())
+
+    def unit_cases(self, record, required_fields, tolerance) -> list[UnitCase]:
+        gold = record.target_answer.replace(",", "")
+        other = str(3 * int(float(gold)) + 7)
+        near, broken = {"numeric_match": 1}, {"format_penalty": 1}
+        return [
+            ("bare_mark", f"#### {gold}", {"exact_match": 1}),
+            ("dollar", f"#### ${gold}", near | broken),
+            ("no_mark", f"The answer is {gold}.", near | broken),
+            ("closing_period", f"#### {gold}.", near),
+            ("two_numbers", f"#### {other} {gold}", near),
+            ("wrong", f"#### {other}", {}),
+            ("nothing_marked", "#### ", broken),
+        ]
+
+
+TASK = Gsm8kTask()

@@ -3,7 +3,10 @@ r"""MATH answers: the last ``\boxed``, compared by math-verify in a bounded work
 import re
 from decimal import Decimal
 
+from utils.data.boxed import last_boxed
+from utils.frame.files import UserError
 from utils.grading import worker
+from utils.grading.task import Grade, Task, UnitCase, place_of, relative_error
 from utils.grading.tasks.gsm8k import normalize_number
 
 MAX_ANSWER_CHARS = 1000  # the longest gold answer of MATH has 159 characters
@@ -73,3 +76,55 @@ def _words(text: str) -> list[str]:
 def _has_several_numbers(text: str) -> bool:
     """Numbers side by side ("18 19"): math-verify would add them up and find 37."""
     return "\\" not in text and re.search(r"[0-9.]\s+[0-9.]", text) is not None
+
+
+class MathTask(Task):
+    r"""MATH (Hendrycks et al. 2021, arXiv 2103.03874): the last ``\boxed`` of a worked solution."""
+
+    name = "math"
+    measures = {"equality_accuracy": "equal"}
+
+    def grade(self, record, completion, required_fields=(), program_accuracy=True) -> Grade:
+        gold, answer = record.target_answer, last_boxed(completion)
+        if not gold.strip():
+            raise UserError(f"{place_of(record)}: the gold answer is empty")
+        correct, failure = False, "wrong_value"
+        try:
+            correct = answer is not None and math_equal(gold, answer)
+        except worker.WorkerTimeout:
+            failure = "timeout"
+        except worker.WorkerFailure:
+            failure = "not_comparable"
+        if not answer:
+            failure = "no_box" if answer is None else "empty_box"
+        return Grade(
+            correct=correct,
+            tolerant=correct,
+            value=answer,
+            relative_error=relative_error(plain_decimal(answer or ""), plain_decimal(gold)),
+            format_error="" if answer else failure,
+            failure="" if correct else failure,
+            answer=answer or "",
+            official={"equal": correct},
+        )
+
+    def number(self, answer) -> Decimal | None:
+        return plain_decimal(answer)
+
+    def vote(self, answer) -> str:
+        number = normalize_number(answer)
+        return normalize_answer(answer) if number is None else str(number.normalize())
+
+    def unit_cases(self, record, required_fields, tolerance) -> list[UnitCase]:
+        gold, exact, broken = record.target_answer, {"exact_match": 1}, {"format_penalty": 1}
+        return [
+            ("box_alone", rf"\boxed{{{gold}}}", exact),
+            ("nested_box", rf"\boxed{{\boxed{{{gold}}}}}", exact),
+            ("last_box_counts", rf"\boxed{{{gold}}}, no: \boxed{{\text{{none of these}}}}", {}),
+            ("no_box", f"The answer is ${gold}$.", broken),
+            ("unclosed_box", rf"\boxed{{{gold}", broken),
+            ("empty_box", r"\boxed{ }", broken),
+        ]
+
+
+TASK = MathTask()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import PromptTokens, render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
@@ -19,14 +19,10 @@ from utils.models.loading import add_lora, load_policy
 from utils.models.prefix.shared_prefix import position_limit
 from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher
-from utils.models.vllm.sampler import vllm_arguments
 from utils.rewards.spec import RewardSpec
-from utils.rollouts.batches import rollout_batches
 from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.reward_state import open_pipeline
-from utils.rollouts.shared_prefix_trainer import updates_per_rollout
-from utils.rollouts.start import check_prompts
-from utils.training.run import trainer_arguments
+from utils.rollouts.start import check_prompts, rollout_arguments
 
 # On gold text, a start policy at this agreement and these KLs (nats per token) says what its teacher says.
 AGREEMENT, SMALL_KL = 0.95, 0.01
@@ -75,17 +71,23 @@ def build_distill_trainer(
     if reads_gold:
         records, gold = _with_short_gold(ctx, records, gold)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    check_prompts(prompts, records, tokenizer, config.model.max_prompt_length)
-    _check_teacher_length(teacher, prompts, records, tokenizer, config.generation.max_new_tokens)
+    prompt_tokens = PromptTokens(tokenizer)
+    longest = check_prompts(prompt_tokens(prompts), records, config.model.max_prompt_length)
+    _check_teacher_length(teacher, *longest, config.generation.max_new_tokens)
     trainer = GroupDistillationTrainer(
         model=model,
         teacher=teacher,
         pipeline=open_pipeline(records, spec, "task", config, tokenizer),  # grades alone, for the log
         gold=gold,
-        args=_arguments(ctx),
+        args=GroupDistillationConfig(
+            **rollout_arguments(ctx, GroupDistillationConfig, equal_shares=algo.on_policy_fraction in (0, 1)),
+            divergence_temperature=algo.temperature,
+            teacher_top_k=algo.top_k,
+        ),
         train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))}),
         processing_class=tokenizer,
     )
+    trainer.prompt_tokens = prompt_tokens
     trainer.add_callback(NothingToLearn(ctx))
     follow_curriculum(ctx, trainer, records, algo.num_rollouts, signal="confidence_gap")
     if reads_gold:
@@ -114,48 +116,12 @@ def _with_short_gold(
     return [record for record, _ in kept], [ids for _, ids in kept]
 
 
-def _arguments(ctx: StageContext) -> GroupDistillationConfig:
-    algo: DistillAlgo = ctx.config.algo
-    generation = ctx.config.model.generation
-    updates = updates_per_rollout(algo)
-    return GroupDistillationConfig(
-        **trainer_arguments(ctx, updates),
-        learning_rate=algo.learning_rate,
-        lr_scheduler_type=algo.lr_scheduler_type,
-        warmup_steps=algo.warmup_steps,
-        weight_decay=algo.weight_decay,
-        max_steps=algo.num_rollouts * updates,
-        **rollout_batches(algo, algo.num_generations, ctx.config.model.training.max_micro_batch),
-        num_generations=algo.num_generations,
-        num_iterations=algo.num_iterations,
-        divergence=algo.divergence,
-        beta=algo.beta,
-        divergence_temperature=algo.temperature,
-        teacher_top_k=algo.top_k,
-        ce_weight=algo.ce_weight,
-        on_policy_fraction=algo.on_policy_fraction,
-        max_completion_length=generation.max_new_tokens,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        top_k=generation.top_k,
-        **vllm_arguments(ctx, correction=False, equal_shares=algo.on_policy_fraction in (0, 1)),
-    )
-
-
-def _check_teacher_length(
-    teacher: Teacher,
-    prompts: Sequence[str],
-    records: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-) -> None:
-    """Raise UserError where the longest prompt and sample exceed the teacher's positions."""
+def _check_teacher_length(teacher: Teacher, tokens: int, record: str, max_new_tokens: int) -> None:
+    """Raise UserError where the longest prompt, of ``tokens``, and sample exceed the teacher's positions."""
     limit = position_limit(teacher.model)
-    lengths = [len(ids) for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] + max_new_tokens - 1 > limit:
+    if tokens + max_new_tokens - 1 > limit:
         raise UserError(
-            f"the prompt of {records[longest].id} has {lengths[longest]} tokens, generation.max_new_tokens "
-            f"is {max_new_tokens} and the teacher has {limit} positions: lower dataset.max_input_tokens or "
+            f"the prompt of {record} has {tokens} tokens, generation.max_new_tokens is {max_new_tokens} and "
+            f"the teacher has {limit} positions: lower dataset.max_input_tokens or "
             "generation.max_new_tokens, or set another model.teacher_name_or_path"
         )

@@ -29,21 +29,6 @@ def gold_completions(records: Sequence[Record], tokenizer) -> list[list[int]]:
     return completion_ids(tokenizer, [record.target_text for record in records])
 
 
-def check_positions(
-    lengths: Sequence[tuple[int, int]], records: Sequence[Record], models: dict[str, nn.Module]
-) -> None:
-    """Raise UserError where prompt and gold completion (``lengths``, tokens) exceed a model's positions."""
-    for what, model in models.items():
-        limit = position_limit(unwrapped(model))
-        for (prompt, completion), record in zip(lengths, records, strict=True):
-            if prompt + completion - 1 > limit:
-                raise UserError(
-                    f"{record.id} has a prompt of {prompt} and a gold completion of {completion} tokens, the "
-                    f"{what} has {limit} positions: lower dataset.max_input_tokens and prepare again with "
-                    "01_prepare_dataset.py, or use another model"
-                )
-
-
 class ComparesOnGold:
     """Part of a trainer with a ``teacher``, its ``vocab_size``, and the training set's ``gold`` completions.
 
@@ -85,10 +70,17 @@ class ComparesOnGold:
         }
 
     def check_gold(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
-        """Raise UserError where a gold text does not fit the models."""
+        """Raise UserError where prompt and gold completion exceed a model's positions."""
         prompts = self._tokenize_prompts([prompt for prompt, _ in rows])[0]
-        lengths = [(len(ids), len(gold)) for ids, (_, gold) in zip(prompts, rows, strict=True)]
-        check_positions(lengths, records, {"student": self._student, "teacher": self.teacher.model})
+        for what, model in (("student", self._student), ("teacher", self.teacher.model)):
+            limit = position_limit(unwrapped(model))
+            for ids, (_, gold), record in zip(prompts, rows, records, strict=True):
+                if len(ids) + len(gold) - 1 > limit:
+                    raise UserError(
+                        f"{record.id} has a prompt of {len(ids)} and a gold completion of {len(gold)} "
+                        f"tokens, the {what} has {limit} positions: lower dataset.max_input_tokens and "
+                        "prepare again with 01_prepare_dataset.py, or use another model"
+                    )
 
     # ------------------------------------------------------------------------------------ what is compared
 

@@ -17,7 +17,7 @@ docs/distillation.md for the departures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,9 +31,8 @@ from utils.curricula.curriculum import UNKNOWN
 from utils.frame.files import UserError
 from utils.frame.processes import gather_items
 from utils.methods.distill.gold_text import ComparesOnGold
-from utils.methods.distill.settings import sampled_prompts
+from utils.methods.distill.settings import DistillAlgo, DistillLoss, sampled_prompts
 from utils.models.divergences import (
-    Kind,
     Measure,
     TopK,
     exact_divergence,
@@ -55,22 +54,17 @@ _REMEDY = "lower algo.learning_rate, or use model.torch_dtype float32; the last 
 
 
 @dataclass
-class GroupDistillationConfig(DistillationConfig):
+class GroupDistillationConfig(DistillLoss, DistillationConfig):
     """DistillationConfig with rollouts as GRPOConfig has them, and our own settings of the loss.
 
-    See `utils.methods.distill.settings.DistillAlgo` for what each does. `beta` is that of jsd alone,
-    `temperature` that of sampling alone.
+    `temperature` and `top_k` are those of sampling; those of `DistillAlgo` have other names here.
     """
 
-    num_generations: int = field(default=1, metadata={"help": "Completions per prompt."})
-    steps_per_generation: int = field(default=1, metadata={"help": "Micro-batches per rollout."})
-    num_iterations: int = field(default=1, metadata={"help": "Passes over each rollout."})
-    divergence: Kind = field(default="reverse_kl", metadata={"help": "forward_kl, reverse_kl or jsd."})
-    divergence_temperature: float = field(default=1.0, metadata={"help": "Of both distributions."})
-    teacher_top_k: int | None = field(default=None, metadata={"help": "None: the whole vocabulary."})
-    ce_weight: float = field(default=0.0, metadata={"help": "Weight of cross-entropy on gold."})
-    on_policy_fraction: float = field(default=1.0, metadata={"help": "Share of prompts sampled."})
-    beta: float = field(default=0.5, metadata={"help": "Weight of the teacher in jsd's mixture."})
+    num_generations: int = DistillAlgo.num_generations
+    steps_per_generation: int = DistillAlgo.steps_per_generation
+    num_iterations: int = DistillAlgo.num_iterations
+    divergence_temperature: float = DistillAlgo.temperature
+    teacher_top_k: int | None = DistillAlgo.top_k
 
     @property
     def generation_batch_size(self) -> int:
@@ -226,7 +220,7 @@ class GroupDistillationTrainer(
             likeliest, entropy = top_one_and_entropy(states, head, self.vocab_size)
             answer |= {"teacher_choice": likeliest, "teacher_entropy": entropy}
             for name, values in answer.items():
-                found.setdefault(name, []).append(_spread(values, part.completion_mask))
+                found.setdefault(name, []).append(part.scatter(values))
         return {name: torch.cat(pieces) for name, pieces in found.items()}
 
     def _grade(self, batch: CompletionBatch, record: Sequence[int]) -> Tensor:
@@ -360,13 +354,6 @@ class GroupDistillationTrainer(
     def _measure(self, name: str, values: Tensor) -> None:
         """Add per-token numbers to this optimizer step's."""
         self._sums[name] = self._sums.get(name, 0) + values.detach().double().sum()
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """[N, ...] of the unmasked tokens as [B, C, ...], zeros elsewhere."""
-    spread = values.new_zeros((*mask.shape, *values.shape[1:]))
-    spread[mask.bool()] = values
-    return spread
 
 
 def _first_of(record: Tensor) -> Tensor:

@@ -14,18 +14,19 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
 from trl import DPOConfig
 
-from utils.data.prompts import render_prompt
+from utils.data.prompts import token_ids
 from utils.data.records import load_records
 from utils.documents.training_curves import plot_curves
 from utils.frame.files import UserError, derive_seed, read_jsonl, shown
 from utils.frame.processes import is_main_process
 from utils.frame.stage import StageContext
+from utils.frame.typed_settings import fields_of
 from utils.methods.dpo.settings import DpoAlgo
 from utils.methods.dpo.trainer import PairTrainer
 from utils.methods.ppo.losses import k1, k3
 from utils.models.loading import load_policy
 from utils.models.prefix.shared_prefix import evaluating
-from utils.models.sampling import generate
+from utils.models.sampling import drawn_as, generate
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import load_reward_spec
 from utils.rollouts.batches import share_batches
@@ -57,31 +58,26 @@ class PreferenceValidation(GenerationValidation):
         """KL(pi || pi_ref) on the policy's own samples."""
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         generation = self.config.generation
-        prompts = [render_prompt(self.tokenizer, record.input_text) for record in self.records]
         completions = generate(
             model,
             self.tokenizer,
-            prompts,
-            max_new_tokens=generation.max_new_tokens,
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            top_k=generation.top_k,
+            self.prompts,
+            **drawn_as(generation),
             batch_size=generation.largest_batch,
             room=self.room,
             generator=torch.Generator().manual_seed(derive_seed(self.seed, "validation_kl")),
             across_processes=True,
         )
-        prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         sequences, tokens, count = 0.0, 0.0, 0
-        for start in range(0, len(prompts), generation.largest_batch):
+        for start in range(0, len(self.prompts), generation.largest_batch):
             part = slice(start, start + generation.largest_batch)
             ids = [completion.token_ids for completion in completions[part]]
             with evaluating(model):
-                log_ratio = self.trainer.divergence(prompt_ids[part], ids, generation.temperature).double()
+                log_ratio = self.trainer.divergence(self.prompts[part], ids, generation.temperature).double()
             sequences += k1(log_ratio).sum().item()
             tokens += k3(log_ratio).sum().item()
             count += sum(map(len, ids))
-        return {"val_kl_sequence": sequences / len(prompts), "val_kl": tokens / count}
+        return {"val_kl_sequence": sequences / len(self.prompts), "val_kl": tokens / count}
 
 
 def tokenize_pairs(
@@ -98,9 +94,8 @@ def tokenize_pairs(
         ("chosen", model.generation.max_new_tokens, "generation.max_new_tokens"),
         ("rejected", model.generation.max_new_tokens, "generation.max_new_tokens"),
     ):
-        if name == "prompt":
-            ids = tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
-        else:
+        ids = token_ids(tokenizer, [row["prompt"] for row in rows])
+        if name != "prompt":
             ids = [row[f"{name}_ids"] for row in rows]
         for row, tokens in zip(rows, ids, strict=True):
             if len(tokens) > limit:
@@ -135,19 +130,9 @@ def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokeniz
         largest=model_config.training.max_micro_batch,
         whole_micro_batches=False,
     )
+    settings = fields_of(DPOConfig, algo) | {"loss_weights": algo.loss_weights or None}
     arguments = DPOConfig(
-        **trainer_arguments(ctx),
-        learning_rate=algo.learning_rate,
-        lr_scheduler_type=algo.lr_scheduler_type,
-        warmup_steps=algo.warmup_steps,
-        num_train_epochs=algo.num_train_epochs,
-        max_steps=algo.max_steps,
-        **batches.arguments(),
-        weight_decay=algo.weight_decay,
-        beta=algo.beta,
-        loss_type=list(algo.loss_type),
-        loss_weights=list(algo.loss_weights) or None,
-        label_smoothing=algo.label_smoothing,
+        **trainer_arguments(ctx) | settings | batches.arguments(),
         precompute_ref_log_probs=True,
         max_length=None,  # nothing is cut: too long ones are an error above
     )

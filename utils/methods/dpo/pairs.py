@@ -21,23 +21,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from utils.data.prompts import completion_ids
+from utils.data.prompts import completion_ids, token_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.grading.grade import grade
+from utils.methods.dpo.settings import PreferencesAlgo
 from utils.models.loading import device
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec, RewardWeights, own_weights, paid_weights
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from utils.methods.dpo.settings import PreferencesAlgo
 
 RULE_OF_GOLD = "gold_over_wrong"  # correct_over_wrong, where the demonstration is what is chosen
 
@@ -76,7 +73,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """Two answers to one prompt, and the rule that sets them against each other."""
 
     id: str
@@ -119,7 +116,7 @@ class PromptPairs:
     level: int | None
     sampled: int
     different: int
-    pairs: list[Pair]
+    pairs: list[PreferencePair]
     reason: str
 
 
@@ -127,8 +124,8 @@ class PromptPairs:
 class PreferenceSet:
     """All pairs, those to train on and those held out, and what became of each prompt."""
 
-    train: list[Pair]
-    held_out: list[Pair]
+    train: list[PreferencePair]
+    held_out: list[PreferencePair]
     prompts: list[PromptPairs]
 
     @cached_property
@@ -195,7 +192,7 @@ def gold_answers(
     could not be written.
     """
     ids = completion_ids(tokenizer, [record.target_text for record in records])
-    prompt_ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    prompt_ids = token_ids(tokenizer, prompts)
     answers: list[Answer | None] = [None] * len(records)
     usable = []
     for index, record in enumerate(records):
@@ -204,15 +201,10 @@ def gold_answers(
             usable.append(index)
     if not usable:
         return answers
-    rewards = pipeline.score_outcomes(
-        usable,
-        CompletionBatch.of(
-            [prompt_ids[index] for index in usable], [ids[index] for index in usable], device()
-        ),
-        [records[index].target_text for index in usable],
-        torch.zeros(len(usable), dtype=torch.bool),
-        update=False,
-    )
+    batch = CompletionBatch.of(*([rows[index] for index in usable] for rows in (prompt_ids, ids)), device())
+    targets = [records[index].target_text for index in usable]
+    whole = torch.zeros(len(usable), dtype=torch.bool)
+    rewards = pipeline.score_outcomes(usable, batch, targets, whole, update=False)
     for place, index in enumerate(usable):
         paid = round(sum(part[place].item() for part in rewards.components.values()), 6)
         answers[index] = Answer(records[index].target_text, tuple(ids[index]), paid, True, True, gold=True)
@@ -330,17 +322,12 @@ def build_preferences(
         )
         if reason and len(row["candidates"]) < 2:
             reason = "fewer than two candidates"
-        pairs = [
-            Pair(
-                f"{row['id']}/{number}",
-                row["prompt"],
-                row["level"],
-                RULE_OF_GOLD if chosen.gold else rule,
-                chosen,
-                rejected,
+        pairs = []
+        for number, (chosen, rejected, rule) in enumerate(found):
+            rule = RULE_OF_GOLD if chosen.gold else rule
+            pairs.append(
+                PreferencePair(f"{row['id']}/{number}", row["prompt"], row["level"], rule, chosen, rejected)
             )
-            for number, (chosen, rejected, rule) in enumerate(found)
-        ]
         prompts.append(PromptPairs(row["level"], len(row["candidates"]), len(answers), pairs, reason))
     pairs = [pair for each in prompts for pair in each.pairs]
     train, held_out = split_by_prompt(pairs, algo.val_fraction, seed)
@@ -350,7 +337,9 @@ def build_preferences(
     return found
 
 
-def split_by_prompt(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def split_by_prompt(
+    pairs: Sequence[PreferencePair], fraction: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Pairs to train on and pairs held out: ``fraction`` of the prompts (by their text) with all their pairs.
 
     Where there are two prompts or more, one at least is held out and one is not, unless ``fraction`` is 0.
@@ -370,18 +359,14 @@ def split_by_prompt(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[
 def too_few(found: PreferenceSet, algo: PreferencesAlgo) -> str:
     """One line: how many pairs there are, why there are no more, and what to change."""
     with_pairs = sum(bool(each.pairs) for each in found.prompts)
-    sampled = sorted({each.sampled for each in found.prompts})
-    each_has = " to ".join(str(count) for count in {sampled[0]: 0, sampled[-1]: 0}) if sampled else "0"
+    sampled = {each.sampled for each in found.prompts} or {0}
+    each_has = " to ".join(dict.fromkeys((str(min(sampled)), str(max(sampled)))))
     reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.items()) or "none"
     needed = f"algo.min_pairs is {algo.min_pairs}"
     if algo.val_fraction > 0 and not found.held_out:
         needed += ", and one prompt must be held out"
-    remedies = [
-        remedy
-        for remedy in dict.fromkeys(
-            REASONS[reason] for reason in sorted(found.reasons, key=found.reasons.get, reverse=True)
-        )
-    ][:2] or [_SAMPLE_MORE]
+    commonest = sorted(found.reasons, key=found.reasons.get, reverse=True)
+    remedies = list(dict.fromkeys(REASONS[reason] for reason in commonest))[:2] or [_SAMPLE_MORE]
     return (
         f"too few preference pairs: {len(found.train)} to train on, {needed}; {with_pairs} of "
         f"{len(found.prompts)} prompts ({each_has} candidates each) have pairs, the others: {reasons}"

@@ -8,28 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.frame.files import atomic_path
-from utils.methods.dpo.pairs import REASONS, RULE_OF_GOLD, Pair, PreferenceSet
+from utils.documents.figures import PALETTE, drawing
+from utils.methods.dpo.pairs import REASONS, RULE_OF_GOLD, PreferencePair, PreferenceSet
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 LENGTH_BIAS = 0.6  # share of pairs whose chosen (or rejected) completion is the longer one, ties as halves
 
-# Okabe and Ito's palette, told apart by colour-blind readers.
 _COLOURS = {
-    "correct_over_wrong": "#0072B2",
-    RULE_OF_GOLD: "#E69F00",
-    "valid_over_invalid": "#009E73",
-    "higher_reward": "#999999",
+    "correct_over_wrong": PALETTE[4],
+    RULE_OF_GOLD: PALETTE[3],
+    "valid_over_invalid": PALETTE[6],
+    "higher_reward": PALETTE[1],
 }
 
 
-def longer_chosen(pairs: Sequence[Pair]) -> float:
+def longer_chosen(pairs: Sequence[PreferencePair]) -> float:
     """Share of the pairs whose chosen completion has more tokens than the rejected one, ties as halves."""
     difference = np.array([pair.chosen.tokens - pair.rejected.tokens for pair in pairs])
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
-def length_warning(pairs: Sequence[Pair]) -> str:
+def length_warning(pairs: Sequence[PreferencePair]) -> str:
     """One line where length alone would tell what is chosen too often, else ""."""
     share = longer_chosen(pairs)
     if max(share, 1 - share) < LENGTH_BIAS:
@@ -70,17 +69,15 @@ def describe(found: PreferenceSet, reward: str, rules: Sequence[str], min_margin
     lines += ["", f"prompts without a pair: {sum(found.reasons.values())}"]
     lines += [f"  {reason:<38}{count:6}   {REASONS[reason]}" for reason, count in found.reasons.items()]
     lines += ["", "quantiles, %    " + "".join(f"{quantile:>9}" for quantile in QUANTILES)]
-    for name, values in (
-        ("margin", [pair.margin for pair in pairs]),
-        ("chosen reward", [pair.chosen.reward for pair in pairs]),
-        ("rejected reward", [pair.rejected.reward for pair in pairs]),
+    for name, decimals, values in (
+        ("margin", 3, [pair.margin for pair in pairs]),
+        ("chosen reward", 3, [pair.chosen.reward for pair in pairs]),
+        ("rejected reward", 3, [pair.rejected.reward for pair in pairs]),
+        ("chosen tokens", 0, [pair.chosen.tokens for pair in pairs]),
+        ("rejected tokens", 0, [pair.rejected.tokens for pair in pairs]),
     ):
-        lines.append(f"{name:<16}" + "".join(f"{value:9.3f}" for value in np.percentile(values, QUANTILES)))
-    for name, lengths in (
-        ("chosen tokens", [pair.chosen.tokens for pair in pairs]),
-        ("rejected tokens", [pair.rejected.tokens for pair in pairs]),
-    ):
-        lines.append(f"{name:<16}" + "".join(f"{value:9.0f}" for value in np.percentile(lengths, QUANTILES)))
+        found_at = np.percentile(values, QUANTILES)
+        lines.append(f"{name:<16}" + "".join(f"{value:9.{decimals}f}" for value in found_at))
     lines += [
         "",
         f"the chosen completion is the longer one in {100 * longer_chosen(pairs):.1f} % (ties as halves)",
@@ -90,21 +87,16 @@ def describe(found: PreferenceSet, reward: str, rules: Sequence[str], min_margin
     return "\n".join(lines) + "\n"
 
 
-def _prompts(pairs: Sequence[Pair]) -> int:
+def _prompts(pairs: Sequence[PreferencePair]) -> int:
     return len({pair.prompt for pair in pairs})
 
 
-def plot_margins(path: Path, pairs: Sequence[Pair], min_margin: float) -> None:
-    """A histogram of the margins, stacked by rule (PNG). Its bytes depend on the pairs alone."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
+def plot_margins(path: Path, pairs: Sequence[PreferencePair], min_margin: float) -> None:
+    """A histogram of the margins, stacked by rule (PNG)."""
     names = [name for name in _COLOURS if any(pair.rule == name for pair in pairs)]
     margins = [[pair.margin for pair in pairs if pair.rule == name] for name in names]
     largest = max(max(values) for values in margins)
-    with rc_context({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(7.5, 4), layout="constrained")
-        axis = figure.subplots()
+    with drawing(path, (7.5, 4), (1,)) as (_, (axis,)):
         axis.hist(
             margins,
             bins=np.linspace(min(min_margin, 0.0), largest or 1.0, 41),
@@ -121,5 +113,3 @@ def plot_margins(path: Path, pairs: Sequence[Pair], min_margin: float) -> None:
         )
         axis.set(xlabel="margin (reward of the chosen less that of the rejected)", ylabel="pairs")
         axis.legend(frameon=False)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

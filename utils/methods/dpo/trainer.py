@@ -35,7 +35,7 @@ from utils.models.prefix.prefix_scoring import accept_shared_prefix, score_compl
 from utils.models.prefix.shared_prefix import CompletionBatch, evaluating, obstacle
 from utils.rollouts.shared_prefix_trainer import refuse_sharding
 from utils.training.cost import CountsCost
-from utils.training.filled_batches import FillsBatches, fillers_needed
+from utils.training.epoch_fillers import FillsBatches, fillers_needed
 from utils.training.memory import KeepsAdapterFormat
 
 

@@ -3,22 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.frame.config import setting
+from utils.frame.typed_settings import setting
 from utils.rollouts.settings import GroupAlgo
 
 
 @dataclass
 class GrpoAlgo(GroupAlgo):
-    """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300; configs/algorithms/grpo.yaml).
+    """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
 
-    A rollout holds ``per_device_train_batch_size * steps_per_generation`` completions,
-    ``num_generations`` of each prompt, and is used for ``num_iterations`` passes. (Where
-    ``gradient_accumulation_steps`` is more than a rollout serves, what one optimizer step takes counts as one
-    rollout.) In this stage the model tier's ``training.save_steps``, ``training.logging_steps`` and
-    ``validation.eval_steps`` count rollouts.
-    """
-
-    num_generations: int = setting(8, "completions per prompt (G)")
+    num_generations: int = setting(8, "completions per prompt (G), compared within the group", at_least=2)
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = setting(
         "dapo", "clipping and averaging of token losses (docs/grpo.md)"
     )
@@ -28,13 +21,8 @@ class GrpoAlgo(GroupAlgo):
         "outcome", "process: the teacher's token rewards give every token an advantage of its own"
     )
 
-    @property
-    def num_prompts(self) -> int:
-        """Prompts drawn in all, over all processes."""
-        return self.sampled_completions // self.num_generations
-
     def validate(self) -> None:
-        self._validate_groups("num_generations", self.num_generations)
+        super().validate()
         if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
             raise ValueError(
                 "loss_type cispo caps the ratio itself at epsilon_high, which must be at least 1 "

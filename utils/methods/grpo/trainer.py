@@ -21,17 +21,10 @@ from utils.methods.grpo.settings import GrpoAlgo
 from utils.rewards.reward_pipeline import RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import process_advantages
-from utils.rollouts.follows_curriculum import FollowsCurriculum, follow_curriculum
+from utils.rollouts.follows_curriculum import FollowsCurriculum
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
-from utils.rollouts.start import (
-    OutcomeRewards,
-    RenderedPrompts,
-    Start,
-    group_arguments,
-)
-
-__all__ = ["OutcomeRewards", "SharedPrefixGRPOTrainer", "build_grpo_trainer"]
+from utils.rollouts.start import OutcomeRewards, RenderedPrompts, Start, rollout_arguments
 
 
 class SharedPrefixGRPOTrainer(
@@ -88,22 +81,11 @@ def build_grpo_trainer(
     by_token = algo.supervision == "process"
     start = Start.of(ctx, records, spec, tokens=by_token)
     arguments = GRPOConfig(
-        **group_arguments(ctx, algo.num_generations, correction=True),
-        loss_type=algo.loss_type,
-        scale_rewards=algo.scale_rewards,
-        importance_sampling_level=algo.importance_sampling_level,
+        **rollout_arguments(ctx, GRPOConfig, correction=True),
         # Under process supervision the teacher's part is not in the outcome that groups compare.
         reward_weights=[float(name != "intrinsic") for name in start.rewards.names] if by_token else None,
     )
-    trainer = SharedPrefixGRPOTrainer(
-        model=start.model,
-        reward_funcs=start.rewards.functions(),
-        args=arguments,
-        train_dataset=start.dataset,
-        processing_class=start.tokenizer,
-    )
-    trainer.pipeline, trainer.outcomes = start.pipeline, start.rewards
-    follow_curriculum(ctx, trainer, records, algo.all_rollouts)
+    trainer = start.trainer(ctx, SharedPrefixGRPOTrainer, arguments, records)
     if by_token:
         trainer.process_rewards = start.rewards
     return trainer, start.tokenizer

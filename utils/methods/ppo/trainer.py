@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -29,6 +29,7 @@ from trl.trainer.utils import disable_dropout_in_model, split_tensor_dict, use_a
 
 from utils.frame.files import UserError, derive_seed, read_json, write_json
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
+from utils.methods.ppo.config import PPOConfig
 from utils.methods.ppo.losses import (
     KLController,
     explained_variance,
@@ -47,9 +48,6 @@ from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
 from utils.rollouts.sampler_correction import CorrectsSampler, corrected
 from utils.rollouts.shared_prefix_trainer import refuse_sharding
 from utils.training.finite import check_finite
-
-if TYPE_CHECKING:
-    from utils.methods.ppo.config import PPOConfig
 
 STATE_FILE = "ppo_state.json"
 UPDATE_METRICS = ("loss", "loss/policy", "loss/value", "approx_kl", "clip_ratio/policy", "clip_ratio/value")

@@ -10,13 +10,14 @@ to 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import RLOOConfig, RLOOTrainer
+from trl.trainer.utils import nanstd
 
 from utils.data.records import Record
 from utils.frame.files import UserError
@@ -24,19 +25,19 @@ from utils.frame.processes import gather_items, is_main_process
 from utils.frame.stage import StageContext
 from utils.methods.rloo.settings import RlooAlgo
 from utils.rewards.spec import RewardSpec
-from utils.rollouts.advantages import baselines, normalised
-from utils.rollouts.follows_curriculum import FollowsCurriculum, follow_curriculum
+from utils.rollouts.advantages import baselines
+from utils.rollouts.follows_curriculum import FollowsCurriculum
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.rollout_log import RolloutLog, by_group
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
-from utils.rollouts.start import RenderedPrompts, Start, group_arguments
+from utils.rollouts.start import RenderedPrompts, Start, rollout_arguments
 
 
 @dataclass
 class BaselineRLOOConfig(RLOOConfig):
     """RLOOConfig with a choice of baselines."""
 
-    baseline_type: str = field(default="loo", metadata={"help": "loo, mean or none."})
+    baseline_type: str = RlooAlgo.baseline_type
 
 
 class SharedPrefixRLOOTrainer(
@@ -90,7 +91,7 @@ class SharedPrefixRLOOTrainer(
         baseline = baselines(returns, self.num_generations, self.args.baseline_type)
         advantages = returns - baseline
         if self.args.normalize_advantages:
-            advantages = normalised(advantages)
+            advantages = (advantages - advantages.mean()) / (nanstd(advantages) + 1e-4)  # as TRL does it
         first = self.accelerator.process_index * len(inputs)
         rollout["advantages"] = advantages[first : first + len(inputs)]
         self._log_rollout(inputs, rewards, kl, baseline, advantages)
@@ -126,22 +127,9 @@ def build_rloo_trainer(
 
     It writes ``logs/rollouts.jsonl``. Raises UserError as `Start.of` and `follow_curriculum`.
     """
-    algo: RlooAlgo = ctx.config.algo
     start = Start.of(ctx, records, spec)
-    arguments = BaselineRLOOConfig(
-        **group_arguments(ctx, algo.num_samples),
-        baseline_type=algo.baseline_type,
-        normalize_advantages=algo.normalize_advantages,
-    )
-    trainer = SharedPrefixRLOOTrainer(
-        model=start.model,
-        reward_funcs=start.rewards.functions(),
-        args=arguments,
-        train_dataset=start.dataset,
-        processing_class=start.tokenizer,
-    )
-    trainer.pipeline, trainer.outcomes = start.pipeline, start.rewards
-    follow_curriculum(ctx, trainer, records, algo.all_rollouts)
+    arguments = BaselineRLOOConfig(**rollout_arguments(ctx, BaselineRLOOConfig))
+    trainer = start.trainer(ctx, SharedPrefixRLOOTrainer, arguments, records)
     trainer.rollout_log = RolloutLog(ctx.out / "resume" / "rollouts", ctx.out / "logs" / "rollouts.jsonl")
     trainer.add_callback(trainer.rollout_log)
     return trainer, start.tokenizer

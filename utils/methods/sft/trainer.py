@@ -12,16 +12,17 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from utils.data.prompts import completion_ids, render_prompt
+from utils.data.prompts import completion_ids, prompt_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
+from utils.frame.typed_settings import fields_of
 from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import add_lora, load_policy
 from utils.models.settings import ModelConfig
 from utils.rollouts.batches import share_batches
 from utils.training.cost import CountsCost
-from utils.training.filled_batches import FillsBatches, fillers_needed
+from utils.training.epoch_fillers import FillsBatches, fillers_needed
 from utils.training.memory import KeepsAdapterFormat
 from utils.training.run import trainer_arguments
 
@@ -48,10 +49,8 @@ def tokenize_demonstrations(
     ``generation.max_new_tokens``: at inference neither could occur. Raises UserError if that is most of them.
     """
     rows, left_out = [], []
-    prompts = [render_prompt(tokenizer, record.input_text) for record in records]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     taught = completion_ids(tokenizer, [record.target_text for record in records])
-    for record, prompt, completion in zip(records, prompt_ids, taught, strict=True):
+    for record, prompt, completion in zip(records, prompt_ids(tokenizer, records), taught, strict=True):
         if len(prompt) > model.model.max_prompt_length or len(completion) > model.generation.max_new_tokens:
             left_out.append(record.id)
         else:
@@ -94,14 +93,7 @@ def build_sft_trainer(
     fillers = fillers_needed(len(rows), batches.per_device_train_batch_size)
     rows += [{"input_ids": [tokenizer.eos_token_id], "completion_mask": [0]}] * fillers
     arguments = SFTConfig(
-        **trainer_arguments(ctx),
-        learning_rate=algo.learning_rate,
-        lr_scheduler_type=algo.lr_scheduler_type,
-        warmup_steps=algo.warmup_steps,
-        num_train_epochs=algo.num_train_epochs,
-        max_steps=algo.max_steps,
-        **batches.arguments(),
-        weight_decay=algo.weight_decay,
+        **trainer_arguments(ctx) | fields_of(SFTConfig, algo) | batches.arguments(),
         completion_only_loss=True,
         max_length=None,  # nothing is cut here: too long demonstrations are left out above
     )

@@ -66,7 +66,8 @@ class Architecture:
 def inspect_model(name_or_path: str | Path) -> Architecture:
     """The architecture of a local folder or hub name.
 
-    Raises UserError where there is no configuration, it cannot be built, or it is no causal language model.
+    Raises UserError where there is no configuration, it cannot be built, or it is no causal language model
+    with linear layers in blocks.
     """
     name = str(name_or_path)
     try:
@@ -80,34 +81,24 @@ def inspect_model(name_or_path: str | Path) -> Architecture:
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a made-up configuration brings a model's constructor to raise
         raise UserError(f"{name}: its configuration describes no model ({_reason(error)})") from None
-    return describe(name, model)
-
-
-def describe(name: str, model: PreTrainedModel) -> Architecture:
-    """The architecture of a model that is built. Raises UserError where it has no linear layers or blocks."""
     config = model.config.get_text_config()
     targets = lora_targets(model)
     layers = getattr(config, "num_hidden_layers", 0)
     if not targets or layers < 1 or model.get_output_embeddings() is None:
         raise UserError(f"{name}: its configuration describes no transformer with linear layers")
-    shapes = {target: [_shape(module) for module in modules] for target, modules in targets.items()}
-    linear = sum(module.weight.numel() for modules in targets.values() for module in modules)
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    others = [
-        parameter.numel()
-        for parameter in model.base_model.parameters()
-        if parameter.dim() > 2  # matrices are linear layers and embeddings; experts are stacked
-    ]
+    # Matrices are linear layers and embeddings; experts are stacked.
+    stacked = (each.numel() for each in model.base_model.parameters() if each.dim() > 2)
     return Architecture(
         name=name,
         kind=config.model_type,
         parameters=model.num_parameters(),
-        linear=linear,
+        linear=sum(module.weight.numel() for modules in targets.values() for module in modules),
         targets={
-            target: Linear(len(found), *map(sum, zip(*found, strict=True)))
-            for target, found in shapes.items()
+            target: Linear(len(modules), *map(sum, zip(*map(_shape, modules), strict=True)))
+            for target, modules in targets.items()
         },
         layers=layers,
         hidden=config.hidden_size,
@@ -115,7 +106,7 @@ def describe(name: str, model: PreTrainedModel) -> Architecture:
         positions=position_limit(model),
         cache_width=2 * key_heads * head_width,
         unshared=obstacle(model),
-        untargeted=sum(others),
+        untargeted=sum(stacked),
     )
 
 

@@ -9,8 +9,18 @@ from pathlib import Path
 import yaml
 
 from utils.frame.files import REPO_ROOT
+from utils.frame.typed_settings import changed
 from utils.models.inspection.architecture import Architecture
-from utils.models.inspection.estimates import Estimate, Work, estimate
+from utils.models.inspection.resources import MICRO_BATCH, SAMPLED, ResourceEstimate, estimate
+from utils.models.settings import (
+    GenerationSection,
+    LoraSection,
+    MetadataSection,
+    ModelConfig,
+    ModelSection,
+    TrainingSection,
+    ValidationSection,
+)
 
 FOLDER = REPO_ROOT / "configs" / "models"
 DEFAULT_RANK = 16  # of adapters
@@ -83,52 +93,49 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(list, _Dumper.represent_list)
 
 
-def config_text(found: Architecture, known: Known | None = None, estimated: Estimate | None = None) -> str:
-    """The YAML file for ``found``: prompt and answer within its positions, LoRA on every linear layer."""
+def config_text(
+    found: Architecture, known: Known | None = None, estimated: ResourceEstimate | None = None
+) -> str:
+    """The YAML file for ``found``, what is not the default: prompt and answer within its positions, LoRA on
+    every linear layer.
+    """
     known = known or Known(found.name, found.name, "")
     estimated = estimated or estimate(found, known.rank)
     room = int(min(found.positions, 2560))
     new_tokens = min(known.max_new_tokens or 512, room // 3)
-    config = {
-        "model": {
-            "name_or_path": known.name,
-            "teacher_name_or_path": known.teacher,
-            "torch_dtype": "auto",
-            "load_in_4bit": estimated.load_in_4bit,
-            "teacher_load_in_4bit": LARGE_TEACHERS.search(known.teacher) is not None,
-            "attn_implementation": "auto",
-            "max_prompt_length": room - 512 if room > 1024 else room - new_tokens,
-        },
-        "lora": {
-            "enabled": True,
-            "r": known.rank,
-            "lora_alpha": 2 * known.rank,
-            "target_modules": list(found.targets),
-        },
-        "training": {
-            "gradient_checkpointing": estimated.gradient_checkpointing,
-            "max_micro_batch": Work().micro_batch,
-            "save_steps": 50,
-            "logging_steps": 5,
-        },
-        "validation": {"eval_steps": 50, "num_items": 256},
-        "generation": {"max_new_tokens": new_tokens, "temperature": 1.0, "batch_size": Work().sampled},
-        "metadata": {
-            "description": known.description or "not run by us yet",
-            "license": known.license,
-            "parameters": found.parameters,
-            "hardware": estimated.hardware.name,
-            "memory_gb": estimated.memory_gb,
-            "hours": estimated.hours,
-        },
-    }
+    config = ModelConfig(
+        model=ModelSection(
+            name_or_path=known.name,
+            teacher_name_or_path=known.teacher,
+            load_in_4bit=estimated.load_in_4bit,
+            teacher_load_in_4bit=LARGE_TEACHERS.search(known.teacher) is not None,
+            max_prompt_length=room - 512 if room > 1024 else room - new_tokens,
+        ),
+        lora=LoraSection(r=known.rank, lora_alpha=2 * known.rank, target_modules=list(found.targets)),
+        training=TrainingSection(
+            gradient_checkpointing=estimated.gradient_checkpointing,
+            max_micro_batch=MICRO_BATCH,
+            save_steps=50,
+            logging_steps=5,
+        ),
+        validation=ValidationSection(eval_steps=50, num_items=256),
+        generation=GenerationSection(max_new_tokens=new_tokens, batch_size=SAMPLED),
+        metadata=MetadataSection(
+            description=known.description or "not run by us yet",
+            license=known.license,
+            parameters=found.parameters,
+            hardware=estimated.hardware.name,
+            memory_gb=estimated.memory_gb,
+            hours=estimated.hours,
+        ),
+    )
     about = f"# {known.name}: {found.kind}, {found.layers} layers, width {found.hidden}."
-    body = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    body = yaml.dump(changed(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     estimates = "  # Estimates by the formulas of docs/models.md, nothing measured.\n  hardware:"
     return f"{about}\n{body}".replace("  hardware:", estimates)
 
 
-def summary(estimated: Estimate) -> str:
+def summary(estimated: ResourceEstimate) -> str:
     """What a user is told of the estimates, in one line."""
     form = "4 bits" if estimated.load_in_4bit else "bfloat16"
     form += ", gradient checkpointing" if estimated.gradient_checkpointing else ""

@@ -3,15 +3,23 @@
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from utils.models.prefix.shared_prefix import CompletionBatch, completion_states, output_head, unwrapped
+from utils.models.prefix.shared_prefix import (
+    CompletionBatch,
+    completion_states,
+    head_obstacle,
+    obstacle,
+    output_head,
+    unwrapped,
+)
 
 LOGIT_BYTES = 2**26  # float32 logits held at once
 
@@ -24,7 +32,6 @@ class TokenScores(ModelOutput):
     logsumexp  log sum_b exp(f(b)/T); for a teacher, V = T * logsumexp
     entropy    of the softmax of f/T, in nats; None unless asked for
     value      of the state before the token, by the model's value head; None unless asked for
-    states     the hidden states before the tokens, [N, H]; None unless asked for
 
     A float64 model gets float64 scores.
     """
@@ -33,7 +40,6 @@ class TokenScores(ModelOutput):
     logsumexp: Tensor | None = None
     entropy: Tensor | None = None
     value: Tensor | None = None
-    states: Tensor | None = None
 
     @property
     def log_prob(self) -> Tensor:
@@ -50,42 +56,54 @@ def token_scores(
     entropy: bool = False,
     vocab_size: int | None = None,
 ) -> TokenScores:
-    """Score chosen tokens, int64 [N], from the states before them, [N, H].
+    """Score chosen tokens, int64 [N], from the states before them, [N, H], in pieces (`in_pieces`).
 
-    The [N, V] logits are never held whole: they are made in pieces of at most `LOGIT_BYTES`, and again in the
-    backward pass where there is more than one piece. `vocab_size` drops the columns beyond the tokenizer.
+    `vocab_size` drops the columns beyond the tokenizer.
     """
-    score = functools.partial(_score_piece, head, temperature, entropy, vocab_size)
+
+    def score(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        logits = wide_logits(head, states, vocab_size)
+        if temperature != 1.0:
+            logits = logits / temperature
+        logsumexp = logits.logsumexp(-1)
+        found = logits.gather(-1, tokens[:, None]).squeeze(-1), logsumexp
+        return (*found, logsumexp - (logits.softmax(-1) * logits).sum(-1)) if entropy else found
+
+    return TokenScores(*in_pieces(score, head, states, tokens))
+
+
+def wide_logits(head: Callable[[Tensor], Tensor], states: Tensor, vocab_size: int | None) -> Tensor:
+    """The tokenizer's logits, [N, vocab_size], in float32 at least."""
+    logits = head(states)[:, :vocab_size]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def in_pieces(
+    function: Callable[..., tuple[Tensor, ...]], head: nn.Module, states: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    """Results of ``function`` on pieces of [N, ...] tensors whose logits stay below `LOGIT_BYTES`, computed
+    again in the backward pass where there is more than one."""
     width = getattr(head, "out_features", None) or head.weight.shape[0]
     rows = max(1, LOGIT_BYTES // (4 * width))
     if len(states) <= rows:
-        pieces = [score(states, tokens)]
+        return function(states, *others)
+    pieces = zip(*(tensor.split(rows) for tensor in (states, *others)), strict=True)
+    if torch.is_grad_enabled():
+        found = [checkpoint(function, *piece, use_reentrant=False) for piece in pieces]
     else:
-        pieces = [
-            checkpoint(score, piece, chosen, use_reentrant=False)
-            for piece, chosen in zip(states.split(rows), tokens.split(rows), strict=True)
-        ]
-    logit, logsumexp, entropies = (
-        None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True)
-    )
-    return TokenScores(logit=logit, logsumexp=logsumexp, entropy=entropies)
+        found = [function(*piece) for piece in pieces]
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
 
-def _score_piece(
-    head: Callable[[Tensor], Tensor],
-    temperature: float,
-    entropy: bool,
-    vocab_size: int | None,
-    states: Tensor,
-    tokens: Tensor,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    logits = head(states)[:, :vocab_size]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature != 1.0:
-        logits = logits / temperature
-    logsumexp = logits.logsumexp(-1)
-    logit = logits.gather(-1, tokens[:, None]).squeeze(-1)
-    return logit, logsumexp, logsumexp - (logits.softmax(-1) * logits).sum(-1) if entropy else None
+def padded_parts(lengths: Sequence[int], most: int) -> list[slice]:
+    """Consecutive parts of rows of these lengths: at most ``most`` tokens once padded, one row at least."""
+    starts, longest = [0], 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > starts[-1] and longest * (row + 1 - starts[-1]) > most:
+            starts.append(row)
+            longest = length
+    return [slice(*ends) for ends in pairwise([*starts, len(lengths)])] if lengths else []
 
 
 def full_states(model: nn.Module, batch: CompletionBatch) -> Tensor:
@@ -110,6 +128,26 @@ def states_before(model: nn.Module, batch: CompletionBatch, shared: bool = True)
     return completion_states(model, batch) if shared else full_states(model, batch)
 
 
+def states_and_head(model: nn.Module, batch: CompletionBatch) -> tuple[Tensor, nn.Module]:
+    """What the model predicts the completion tokens from, [N, ...], and what makes logits of it.
+
+    Logits that are more than a head applied to states are made by the model, row by row.
+    """
+    if not head_obstacle(model):
+        return states_before(model, batch, shared=obstacle(model) is None), output_head(model)
+    logits = []
+    limits = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
+    for row in batch.split(1):
+        tokens = row.tokens()
+        ids = torch.cat([row.prompt_ids[row.prompt_mask.bool()], tokens])[None, :-1]
+        kept = {"logits_to_keep": len(tokens)} if limits else {}
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **kept)
+        logits.append(output.logits[0, output.logits.shape[1] - len(tokens) :])
+    head = nn.Identity()
+    head.out_features = logits[0].shape[-1]
+    return torch.cat(logits), head
+
+
 def score_completions(
     model: nn.Module,
     batch: CompletionBatch,
@@ -117,7 +155,6 @@ def score_completions(
     temperature: float = 1.0,
     entropy: bool = False,
     value: bool = False,
-    states: bool = False,
     shared: bool = True,
     vocab_size: int | None = None,
 ) -> TokenScores:
@@ -137,8 +174,6 @@ def score_completions(
     )
     if value:
         scores.value = unwrapped(model).value_head(before)
-    if states:
-        scores.states = before
     return scores
 
 
@@ -154,20 +189,10 @@ def accept_shared_prefix(model: nn.Module) -> None:
 
     # The unbound signature, since `generate` validates its arguments against the bound one.
     @functools.wraps(type(model).forward)
-    def forward(
-        self,
-        *args,
-        shared_prefix=None,
-        temperature=1.0,
-        entropy=False,
-        value=False,
-        shared=True,
-        **kwargs,  # what PEFT adds, all None
-    ):
+    def forward(self, *args, shared_prefix=None, **kwargs):
         if shared_prefix is None:
             return original(*args, **kwargs)
-        return score_completions(
-            self, shared_prefix, temperature=temperature, entropy=entropy, value=value, shared=shared
-        )
+        scored = {name: value for name, value in kwargs.items() if value is not None}  # PEFT adds some None
+        return score_completions(self, shared_prefix, **scored)
 
     model.forward = types.MethodType(forward, model)

@@ -84,9 +84,10 @@ class CompletionBatch:
         return self.completion_ids[self.completion_mask.bool()]
 
     def scatter(self, values: Tensor) -> Tensor:
-        """Spread N per-token values, aligned with `tokens()`, to [B, C]; masked positions get 0."""
-        mask = self.completion_mask.bool()
-        return values.new_zeros(mask.shape).masked_scatter(mask, values)
+        """Spread per-token values [N, ...], aligned with `tokens()`, to [B, C, ...]; the rest is 0."""
+        spread = values.new_zeros((*self.completion_mask.shape, *values.shape[1:]))
+        spread[self.completion_mask.bool()] = values
+        return spread
 
 
 # ------------------------------------------------------------------------------------------ applicability

@@ -11,19 +11,17 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.import_utils import is_vllm_available
 
 from utils.frame.files import UserError
 from utils.frame.processes import is_main_process, num_processes, wait_for_everyone
+from utils.frame.stage import StageContext
 from utils.models.sampling import Completer, Completion, as_completion, eos_token_ids, padding_ids
 from utils.models.settings import ModelConfig, VllmSection
 from utils.models.vllm.weights import send_policy
-
-if TYPE_CHECKING:
-    from utils.frame.stage import StageContext
 
 CORRECTION = "importance_sampling_"  # what the settings of the importance correction begin with
 SERVER_FLAGS = (

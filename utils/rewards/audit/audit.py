@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from utils.frame.files import derive_seed, read_jsonl, write_json
+from utils.frame.stage import StageContext
 from utils.rewards.audit.audit_candidates import Candidates, paid_otherwise, read_candidates
 from utils.rewards.audit.audit_plot import plot_audit
 from utils.rewards.spec import load_reward_spec
@@ -37,9 +38,6 @@ from utils.statistics.ranking_intervals import (
     weighted_auroc,
     weighted_spearman,
 )
-
-if TYPE_CHECKING:
-    from utils.frame.stage import StageContext
 
 SCHEMA_VERSION = 1
 RESAMPLES = 1000
@@ -146,34 +144,19 @@ def _counts(part: Candidates) -> dict[str, int]:
 def _measure(name: str, part: Candidates, draws: np.ndarray) -> dict[str, Any]:
     """All figures of one component on these candidates."""
     score, right, prompt = part.scores[name], part.right, part.prompt
-    correctness = _correlation(score, right.astype(float), "correctness", prompt, draws)
-    if name == "brevity":
-        length = dict.fromkeys(("all", "wrong"), _null("it is the length itself"))
-    else:
-        length = {
-            "all": _correlation(score, part.tokens, "length", prompt, draws),
-            "wrong": _correlation(score, part.tokens, "length", prompt, draws, keep=~right),
-        }
+
+    def tracked(keep: np.ndarray | slice) -> dict[str, Any]:
+        if name == "brevity":
+            return _null("it is the length itself")
+        kept = score if isinstance(score, str) else score[keep]
+        return _correlation(kept, part.tokens[keep], "length", prompt[keep], draws)
+
     reason = _nothing_to_rank(score, right)
-    if reason:
-        return {
-            "pair_accuracy": _null(reason),
-            "auroc": _null(reason),
-            "correctness": correctness,
-            "length": length,
-        }
-    auroc = _figure(
-        lambda weights: weighted_auroc(score, right, weights),
-        draws,
-        prompt,
-        units=min(len(set(prompt[right].tolist())), len(set(prompt[~right].tolist()))),
-        is_share=True,
-    )
     return {
-        "pair_accuracy": _pair_accuracy(score, right, prompt, draws),
-        "auroc": auroc,
-        "correctness": correctness,
-        "length": length,
+        "pair_accuracy": _null(reason) if reason else _pair_accuracy(score, right, prompt, draws),
+        "auroc": _null(reason) if reason else _auroc(score, right, prompt, draws),
+        "correctness": _correlation(score, right.astype(float), "correctness", prompt, draws),
+        "length": {"all": tracked(slice(None)), "wrong": tracked(~right)},
     }
 
 
@@ -203,27 +186,24 @@ def _pair_accuracy(
     return _figure(accuracy, draws, mixed, len(mixed), is_share=True)
 
 
+def _auroc(score: np.ndarray, right: np.ndarray, prompt: np.ndarray, draws: np.ndarray) -> dict[str, Any]:
+    units = min(len(np.unique(prompt[right])), len(np.unique(prompt[~right])))
+    return _figure(lambda weights: weighted_auroc(score, right, weights), draws, prompt, units, is_share=True)
+
+
 def _correlation(
-    score: np.ndarray | str,
-    other: np.ndarray,
-    what: str,
-    prompt: np.ndarray,
-    draws: np.ndarray,
-    keep: np.ndarray | None = None,
+    score: np.ndarray | str, other: np.ndarray, what: str, prompt: np.ndarray, draws: np.ndarray
 ) -> dict[str, Any]:
     if isinstance(score, str):
         return _null(score)
-    if keep is not None:
-        score, other, prompt = score[keep], other[keep], prompt[keep]
     if len(score) < 3:
         return _null("fewer than three candidates")
     if np.ptp(score) == 0:
         return _null(f"every candidate gets {score[0]:g}")
     if np.ptp(other) == 0:
         return _null(f"every candidate has the same {what}")
-    return _figure(
-        lambda weights: weighted_spearman(score, other, weights), draws, prompt, len(set(prompt.tolist()))
-    )
+    units = len(np.unique(prompt))
+    return _figure(lambda weights: weighted_spearman(score, other, weights), draws, prompt, units)
 
 
 def _figure(

@@ -38,17 +38,10 @@ class Candidates:
     def of_prompts(self, chosen: Sequence[int]) -> Candidates:
         """The candidates of these prompts (ascending), renumbered from 0."""
         keep = np.isin(self.prompt, chosen)
-        return replace(
-            self,
-            prompt=np.searchsorted(chosen, self.prompt[keep]),
-            level=[self.level[index] for index in chosen],
-            right=self.right[keep],
-            tokens=self.tokens[keep],
-            truncated=self.truncated[keep],
-            scores={
-                name: score if isinstance(score, str) else score[keep] for name, score in self.scores.items()
-            },
-        )
+        kept = {name: getattr(self, name)[keep] for name in ("right", "tokens", "truncated")}
+        scores = {name: s if isinstance(s, str) else s[keep] for name, s in self.scores.items()}
+        prompt, level = np.searchsorted(chosen, self.prompt[keep]), [self.level[index] for index in chosen]
+        return replace(self, prompt=prompt, level=level, scores=scores, **kept)
 
 
 def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
@@ -85,19 +78,10 @@ def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
         columns[name] = _ABSENT[name] if missing else np.array(values)
     intrinsic, tokens = columns["intrinsic"], columns["tokens"]
     per_token = intrinsic if isinstance(intrinsic, str) else intrinsic / np.maximum(tokens, 1)
-    return Candidates(
-        prompt=np.array(prompt),
-        level=[row.get("level") for row in rows],
-        right=columns["correct"] > 0,
-        tokens=tokens,
-        truncated=columns["truncated"] > 0,
-        scores={
-            **{name: columns[name] for name in (*COMPONENTS, "reasoning", *own, "intrinsic")},
-            "intrinsic_per_token": per_token,
-            "total": columns["total"],
-            "brevity": -tokens,
-        },
-    )
+    scores = {name: columns[name] for name in (*COMPONENTS, "reasoning", *own, "intrinsic")}
+    scores |= {"intrinsic_per_token": per_token, "total": columns["total"], "brevity": -tokens}
+    right, truncated = columns["correct"] > 0, columns["truncated"] > 0
+    return Candidates(np.array(prompt), [row.get("level") for row in rows], right, tokens, truncated, scores)
 
 
 def own_names(candidate: dict[str, Any]) -> list[str]:

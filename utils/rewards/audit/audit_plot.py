@@ -5,23 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from utils.frame.files import atomic_path
+from utils.documents.figures import PALETTE, drawing
 
-# Okabe and Ito's palette, told apart by colour-blind readers.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#5B5B5B"
-_STYLE = {
-    "font.family": "DejaVu Sans",  # shipped with matplotlib, so the same everywhere
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.edgecolor": "#444444",
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-}
+_BLUE, _ORANGE, _GREY = PALETTE[4], PALETTE[5], PALETTE[1]
 
 
 def plot_audit(result: dict[str, Any], path: str | Path) -> None:
@@ -32,22 +18,10 @@ def plot_audit(result: dict[str, Any], path: str | Path) -> None:
         result: of `utils.rewards.audit.audit.audit`.
         path: of the PNG, which carries no date and no software version.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names, levels = list(result["components"]), list(result["levels"])
     widths = [1.5, *([0.32 * len(levels) + 0.2] if levels else []), 1.1]
-    with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(
-            1,
-            len(widths),
-            figsize=(3.6 * sum(widths), 1.8 + 0.46 * len(names)),
-            width_ratios=widths,
-            sharey=True,
-            layout="constrained",
-        )
+    size = (3.6 * sum(widths), 1.8 + 0.46 * len(names))
+    with drawing(path, size, widths, sharey=True) as (figure, axes):
         _draw_ranking(axes[0], result["components"])
         if levels:
             _draw_levels(axes[1], result["components"], result["levels"])
@@ -63,9 +37,6 @@ def plot_audit(result: dict[str, Any], path: str | Path) -> None:
             x=0.01,
             ha="left",
         )
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-        pyplot.close(figure)
 
 
 def _draw_ranking(axis, components: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def diagnose_command(argv: Sequence[str]) -> int:
     Returns the exit code: 0 healthy, 1 problems found, 2 a mistake of the user's.
     """
     try:
-        folder, file = _arguments(list(argv))
+        folder, file = _arguments(argv)
         log = load_log(resolve_path(folder))
         found = checks(log.rows)
         if not found:
@@ -114,17 +114,15 @@ def diagnose_command(argv: Sequence[str]) -> int:
     return 1 if any(check.finding for check in found) else 0
 
 
-def _arguments(words: list[str]) -> tuple[str, str | None]:
+def _arguments(words: Sequence[str]) -> tuple[str, str | None]:
     """The folder, and the file for --json or None."""
-    given: dict[str, str] = {}
-    while words:
-        name, equals, value = words.pop(0).partition("=")
-        if not equals:
-            value = words.pop(0) if words and not words[0].startswith("--") else ""
-        if name not in ("--diagnose", "--json") or not value or name in given:
-            raise UserError(USAGE)
-        given[name] = value
-    if "--diagnose" not in given:
+    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    given = dict(zip(parts[::2], parts[1::2], strict=False))
+    if (
+        len(parts) != 2 * len(given)
+        or not all(given.values())
+        or set(given) | {"--json"} != {"--diagnose", "--json"}
+    ):
         raise UserError(USAGE)
     return given["--diagnose"], given.get("--json")
 

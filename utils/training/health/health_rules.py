@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from utils.training.health.log_curves import LAST, P_BOTH, P_TREND, STRETCH, Curve, History, is_finite
+from utils.training.health.log_curves import LAST, P_BOTH, P_TREND, STRETCH, History, LogCurve, is_finite
 
 
 @dataclass(frozen=True)
-class Finding:
+class HealthFinding:
     """Something unhealthy: ``message`` has the figures and steps, ``remedy`` what to try, with key names."""
 
     name: str
@@ -33,7 +33,7 @@ class Check:
 
     name: str
     figures: str
-    finding: Finding | None
+    finding: HealthFinding | None
 
 
 def checks(history: Sequence[dict[str, Any]]) -> list[Check]:
@@ -42,7 +42,7 @@ def checks(history: Sequence[dict[str, Any]]) -> list[Check]:
     return [check for rule in RULES for check in rule(log)]
 
 
-def findings(history: Sequence[dict[str, Any]]) -> list[Finding]:
+def findings(history: Sequence[dict[str, Any]]) -> list[HealthFinding]:
     """What is unhealthy, in order of consequence; empty for a healthy log."""
     return [check.finding for check in checks(history) if check.finding]
 
@@ -64,13 +64,11 @@ def non_finite(log: History) -> Iterator[Check]:
     keys = [key for key in _MUST_BE_FINITE if key in log]
     logged = sorted({key for row in log.rows for key in row})
     keys += [key for key in logged if key.startswith("loss/") or _COMPONENT.fullmatch(key)]
-    broken = [
-        (row["step"], key) for row in log.rows for key in keys if key in row and not is_finite(row[key])
-    ]
+    broken = [(row["step"], k) for row in log.rows for k in keys if k in row and not is_finite(row[k])]
     finding = None
     if broken:
         step, key = broken[0]
-        finding = Finding(
+        finding = HealthFinding(
             "non_finite",
             "serious",
             f"{key} is not a finite number at step {step:g} ({len(broken)} such values in all)",
@@ -102,13 +100,13 @@ def accuracy(log: History) -> Iterator[Check]:
         yield Check(key, figures, worst[0] if worst else None)
 
 
-def _collapse(key: str, curve: Curve, ends: int) -> Finding | None:
+def _collapse(key: str, curve: LogCurve, ends: int) -> HealthFinding | None:
     """Whether two thirds of the accuracy are lost: one bad update does that, and leaves no trend."""
     smooth = np.lib.stride_tricks.sliding_window_view(curve.values, min(ends, 5))
     peak, last = max(curve.values[0], np.median(smooth, axis=1).max()), np.median(curve.values[-ends:])
     if peak < 0.25 or last >= peak / 3:
         return None
-    return Finding(
+    return HealthFinding(
         "accuracy_lost",
         "serious",
         f"{key} has been {100 * peak:.1f} % and is {100 * last:.1f} % at step {curve.steps[-1]:g}",
@@ -117,7 +115,7 @@ def _collapse(key: str, curve: Curve, ends: int) -> Finding | None:
     )
 
 
-def _fall(log: History, key: str, part: Curve, p: float) -> Finding | None:
+def _fall(log: History, key: str, part: LogCurve, p: float) -> HealthFinding | None:
     """What a fall of this accuracy over this part of the log means; None if it does not fall."""
     down = part.trend()
     if down.change > -0.03 or not down.falls(P_BOTH):
@@ -126,7 +124,7 @@ def _fall(log: History, key: str, part: Curve, p: float) -> Finding | None:
     points = f"{-100 * down.change:.1f} points"
     fell = f"{key} fell by {points} from step {start:g} to {end:g} (p = {down.p_value:.1g})"
     if risen := _risen(log, start, end):
-        return Finding(
+        return HealthFinding(
             "reward_without_accuracy",
             "serious",
             f"{fell} while {risen}: what is paid is no longer what is right",
@@ -135,7 +133,7 @@ def _fall(log: History, key: str, part: Curve, p: float) -> Finding | None:
         )
     if down.change > -0.05 or not down.falls(p):
         return None
-    return Finding(
+    return HealthFinding(
         f"{key}_falls",
         "warning",
         fell,
@@ -149,7 +147,7 @@ def _risen(log: History, start: float, end: float) -> str | None:
     for key in _TRAINED:
         curve = log.curve(key)
         keep = (curve.steps >= start) & (curve.steps <= end)
-        part = Curve(curve.steps[keep], curve.values[keep])
+        part = LogCurve(curve.steps[keep], curve.values[keep])
         trend = part.trend()
         if len(part) >= STRETCH and trend.rises(P_BOTH):
             ends = part.values[: STRETCH // 2].mean(), part.values[-(STRETCH // 2) :].mean()
@@ -169,7 +167,7 @@ def no_signal(log: History) -> Iterator[Check]:
         message = "all completions of a rollout get the same reward"
     elif len(reward) >= LAST and np.ptp(reward.values[-LAST:]) <= 1e-9:
         message = f"the mean reward has been {reward.values[-1]:g} in each of the last {LAST} logs"
-    finding = message and Finding(
+    finding = message and HealthFinding(
         "no_signal",
         "serious",
         f"{message} (step {reward.steps[-1] if len(reward) else 0:g}): there is nothing to learn from",
@@ -199,16 +197,15 @@ def kl_runaway(log: History) -> Iterator[Check]:
             f"the KL to the reference multiplies: {middle:.2g} nats per token at steps "
             f"{curve.steps[quarter]:g} to {curve.steps[half]:g}, {level:.2g} at step {curve.steps[-1]:g}"
         )
-    finding = message and Finding(
+    finding = message and HealthFinding(
         "kl_runaway",
         "serious",
         message,
         "raise algo.kl_coef or set algo.adaptive_kl with algo.kl_target (PPO), raise algo.beta (GRPO), or "
         "lower algo.learning_rate",
     )
-    yield Check(
-        "kl_runaway", f"{level:.3g} nats per token, at most {curve.values.max():.3g}", finding or None
-    )
+    figures = f"{level:.3g} nats per token, at most {curve.values.max():.3g}"
+    yield Check("kl_runaway", figures, finding or None)
 
 
 def entropy(log: History) -> Iterator[Check]:
@@ -220,7 +217,7 @@ def entropy(log: History) -> Iterator[Check]:
     span = f"from {first:.3g} to {last:.3g} nats per token (steps {curve.steps[0]:g} to {curve.steps[-1]:g})"
     finding = None
     if last < 0.15 * first and curve.trend().falls():
-        finding = Finding(
+        finding = HealthFinding(
             "entropy_collapse",
             "warning",
             f"the entropy has collapsed {span}: completions of a prompt are all alike",
@@ -228,7 +225,7 @@ def entropy(log: History) -> Iterator[Check]:
             "algo.learning_rate; a teacher's reward alone (--reward intrinsic) seeks the teacher's mode",
         )
     elif last > 3 * first and last > 0.5 and curve.trend().rises():
-        finding = Finding(
+        finding = HealthFinding(
             "entropy_rises",
             "warning",
             f"the entropy has risen {span}: the policy dissolves into noise",
@@ -244,11 +241,10 @@ def length(log: History) -> Iterator[Check]:
         return
     first, last = curve.first, curve.last
     span = f"from {first:.1f} to {last:.1f} tokens (steps {curve.steps[0]:g} to {curve.steps[-1]:g})"
-    accuracies = log.curve("train_accuracy", "val_accuracy")
     drifts = (last > 1.5 * first and curve.trend().rises()) or (last < first / 1.5 and curve.trend().falls())
     finding = None
-    if drifts and not accuracies.trend().rises(P_BOTH):
-        finding = Finding(
+    if drifts and not log.curve("train_accuracy", "val_accuracy").trend().rises(P_BOTH):
+        finding = HealthFinding(
             "length_drift",
             "warning",
             f"completions went {span} while accuracy did not rise: the length itself may be paid",
@@ -267,7 +263,7 @@ def truncation(log: History) -> Iterator[Check]:
     rises = len(curve) >= STRETCH and last > first + 0.1 and curve.trend().rises()
     finding = None
     if last > 0.2 or rises:
-        finding = Finding(
+        finding = HealthFinding(
             "truncation",
             "warning",
             f"{100 * last:.0f} % of completions are cut at the limit at step {curve.steps[-1]:g} "
@@ -284,12 +280,11 @@ def explained_variance(log: History) -> Iterator[Check]:
     if len(curve) < 2 * STRETCH:
         return
     later = curve[STRETCH:]
-    negative = np.convolve(later.values < 0, np.ones(STRETCH), mode="valid")
+    bad = np.flatnonzero(np.convolve(later.values < 0, np.ones(STRETCH), mode="valid") >= 0.85 * STRETCH)
     finding = None
-    if (negative >= 0.85 * STRETCH).any():
-        end = int(np.flatnonzero(negative >= 0.85 * STRETCH)[-1])
-        part = later[end : end + STRETCH]
-        finding = Finding(
+    if len(bad):
+        part = later[bad[-1] : bad[-1] + STRETCH]
+        finding = HealthFinding(
             "explained_variance",
             "warning",
             f"the critic is worse than a constant: explained variance below 0 in "
@@ -303,23 +298,15 @@ def explained_variance(log: History) -> Iterator[Check]:
 
 def value_loss(log: History) -> Iterator[Check]:
     """A value loss that grows while the critic explains little."""
-    curve = log.curve("loss/value")
-    if len(curve) < 2 * STRETCH:
-        return
-    later = curve[len(curve) // 4 :]
-    first, last = later.first, later.last
-    explains = log.curve("explained_variance")
-    finding = None
-    if last > 3 * first > 0 and later.trend().rises() and not (len(explains) and explains.last > 0.3):
-        finding = Finding(
-            "value_loss",
-            "warning",
-            f"the value loss grows: {first:.3g} at step {later.steps[0]:g}, {last:.3g} at step "
-            f"{later.steps[-1]:g}",
-            "lower algo.value_learning_rate, widen algo.cliprange_value, or bound the returns by "
-            "reward.intrinsic.normaliser and reward.intrinsic.clip",
-        )
-    yield Check("value_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
+    curve, explains = log.curve("loss/value"), log.curve("explained_variance")
+    remedy = (
+        "lower algo.value_learning_rate, widen algo.cliprange_value, or bound the returns by "
+        "reward.intrinsic.normaliser and reward.intrinsic.clip"
+    )
+    if len(curve) >= 2 * STRETCH:
+        explained = len(explains) and explains.last > 0.3
+        finding = None if explained else _growth("value_loss", curve[len(curve) // 4 :], 3, remedy)
+        yield Check("value_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
 
 
 def clip_fraction(log: History) -> Iterator[Check]:
@@ -327,16 +314,16 @@ def clip_fraction(log: History) -> Iterator[Check]:
     curve = log.curve("clip_ratio/policy", "clip_ratio/region_mean")
     if len(curve) < LAST:
         return
-    finding = None
+    finding, share = None, 100 * curve.last
     if curve.last > 0.3:
-        finding = Finding(
+        finding = HealthFinding(
             "clip_fraction",
             "warning",
-            f"the ratio of {100 * curve.last:.0f} % of the tokens is clipped at step {curve.steps[-1]:g}",
+            f"the ratio of {share:.0f} % of the tokens is clipped at step {curve.steps[-1]:g}",
             "lower algo.learning_rate, algo.num_ppo_epochs (PPO) or algo.num_iterations (GRPO); set "
             "algo.target_kl (PPO)",
         )
-    yield Check("clip_fraction", f"{100 * curve.last:.1f} % of tokens", finding)
+    yield Check("clip_fraction", f"{share:.1f} % of tokens", finding)
 
 
 def gradient_spikes(log: History) -> Iterator[Check]:
@@ -350,7 +337,7 @@ def gradient_spikes(log: History) -> Iterator[Check]:
     spikes, worst = int((times > 10).sum()), int(times.argmax())
     finding = None
     if spikes >= 3 or times[worst] > 100:
-        finding = Finding(
+        finding = HealthFinding(
             "gradient_spikes",
             "warning",
             f"{spikes} gradient norms above 10 times the median of the {STRETCH} logs before; the largest is "
@@ -366,10 +353,9 @@ def updates_skipped(log: History) -> Iterator[Check]:
     curve = log.curve("updates_skipped")
     if len(curve) < STRETCH:
         return
-    share = float(np.mean(curve.values[-STRETCH:] > 0))
-    finding = None
+    finding, share = None, float(np.mean(curve.values[-STRETCH:] > 0))
     if share >= 0.5:
-        finding = Finding(
+        finding = HealthFinding(
             "updates_skipped",
             "warning",
             f"updates were skipped in {100 * share:.0f} % of the last {STRETCH} rollouts "
@@ -381,20 +367,19 @@ def updates_skipped(log: History) -> Iterator[Check]:
 
 def supervised_loss(log: History) -> Iterator[Check]:
     """A supervised loss that grows (a policy's surrogate loss says nothing by its level)."""
-    curve = log.curve("loss")
-    if log.is_rl() or len(curve) < 2 * STRETCH:
-        return
-    half = curve[len(curve) // 2 :]
-    finding = None
-    if half.last > 1.2 * half.first > 0 and half.trend().rises():
-        finding = Finding(
-            "supervised_loss",
-            "warning",
-            f"the loss grows: {half.first:.3g} at step {half.steps[0]:g}, {half.last:.3g} at step "
-            f"{half.steps[-1]:g}",
-            "lower algo.learning_rate or raise algo.warmup_steps",
-        )
-    yield Check("supervised_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
+    curve, remedy = log.curve("loss"), "lower algo.learning_rate or raise algo.warmup_steps"
+    if not log.is_rl() and len(curve) >= 2 * STRETCH:
+        finding = _growth("supervised_loss", curve[len(curve) // 2 :], 1.2, remedy)
+        yield Check("supervised_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
+
+
+def _growth(name: str, part: LogCurve, times: float, remedy: str) -> HealthFinding | None:
+    """Whether a loss multiplies over part of its curve."""
+    if not (part.last > times * part.first > 0 and part.trend().rises()):
+        return None
+    loss = "value loss" if name == "value_loss" else "loss"
+    start, end = f"{part.first:.3g} at step {part.steps[0]:g}", f"{part.last:.3g} at step {part.steps[-1]:g}"
+    return HealthFinding(name, "warning", f"the {loss} grows: {start}, {end}", remedy)
 
 
 RULES: tuple[Rule, ...] = (

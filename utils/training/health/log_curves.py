@@ -20,7 +20,7 @@ POINTS = 20
 
 
 @dataclass(frozen=True)
-class Curve:
+class LogCurve:
     """The finite values of one log key: ``steps`` and ``values``, float64 [n]."""
 
     steps: np.ndarray
@@ -29,8 +29,8 @@ class Curve:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, part: slice) -> Curve:
-        return Curve(self.steps[part], self.values[part])
+    def __getitem__(self, part: slice) -> LogCurve:
+        return LogCurve(self.steps[part], self.values[part])
 
     @property
     def first(self) -> float:
@@ -83,12 +83,12 @@ class History:
     def __contains__(self, key: str) -> bool:
         return any(key in row for row in self.rows)
 
-    def curve(self, *keys: str) -> Curve:
+    def curve(self, *keys: str) -> LogCurve:
         """The first of ``keys`` that was ever logged, without values that are not finite numbers."""
         key = next((key for key in keys if key in self), keys[0])
         points = [(row["step"], row[key]) for row in self.rows if is_finite(row.get(key))]
         steps, values = np.array(points, dtype=float).reshape(-1, 2).T
-        return Curve(steps, values)
+        return LogCurve(steps, values)
 
     def is_rl(self) -> bool:
         """Whether completions were sampled and rewarded."""

@@ -1,0 +1,142 @@
+"""DPO through the stage: the reference, what is logged, checkpoints, and what the seed decides."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback
+
+from tests.support.dpo_stage import DPO, dpo_contexts
+from tests.support.training_stages import KillAt, Killed
+from utils.frame.files import read_jsonl
+from utils.methods.dpo import build as module
+from utils.methods.dpo.build import build_dpo_trainer, train_dpo
+from utils.methods.dpo.trainer import PairTrainer
+from utils.models.loading import load_policy, save_policy
+from utils.models.settings import (
+    ModelSection,
+    TrainingSection,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
+)
+
+
+@pytest.fixture
+def context(tiny_models, files, tmp_path, unrendered):
+    """A factory of stage contexts that write below tmp_path/<name>."""
+    tokenizer = load_policy(tiny_models("llama"), ModelSection())[1]
+    return dpo_contexts(tmp_path, files, tiny_models("llama"), tokenizer)
+
+
+def train(ctx, *callbacks):
+    """The whole of the stage, below ``ctx.out``; returns the trainer."""
+    built = []
+    original = module.build_dpo_trainer
+
+    def build(ctx):
+        trainer, tokenizer = original(ctx)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        built.append(trainer)
+        return trainer, tokenizer
+
+    module.build_dpo_trainer = build
+    try:
+        train_dpo(ctx, {"loss": ["loss", "val_preference_loss"], "KL": ["val_kl"]})
+    finally:
+        module.build_dpo_trainer = original
+    return built[0]
+
+
+def test_the_reference_is_computed_once_and_survives_an_interruption(context, monkeypatch):
+    """A resumed stage reads what the first one computed; it never asks the model again."""
+    calls = []
+    original = PairTrainer.compute_ref_log_probs
+    monkeypatch.setattr(
+        PairTrainer,
+        "compute_ref_log_probs",
+        lambda self, *args: calls.append(self.state.global_step) or original(self, *args),
+    )
+
+    class Built(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            calls.append("training")
+
+    ctx = context()
+    with pytest.raises(Killed):
+        train(ctx, Built(), KillAt("on_step_end", 5))
+    assert calls == [0, 0, 0, "training"]  # two batches of pairs, one of those held out
+    first, _ = build_dpo_trainer(ctx)
+    kept = [first.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps")]
+    train(context(resuming=True), Built())
+    assert calls == [0, 0, 0, "training", "training"]
+    again, _ = build_dpo_trainer(context("fresh"))
+    assert kept == [again.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps")]
+
+
+def test_the_log_has_preferences_and_distance_at_every_validation(context):
+    ctx = context(training=TrainingSection(save_steps=2, logging_steps=1))
+    trainer = train(ctx)
+    rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
+    validated = [row for row in rows if "val_kl" in row]
+    assert [row["step"] for row in validated] == [0, 3, 6, 7]
+    assert [row["step"] for row in rows if "val_reward" in row] == [0, 3, 6, 7]
+    start, end = validated[0], validated[-1]
+    # Before the first step the policy is the reference.
+    assert start["val_preference_accuracy"] == 0.5
+    assert start["val_preference_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(start["val_preference_margin"]) + abs(start["val_kl"]) + abs(start["val_kl_sequence"]) < 1e-5
+    assert end["val_kl"] > 1e-3
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert {
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "grad_norm",
+    } <= set(steps[0])
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    # Seven steps of three pairs, in epochs of six: every pair three times, three of them a fourth time.
+    lengths = [len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in trainer.train_dataset]
+    assert 3 * sum(lengths) < trainer.cost.trained_tokens < 4 * sum(lengths)
+    assert ctx.metrics["cost"]["trained_tokens"] == trainer.cost.trained_tokens
+    assert ctx.metrics["cost"]["sampled_completions"] == 0
+    assert not any("sampled_completions" in row for row in rows)
+    assert ctx.runtime["seconds_by_phase"]["scoring"] >= 0
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_checkpoints_are_plain_policies(context, tiny_models, tmp_path, lora):
+    """The adapter alone, or all weights; never the reference, which full training keeps as a second model."""
+    checkpoint = None
+    if not lora:
+        model, tokenizer = load_policy(tiny_models("llama"), ModelSection(), trainable=True)
+        save_policy(model, tokenizer, checkpoint := tmp_path / "full")
+    ctx = context(checkpoint=checkpoint, algo=replace(DPO, max_steps=2))
+    trainer = train(ctx)
+    assert (trainer.ref_model is None) == lora
+    folder = ctx.out / "ckpt_dpo" / "final"
+    assert {path.suffix for path in folder.iterdir() if path.is_file()} <= {".safetensors", ".json", ".jinja"}
+    assert not [path for path in folder.rglob("*") if "ref" in path.name]
+    loaded, _ = load_policy(folder, ModelSection())
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits, rtol=1e-5, atol=1e-5)
+    last = [row for row in read_jsonl(ctx.out / "logs" / "metrics.jsonl") if "val_kl" in row][-1]
+    assert last["val_kl"] > 0
+    assert isinstance(trainer.model, PeftModel) == lora
+
+
+def test_the_seed_decides(context):
+    """It decides the order of the pairs and what dropout leaves out: other weights from the same start."""
+    weights = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        ctx = context(name, replace(DPO, max_steps=2), seed=seed)
+        train(ctx)
+        weights.append((ctx.out / "ckpt_dpo" / "final" / "adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
