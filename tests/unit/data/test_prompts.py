@@ -3,7 +3,7 @@
 import pytest
 from jinja2.exceptions import TemplateError
 
-from tests.conftest import make_tiny_tokenizer
+from tests.support.tiny_models import make_tiny_tokenizer
 from utils.data.prompts import (
     PromptFormat,
     PromptTokens,
