@@ -41,7 +41,9 @@ def token_counter(config: DatasetConfig) -> Callable[[str], int]:
 
     local = resolve_path(config.tokenizer)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else config.tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(
+            local if local.exists() else config.tokenizer, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         wanted = shown(config.tokenizer)
         raise UserError(f"dataset.tokenizer: cannot load {wanted}: {first_line(error)}") from None

@@ -62,16 +62,16 @@ def run(ctx: StageContext) -> None:
             f"04_candidates holds prompts of the {sampling['split']} split, which is not to train on: run "
             "04_generate_candidates.py --split train --overwrite"
         )
-    tokenizer = load_tokenizer(ctx.inputs["checkpoint"])
     golds = [None] * len(rows)
     if algo.gold_as_chosen:
         record_of = {record.id: record for record in load_records(ctx.inputs["train"])}
         records = [record_of[row["id"]] for row in rows]
+        tokenizer = load_tokenizer(ctx.inputs["checkpoint"], ctx.config.model.model)
         pipeline = open_pipeline(records, spec, reward, ctx.config.model, tokenizer)
         limit = ctx.config.model.generation.max_new_tokens
         golds = gold_answers(records, [row["prompt"] for row in rows], spec, pipeline, tokenizer, limit)
         close_pipeline(ctx, pipeline)
-    found = build_preferences(rows, golds, tokenizer, algo, spec, reward, ctx.seed)
+    found = build_preferences(rows, golds, algo, spec, reward, ctx.seed)
     write_jsonl(ctx.out / "pairs.jsonl", (pair.row() for pair in found.train))
     write_jsonl(ctx.out / "val_pairs.jsonl", (pair.row() for pair in found.held_out))
     pairs = [*found.train, *found.held_out]

@@ -21,7 +21,7 @@ from tests.support.training_stages import (
     train,
     varied_rewards,
 )
-from utils.data.prompts import PromptTokens, render_completion, render_prompt
+from utils.data.prompts import PromptTokens, completion_ids, render_prompt
 from utils.documents.training_curves import plot_curves
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_json, read_jsonl
@@ -115,13 +115,9 @@ def test_the_loss_is_the_cross_entropy_of_completion_tokens(context, files, tiny
     base, _ = load_policy(tiny_models("llama"), ModelSection())
     total, count = 0.0, 0
     for demonstration in RECORDS:
-        prompt, completion = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (
-                render_prompt(tokenizer, demonstration.input_text),
-                render_completion(tokenizer, demonstration.target_text),
-            )
-        )
+        rendered = render_prompt(tokenizer, demonstration.input_text)
+        prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        completion = completion_ids(tokenizer, [demonstration.target_text])[0]
         with torch.no_grad():
             log_probs = base(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
         for place, token in enumerate(completion, start=len(prompt)):

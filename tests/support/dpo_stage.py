@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from tests.support.records import RECORDS
 from tests.support.training_stages import model_config
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import completion_ids, render_prompt, token_ids
 from utils.frame.config import StageConfig
 from utils.frame.files import write_jsonl
 from utils.frame.stage import StageContext
@@ -30,8 +30,10 @@ def pairs(tokenizer) -> list[dict]:
         {
             "id": f"{record.id}/0",
             "prompt": render_prompt(tokenizer, record.input_text),
-            "chosen": render_completion(tokenizer, record.target_text),
+            "chosen": record.target_text,
+            "chosen_ids": completion_ids(tokenizer, [record.target_text])[0],
             "rejected": REJECTED[number % len(REJECTED)],
+            "rejected_ids": token_ids(tokenizer, [REJECTED[number % len(REJECTED)]])[0],
             "chosen_reward": 1.0,
             "rejected_reward": 0.0,
             "margin": 1.0,

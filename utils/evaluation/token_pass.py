@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.data.prompts import render_completion, token_ids
+from utils.data.prompts import completion_ids
 from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.critic import Critic, load_critic
 from utils.evaluation.distances import NAMES, WITHOUT, against, kl_per_text
@@ -58,7 +58,7 @@ def load_teacher(config: ModelConfig, checkpoint: Path | str) -> Teacher | None:
     if not config.model.teacher_name_or_path:
         return None
     try:
-        return Teacher.load(config.model, load_tokenizer(checkpoint))
+        return Teacher.load(config.model, load_tokenizer(checkpoint, config.model))
     except UserError as error:
         raise UserError(f"{error}; {WITHOUT}") from None
 
@@ -112,10 +112,9 @@ def token_pass(
         critic.temperature if critic else 1.0,
         critic.model if critic else None,
     )
-    gold = [render_completion(answers.tokenizer, record.target_text) for record in answers.records]
     texts = {
         "on_responses": [completion and completion.token_ids for completion in answers.completions],
-        "on_gold": token_ids(answers.tokenizer, gold),
+        "on_gold": completion_ids(answers.tokenizer, [record.target_text for record in answers.records]),
     }
     progress = partial(ctx.progress, description="comparing token by token")
     values = values_of_texts(models, answers.prompts, texts, progress)

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,6 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
+from utils.data.prompts import PromptFormat, set_prompt_format
 from utils.frame.files import REPO_ROOT, UserError, first_line, read_json, write_json
 from utils.models.settings import LoraSection, ModelSection
 
@@ -71,7 +73,23 @@ def adapter_base(folder: str | Path) -> str | None:
     config = Path(folder) / "adapter_config.json"
     if not config.is_file():
         return None
-    return read_json(config)["base_model_name_or_path"]
+    base = read_json(config)["base_model_name_or_path"]
+    return base if _is_there(base) else _moved_along(Path(folder), base) or base
+
+
+def _is_there(path: str) -> bool:
+    return (REPO_ROOT / path).is_dir()
+
+
+def _moved_along(folder: Path, base: str) -> str | None:
+    """The base of an adapter whose run was moved or renamed: the same path below a folder that holds both."""
+    parts = Path(base).parts
+    for parent in folder.resolve().parents:
+        for start in range(1, len(parts)):
+            found = parent.joinpath(*parts[start:])
+            if (found / "config.json").is_file():
+                return str(found)
+    return None
 
 
 def other_class(config: PreTrainedConfig) -> str | None:
@@ -87,14 +105,19 @@ def other_class(config: PreTrainedConfig) -> str | None:
     return held[0] if held else config.model_type
 
 
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, padding on the left as generation needs it.
+def load_tokenizer(name_or_path: str | Path, section: ModelSection | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer, padding on the left as generation needs it, rendering prompts as ``section`` says.
 
     A tokenizer without a padding token pads with its end-of-sequence token; masks are always built from
     lengths here, so that a real end of sequence is never taken for padding.
+
+    Raises UserError where there is none, it has no end-of-sequence token, or its chat template refuses a
+    plain question.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(located(name_or_path), padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(
+            located(name_or_path), padding_side="left", trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{name_or_path}: no tokenizer could be loaded ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
@@ -103,6 +126,14 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    section = section or ModelSection()
+    prompt_format = PromptFormat(section.system_prompt, section.chat_template_kwargs, section.prompt_date)
+    try:
+        set_prompt_format(tokenizer, prompt_format)
+    except ValueError as error:
+        raise UserError(
+            f"{name_or_path}: {error}; see model.system_prompt and model.chat_template_kwargs"
+        ) from None
     return tokenizer
 
 
@@ -174,13 +205,26 @@ def load_base(
             quantization_config=quantization,
             device_map=device_map,
             use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{name_or_path}: no model could be loaded ({first_line(error)})") from None
     model.config.name_or_path = portable(path)
+    model.generation_config = plain_generation_config(model)
     if device_map:
         _return_outputs(model)
     return model if quantization or device_map else model.to(device())
+
+
+def plain_generation_config(model: PreTrainedModel) -> GenerationConfig:
+    """The model's special tokens and nothing else of its ``generation_config.json``.
+
+    What a folder ships besides (repetition penalties, temperatures) would move sampling away from the
+    policy's distribution, and some of it Transformers refuses to save again.
+    """
+    shipped = model.generation_config
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(shipped, name) for name in names})
 
 
 def _return_outputs(model: PreTrainedModel) -> None:
@@ -220,8 +264,14 @@ def load_policy(
     """
     path = located(path)
     base = adapter_base(path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, section)
     model = load_base(base or path, section, device_map)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model has embeddings for {rows}: "
+            "they do not belong together"
+        )
     if base:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
         if not trainable and not section.load_in_4bit:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from utils.data.prompts import end_of_turn
 from utils.frame.files import UserError
 from utils.frame.processes import gather_items, num_processes, process_index
+from utils.models.loading import plain_generation_config
 from utils.models.prefix.prefix_sampling import Completions, sample_completions, sampling_noise
 from utils.models.prefix.shared_prefix import evaluating, obstacle, position_limit
 from utils.models.sampling_memory import Room
@@ -151,10 +153,12 @@ def complete(
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a completion: the tokenizer's, and those of the model's generation config."""
+    """Every token that ends a completion: the end of a turn, the tokenizer's end of sequence, and those of
+    the model's generation config."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*configured, tokenizer.eos_token_id] if token is not None}
+    ends = [*configured, tokenizer.eos_token_id, end_of_turn(tokenizer)]
+    return {token for token in ends if token is not None}
 
 
 def padding_ids(model: PreTrainedModel, vocab_size: int | None) -> list[int]:
@@ -209,6 +213,7 @@ def _generate_with_transformers(
     with torch.random.fork_rng():
         if generator is not None:
             torch.manual_seed(_seed_from(generator))
+        shipped, model.generation_config = model.generation_config, plain_generation_config(model)
         output = model.generate(
             input_ids=prompt_ids,
             attention_mask=prompt_mask,
@@ -217,6 +222,7 @@ def _generate_with_transformers(
             **rest,
             **sampling,
         )
+        model.generation_config = shipped
     ids = output[:, prompt_ids.shape[1] :]
     ended = torch.isin(ids, torch.tensor(eos_token_ids, device=ids.device)).long()
     mask = (ended.cumsum(1) - ended == 0).long()

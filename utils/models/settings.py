@@ -4,9 +4,11 @@ Where TRL, PEFT or Transformers has an argument for something, the key has its n
 """
 
 import dataclasses
+import datetime
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from utils.data.prompts import DATE
 from utils.frame.config import PathsSection
 from utils.frame.typed_settings import setting
 
@@ -31,6 +33,16 @@ class ModelSection:
         "auto", "attention kernel, as Transformers names it; auto: sdpa where the model has it, else eager"
     )
     max_prompt_length: int = setting(256, "longest prompt, tokens", at_least=1)
+    system_prompt: str = setting(
+        "", "the system turn of the chat template; empty: the template's own, if any"
+    )
+    chat_template_kwargs: dict[str, Any] = setting(
+        {}, "arguments of the chat template, such as {enable_thinking: false} for Qwen 3"
+    )
+    prompt_date: str = setting(DATE, "the day that a chat template is told when it asks, for every run alike")
+
+    def validate(self) -> None:
+        datetime.date.fromisoformat(self.prompt_date)
 
 
 @dataclass

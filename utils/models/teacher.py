@@ -118,7 +118,7 @@ class Teacher:
         name = section.teacher_name_or_path
         path = _located(name, "teacher")
         _check_architecture(name, path)
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, section)
         check_same_tokenizer(student_tokenizer, tokenizer, name)
         settings = replace(section, name_or_path=name, load_in_4bit=section.teacher_load_in_4bit)
         try:
@@ -342,7 +342,7 @@ def _check_architecture(name: str, path: str) -> None:
     try:
         base = adapter_base(path)
         config = AutoConfig.from_pretrained(
-            _located(base, f"base model for teacher {name}") if base else path
+            _located(base, f"base model for teacher {name}") if base else path, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(name, error) from None

@@ -157,7 +157,7 @@ def test_a_missing_shard_is_named(get, mirror):
         (["--to", "x"], "unknown option --to"),
         (["--from"], "--from needs a folder"),
         (["--from", "/no/such/folder"], "--from /no/such/folder: no such folder"),
-        (["model"], "model needs the name of a hub model"),
+        (["model"], "or a hub model's name"),
         (["model", "../../etc"], '"../../etc" is not a hub name'),
     ],
 )

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.data.prompts import PromptTokens, render_completion, render_prompt
 from utils.data.reading import RawRow
 from utils.data.records import Record, load_records
 from utils.data.rendering import approximate_tokens, split_sentences, table_lines
@@ -183,44 +182,3 @@ def test_a_repeated_id_and_a_broken_line_are_named(tmp_path):
         path.write_text(f"{good}\n{second}\n")
         with pytest.raises(UserError, match=rf"r\.jsonl:2: .*{message}"):
             load_records(path)
-
-
-def test_prompts_go_through_the_chat_template_where_there_is_one():
-    class Tokenizer:
-        chat_template = None
-        eos_token = "</s>"
-        bos_token, bos_token_id, opens = "<s>", 1, False
-
-        def __call__(self, text):
-            return {"input_ids": [1] if self.opens else []}
-
-        def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-            assert not tokenize and add_generation_prompt
-            return f"<{messages[0]['role']}>{messages[0]['content']}<assistant>"
-
-    tokenizer = Tokenizer()
-    assert render_prompt(tokenizer, "hello") == "hello"
-    tokenizer.opens = True
-    assert render_prompt(tokenizer, "hello") == "<s>hello"
-    tokenizer.chat_template = "a template"
-    assert render_prompt(tokenizer, "hello") == "<user>hello<assistant>"
-    assert render_completion(tokenizer, "bye") == "bye</s>"
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="end-of-sequence"):
-        render_completion(tokenizer, "bye")
-
-
-def test_prompts_that_come_again_are_tokenised_once():
-    asked = []
-
-    def tokenizer(texts, add_special_tokens):
-        assert not add_special_tokens
-        asked.extend(texts)
-        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
-
-    tokens = PromptTokens(tokenizer)
-    assert tokens(["ab", "c", "ab"]) == [[97, 98], [99], [97, 98]]
-    found = tokens(["c", "d", "ab"])
-    assert found == [[99], [100], [97, 98]] and asked == ["ab", "c", "d"]
-    found[0].append(0)  # what a caller does to its lists is its own affair
-    assert tokens(["c"]) == [[99]] and tokens([]) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.records import RECORDS
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import completion_ids, render_prompt
 from utils.evaluation.answers import PolicyAnswers
 from utils.evaluation.start_policy import reference_inputs
 from utils.evaluation.token_pass import load_reference, token_pass
@@ -66,12 +66,12 @@ def answers(models, tokenizer):
     def completion(ids, truncated=False):
         return Completion(tokenizer.decode(ids, skip_special_tokens=True), list(ids), truncated)
 
-    gold = render_completion(tokenizer, RECORDS[2].target_text)
+    gold = completion_ids(tokenizer, [RECORDS[2].target_text])[0]
     wrong = tokenizer('{"program": "subtract(12, 30)"}', add_special_tokens=False)["input_ids"]
     completions = [
         completion([*wrong, EOS]),
         completion([20, 21, 22, 23, 24], truncated=True),
-        completion(tokenizer(gold, add_special_tokens=False)["input_ids"]),
+        completion(gold),
         None,
         completion([EOS]),
         completion([30] * 250, truncated=True),
@@ -176,10 +176,7 @@ def test_the_padding_of_a_vocabulary_would_be_seen(models, tokenizer, answers):
 def test_metrics_hold_the_policy_against_both(models, tokenizer, answers, tmp_path):
     size = len(tokenizer)
     found = run(context(tmp_path), answers, models, size)
-    gold = [
-        tokenizer(render_completion(tokenizer, record.target_text), add_special_tokens=False)["input_ids"]
-        for record in answers.records
-    ]
+    gold = completion_ids(tokenizer, [record.target_text for record in answers.records])
     own = [each and each.token_ids for each in answers.completions]
     for other, column in (("teacher", "kl_teacher"), ("reference", "kl_reference")):
         for name, texts, used in (("on_responses", own, [0, 1, 2, 4]), ("on_gold", gold, range(6))):

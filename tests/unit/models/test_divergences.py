@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assets.pretrain import gold_document
-from utils.data.prompts import render_completion, render_prompt
+from utils.data.prompts import completion_ids, render_prompt
 from utils.frame.files import REPO_ROOT
 from utils.models.divergences import (
     Measure,
@@ -290,9 +290,9 @@ def embedded():
     draw = random.Random(0)
     documents = [gold_document(draw, set()) for _ in range(24)]
     prompts = [render_prompt(tokenizer, text) for (text, _), _ in documents]
-    answers = [render_completion(tokenizer, text) for _, (text, _) in documents]
-    ids = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, answers)]
-    batch = CompletionBatch.of(*ids, torch.device("cpu"))
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    answers = completion_ids(tokenizer, [text for _, (text, _) in documents])
+    batch = CompletionBatch.of(prompt_ids, answers, torch.device("cpu"))
     with torch.no_grad():
         found = [(completion_states(model, batch), output_head(model)) for model in models]
     return [*found[0], *found[1], len(tokenizer)]

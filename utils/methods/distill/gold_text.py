@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.data.prompts import render_completion, render_prompt, token_ids
+from utils.data.prompts import completion_ids, render_prompt
 from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.models.divergences import Kind, Measure, exact_divergence, top_one_and_entropy
@@ -26,7 +26,7 @@ Compared = Callable[[Tensor, Tensor, CompletionBatch], Tensor]  # student's and 
 
 def gold_completions(records: Sequence[Record], tokenizer) -> list[list[int]]:
     """The token ids of every record's gold completion, its end included."""
-    return token_ids(tokenizer, [render_completion(tokenizer, record.target_text) for record in records])
+    return completion_ids(tokenizer, [record.target_text for record in records])
 
 
 class ComparesOnGold:

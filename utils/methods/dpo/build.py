@@ -1,6 +1,6 @@
 """DPO as a stage: its pairs, its start, which is also the reference, and its validation.
 
-Prompts and completions are tokenised apart and without further special tokens, as sampling sees them, and
+Completions are the tokens that were sampled, prompts are tokenised without further special tokens, and
 nothing is cut. The trainer is in `dpo_trainer.py`.
 """
 
@@ -83,7 +83,7 @@ class PreferenceValidation(GenerationValidation):
 def tokenize_pairs(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, model: ModelConfig
 ) -> Dataset:
-    """``prompt_ids, chosen_ids, rejected_ids`` of the rows of 08: prompt and completions tokenised apart.
+    """``prompt_ids, chosen_ids, rejected_ids`` of the rows of 08: completions as they were sampled.
 
     Raises UserError where a prompt exceeds ``model.max_prompt_length`` or a completion
     ``generation.max_new_tokens``.
@@ -94,7 +94,9 @@ def tokenize_pairs(
         ("chosen", model.generation.max_new_tokens, "generation.max_new_tokens"),
         ("rejected", model.generation.max_new_tokens, "generation.max_new_tokens"),
     ):
-        ids = token_ids(tokenizer, [row[name] for row in rows])
+        ids = token_ids(tokenizer, [row["prompt"] for row in rows])
+        if name != "prompt":
+            ids = [row[f"{name}_ids"] for row in rows]
         for row, tokens in zip(rows, ids, strict=True):
             if len(tokens) > limit:
                 raise UserError(

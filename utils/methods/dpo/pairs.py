@@ -8,10 +8,8 @@ and has a reward that is higher by ``min_margin`` at least; a rule has to speak 
     higher_reward        more reward, whatever else
 
 Under ``--reward intrinsic`` the last rule holds alone, because neither correctness nor form is paid: pairs
-are then made without the gold. Completions are kept as the exact text to train on, the end-of-sequence token
-included unless they were cut off. A candidate whose text does not give back the tokens that were sampled
-(broken UTF-8, special tokens within, a tokenisation of its own) is left out, since training on its text would
-train on other tokens.
+are then made without the gold. What is learnt from are the token ids that were sampled, with the token that
+ended them; the text is for reading, and tokenised again it may give others.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from utils.data.prompts import render_completion, token_ids
+from utils.data.prompts import completion_ids, token_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.grading.grade import grade
@@ -55,17 +53,23 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion that can be in a pair: the exact text to train on, its reward, verdicts and length.
+    """A completion that can be in a pair: its text, the tokens to train on, its reward and verdicts.
 
-    valid: it has the form that was asked for, and it ended; what was cut off is never chosen.
+    ids: as sampled, with the token that ended them. valid: it has the form that was asked for, and it ended;
+    what was cut off is never chosen.
     """
 
     text: str
+    ids: tuple[int, ...]
     reward: float
     correct: bool
     valid: bool
-    tokens: int
     gold: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Length in tokens."""
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class PreferencePair:
             "prompt": self.prompt,
             "chosen": self.chosen.text,
             "rejected": self.rejected.text,
+            "chosen_ids": list(self.chosen.ids),
+            "rejected_ids": list(self.rejected.ids),
             "chosen_reward": self.chosen.reward,
             "rejected_reward": self.rejected.reward,
             "margin": self.margin,
@@ -103,13 +109,12 @@ class PreferencePair:
 class PromptPairs:
     """What became of one prompt's candidates.
 
-    sampled, lost: how many there were, and how many were left out for their text. different: how many
-    different ones remained. reason: why there is no pair, one of `REASONS`; "" where there is one.
+    sampled: how many there were. different: how many different texts. reason: why there is no pair, one of
+    `REASONS`; "" where there is one.
     """
 
     level: int | None
     sampled: int
-    lost: int
     different: int
     pairs: list[PreferencePair]
     reason: str
@@ -146,33 +151,23 @@ def check_components(spec: RewardSpec, reward: str, sampled_with: str) -> None:
         )
 
 
-def candidate_answers(
-    row: dict[str, Any], reward: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Answer], int]:
-    """The different answers among a prompt's candidates, in their order, and how many were left out because
-    their text does not give back their tokens.
+def candidate_answers(row: dict[str, Any], reward: str) -> list[Answer]:
+    """The answers of different text among a prompt's candidates, in their order.
 
     Raises UserError for candidates without their tokens.
     """
-    candidates = row["candidates"]
-    if not candidates:
-        return [], 0
-    if any("token_ids" not in each for each in candidates):
-        raise UserError(f"candidates of {row['id']}: no token_ids; run 04_generate_candidates.py --overwrite")
-    texts = [
-        each["text"] if each["truncated"] else render_completion(tokenizer, each["text"])
-        for each in candidates
-    ]
     answers: dict[str, Answer] = {}
-    lost = 0
-    for each, text, ids in zip(candidates, texts, token_ids(tokenizer, texts), strict=True):
-        if ids != each["token_ids"]:
-            lost += 1
-            continue
+    for each in row["candidates"]:
+        if "token_ids" not in each:
+            raise UserError(
+                f"candidates of {row['id']}: no token_ids; run 04_generate_candidates.py --overwrite"
+            )
         paid = reward_under(each["reward"], reward)
         valid = each["parsed"] and not each["truncated"]
-        answers.setdefault(text, Answer(text, paid, each["correct"], valid, len(ids)))
-    return list(answers.values()), lost
+        answer = Answer(each["text"], tuple(each["token_ids"]), paid, each["correct"], valid)
+        # A text that was cut off where another ended is another answer.
+        answers.setdefault((each["text"], each["truncated"]), answer)
+    return list(answers.values())
 
 
 def reward_under(components: dict[str, float], reward: str) -> float:
@@ -196,8 +191,8 @@ def gold_answers(
     None where it does not grade as right and valid itself, or is longer than ``max_tokens``: at inference it
     could not be written.
     """
-    texts = [render_completion(tokenizer, record.target_text) for record in records]
-    ids, prompt_ids = token_ids(tokenizer, texts), token_ids(tokenizer, prompts)
+    ids = completion_ids(tokenizer, [record.target_text for record in records])
+    prompt_ids = token_ids(tokenizer, prompts)
     answers: list[Answer | None] = [None] * len(records)
     usable = []
     for index, record in enumerate(records):
@@ -212,7 +207,7 @@ def gold_answers(
     rewards = pipeline.score_outcomes(usable, batch, targets, whole, update=False)
     for place, index in enumerate(usable):
         paid = round(sum(part[place].item() for part in rewards.components.values()), 6)
-        answers[index] = Answer(texts[index], paid, True, True, len(ids[index]), gold=True)
+        answers[index] = Answer(records[index].target_text, tuple(ids[index]), paid, True, True, gold=True)
     return answers
 
 
@@ -308,7 +303,6 @@ def similarity(a: str, b: str) -> float:
 def build_preferences(
     rows: Sequence[dict[str, Any]],
     golds: Sequence[Answer | None],
-    tokenizer: PreTrainedTokenizerBase,
     algo: PreferencesAlgo,
     spec: RewardSpec,
     reward: str,
@@ -322,11 +316,11 @@ def build_preferences(
     rules = rules_in_force(algo.rules, paid_weights(spec, reward))
     prompts = []
     for row, gold in zip(rows, golds, strict=True):
-        answers, lost = candidate_answers(row, reward, tokenizer)
+        answers = candidate_answers(row, reward)
         found, reason = pair_prompt(
             [*answers, gold] if gold else answers, algo, rules, derive_seed(seed, "pairs", row["id"])
         )
-        if reason and len(row["candidates"]) - lost < 2:
+        if reason and len(row["candidates"]) < 2:
             reason = "fewer than two candidates"
         pairs = []
         for number, (chosen, rejected, rule) in enumerate(found):
@@ -334,7 +328,7 @@ def build_preferences(
             pairs.append(
                 PreferencePair(f"{row['id']}/{number}", row["prompt"], row["level"], rule, chosen, rejected)
             )
-        prompts.append(PromptPairs(row["level"], len(row["candidates"]), lost, len(answers), pairs, reason))
+        prompts.append(PromptPairs(row["level"], len(row["candidates"]), len(answers), pairs, reason))
     pairs = [pair for each in prompts for pair in each.pairs]
     train, held_out = split_by_prompt(pairs, algo.val_fraction, seed)
     found = PreferenceSet(train, held_out, prompts)
@@ -368,7 +362,6 @@ def too_few(found: PreferenceSet, algo: PreferencesAlgo) -> str:
     sampled = {each.sampled for each in found.prompts} or {0}
     each_has = " to ".join(dict.fromkeys((str(min(sampled)), str(max(sampled)))))
     reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.items()) or "none"
-    lost = sum(each.lost for each in found.prompts)
     needed = f"algo.min_pairs is {algo.min_pairs}"
     if algo.val_fraction > 0 and not found.held_out:
         needed += ", and one prompt must be held out"
@@ -377,6 +370,5 @@ def too_few(found: PreferenceSet, algo: PreferencesAlgo) -> str:
     return (
         f"too few preference pairs: {len(found.train)} to train on, {needed}; {with_pairs} of "
         f"{len(found.prompts)} prompts ({each_has} candidates each) have pairs, the others: {reasons}"
-        + (f"; {lost} candidates left out because their text does not give back their tokens" * bool(lost))
-        + f". Try: {'; '.join(remedies)}; or lower algo.min_pairs"
+        f". Try: {'; '.join(remedies)}; or lower algo.min_pairs"
     )

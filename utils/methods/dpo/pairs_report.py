@@ -45,14 +45,11 @@ def describe(found: PreferenceSet, reward: str, rules: Sequence[str], min_margin
     pairs = [*found.train, *found.held_out]
     prompts = found.prompts
     sampled = sum(each.sampled for each in prompts)
-    lost = sum(each.lost for each in prompts)
     lines = [
         f"Preference pairs by --reward {reward}, margin {min_margin:g} or more",
         "",
         f"prompts      {len(prompts):6}   with pairs {sum(bool(each.pairs) for each in prompts)}",
-        f"candidates   {sampled:6}   different within their prompt "
-        f"{sum(each.different for each in prompts)}, left out {lost} (their text does not give back the "
-        "sampled tokens)",
+        f"candidates   {sampled:6}   different within their prompt {sum(each.different for each in prompts)}",
         f"pairs        {len(pairs):6}",
         f"  to train on{len(found.train):6}   of {_prompts(found.train)} prompts",
         f"  held out   {len(found.held_out):6}   of {_prompts(found.held_out)} other prompts",

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from utils.data.prompts import prompt_ids, render_completion, token_ids
+from utils.data.prompts import completion_ids, prompt_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
@@ -49,9 +49,8 @@ def tokenize_demonstrations(
     ``generation.max_new_tokens``: at inference neither could occur. Raises UserError if that is most of them.
     """
     rows, left_out = [], []
-    completions = [render_completion(tokenizer, record.target_text) for record in records]
-    tokens = prompt_ids(tokenizer, records), token_ids(tokenizer, completions)
-    for record, prompt, completion in zip(records, *tokens, strict=True):
+    taught = completion_ids(tokenizer, [record.target_text for record in records])
+    for record, prompt, completion in zip(records, prompt_ids(tokenizer, records), taught, strict=True):
         if len(prompt) > model.model.max_prompt_length or len(completion) > model.generation.max_new_tokens:
             left_out.append(record.id)
         else:

@@ -71,7 +71,7 @@ def inspect_model(name_or_path: str | Path) -> Architecture:
     """
     name = str(name_or_path)
     try:
-        config = AutoConfig.from_pretrained(located(name))
+        config = AutoConfig.from_pretrained(located(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{name}: no model configuration found ({_reason(error)})") from None
     if other := other_class(config):
