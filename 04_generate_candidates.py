@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from utils.frame.config import StageConfig, setting
+from utils.frame.pipeline import DEFAULT_REWARD, RewardName
 from utils.frame.stage import Stage, StageContext, main
 from utils.models.settings import ModelConfig
-from utils.rewards.spec import DEFAULT_REWARD
-from utils.training.inputs import sft_policy, teacher_inputs
+from utils.training.inputs import prepared_split, reward_spec, sft_policy, teacher_inputs
 
 
 @dataclass
@@ -26,9 +26,7 @@ class Options:
     max_items: int | None = setting(
         1024, "only the first prompts of the split, in the order of the seed; null for all"
     )
-    reward: Literal["combined", "task", "intrinsic"] = setting(
-        DEFAULT_REWARD, "which parts of the reward specification are paid"
-    )
+    reward: RewardName = setting(DEFAULT_REWARD, "which parts of the reward specification are paid")
 
     def validate(self) -> None:
         if self.num_candidates < 1:
@@ -39,8 +37,8 @@ class Options:
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     return {
-        "records": run_dir / "01_preprocessing" / f"{config.options.split}.jsonl",
-        "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
+        "records": prepared_split(run_dir, config.options.split),
+        "reward_spec": reward_spec(run_dir),
         **sft_policy(run_dir),
         **teacher_inputs(run_dir, config.model, config.options.reward),
     }

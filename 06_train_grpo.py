@@ -6,90 +6,15 @@
 TRL's GRPOTrainer with shared prefixes (utils/rollouts/shared_prefix_trainer.py). The reference is the SFT
 policy. Greedy answers to validation items choose the best checkpoint. In this stage save_steps, logging_steps
 and eval_steps count rollouts.
+
+What it reads and writes follows from its row in utils/frame/pipeline.py; settings, trainer and curves are in
+utils/methods/grpo/.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from utils.frame.stage import main
+from utils.methods.stage import method_stage, run
 
-from utils.frame.config import setting
-from utils.frame.pipeline import DEFAULT_CURRICULUM, CurriculumName
-from utils.frame.stage import Stage, StageContext, main
-from utils.methods.grpo.settings import GrpoAlgo
-from utils.models.settings import ModelConfig
-from utils.rewards.spec import DEFAULT_REWARD
-from utils.training.inputs import rollout_inputs, variant
-
-PANELS = {
-    "mean reward of the rollout": ["reward", "train_accuracy"],
-    "reward components": [
-        "rewards/exact_match/mean",
-        "rewards/numeric_match/mean",
-        "rewards/program_partial/mean",
-        "rewards/format_penalty/mean",
-        "rewards/reasoning/mean",
-        "rewards/intrinsic/mean",
-    ],
-    "validation": ["val_reward", "val_accuracy", "val_format_valid"],
-    "KL to the reference (nats per token)": ["kl"],
-    "entropy (nats per token)": ["entropy"],
-    "share of tokens clipped": ["clip_ratio/region_mean"],
-    "share of groups without signal": ["frac_reward_zero_std"],
-    "completion length (tokens)": ["completions/mean_length", "val_length"],
-    "gradient norm": ["grad_norm"],
-}
-
-
-@dataclass
-class Options:
-    """Options of 06_train_grpo.py."""
-
-    reward: Literal["combined", "task", "intrinsic"] = setting(
-        DEFAULT_REWARD,
-        "which parts of the reward specification are paid; a folder 06_grpo_<reward> for others",
-    )
-    curriculum: CurriculumName = setting(
-        DEFAULT_CURRICULUM,
-        "which prompts to learn from next (docs/curricula.md); a folder 06_grpo_<curriculum> for others",
-    )
-
-
-def run(ctx: StageContext) -> None:
-    from utils.methods.grpo.trainer import build_grpo_trainer
-    from utils.rollouts.shared_prefix_trainer import updates_per_rollout
-    from utils.training.run import train_stage
-
-    train_stage(
-        ctx,
-        "grpo",
-        lambda records, spec: build_grpo_trainer(ctx, records, spec),
-        PANELS,
-        unit=updates_per_rollout(ctx.config.algo),
-    )
-
-
-STAGE = Stage(
-    number="06",
-    folder="06_grpo",
-    summary="Improve the SFT policy by GRPO.",
-    reads="01_preprocessing/{train,val}.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
-    writes="06_grpo/: ckpt_grpo/{best,final,step_N}, logs/{metrics.jsonl,curves.png}, valid_samples/; "
-    "with --curriculum: logs/curriculum.{jsonl,png}",
-    tiers={
-        "model": (ModelConfig, "configs/models/sample.yaml"),
-        "algo": (GrpoAlgo, "configs/algorithms/grpo.yaml"),
-    },
-    options=Options,
-    inputs=rollout_inputs,
-    variant=variant,
-    several_processes=True,
-    quick={
-        "algo.num_rollouts": 4,
-        "algo.per_device_train_batch_size": 8,
-        "model.training.save_steps": 2,
-        "model.validation.eval_steps": 2,
-        "model.validation.num_items": 8,
-    },
-)
+STAGE = method_stage("06_train_grpo.py")
 
 if __name__ == "__main__":
     main(STAGE, run)

@@ -8,21 +8,20 @@ out with all their pairs, to measure preference accuracy on.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from utils.frame.config import StageConfig, setting
+from utils.frame.pipeline import DEFAULT_REWARD, RewardName
 from utils.frame.stage import Stage, StageContext, main
 from utils.methods.dpo.settings import PreferencesAlgo
 from utils.models.settings import ModelConfig
-from utils.rewards.spec import DEFAULT_REWARD
-from utils.training.inputs import sft_policy, teacher_inputs, variant
+from utils.training.inputs import prepared_split, reward_spec, sft_policy, teacher_inputs, variant
 
 
 @dataclass
 class Options:
     """Options of 08_build_prefs.py."""
 
-    reward: Literal["combined", "task", "intrinsic"] = setting(
+    reward: RewardName = setting(
         DEFAULT_REWARD,
         "which parts of the candidates' rewards count; a folder 08_preferences_<reward> for others",
     )
@@ -35,8 +34,8 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     )
     return {
         "candidates": run_dir / "04_candidates" / "candidates.jsonl",
-        "train": run_dir / "01_preprocessing" / "train.jsonl",
-        "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
+        "train": prepared_split(run_dir, "train"),
+        "reward_spec": reward_spec(run_dir),
         **sft_policy(run_dir),
         **teacher,
     }

@@ -15,6 +15,7 @@ from typing import Literal
 from utils.data.settings import DatasetConfig
 from utils.evaluation.stage import evaluation_inputs, variant_of
 from utils.frame.config import setting
+from utils.frame.pipeline import POLICIES
 from utils.frame.stage import Stage, StageContext, main
 from utils.models.settings import ModelConfig
 
@@ -27,8 +28,7 @@ class Options:
 
     policy: str = setting(
         "",
-        'base, sft, teacher, distill, ppo, grpo, rloo, dpo, or a name of your own; "" is sft, or named after '
-        "policy_ckpt",
+        f'{", ".join(POLICIES)}, or a name of your own; "" is sft, or named after policy_ckpt',
     )
     policy_ckpt: str = setting(
         "",

@@ -14,7 +14,6 @@ experiment: means over seeds, and tests that count seeds as well as items. ``--d
 import sys
 from dataclasses import dataclass
 
-from utils.comparison.failed_policies import parse_failures
 from utils.comparison.stage import compare, comparison_inputs
 from utils.frame.command_line import wants_help
 from utils.frame.config import setting
@@ -37,11 +36,9 @@ class Options:
     efficiency_fraction: float = setting(
         0.9, "sample efficiency: completions to this fraction of the best mean validation accuracy"
     )
-    failures: list[str] = setting([], 'policies that failed, "policy: reason"; shown, and not compared')
     diff_json: str = setting("", "with --diff: also write the differences to this file", path=True)
 
     def validate(self) -> None:
-        parse_failures(self.failures)
         if not 0 < self.efficiency_fraction <= 1:
             raise ValueError(
                 f"efficiency_fraction must be above 0 and at most 1, found {self.efficiency_fraction}"
@@ -60,7 +57,8 @@ STAGE = Stage(
     summary="Compare evaluated policies on the same items. With --diff RUN_A RUN_B [--diff_json FILE]: print "
     "what differs between the manifests of two runs, most consequential first, and write nothing else.",
     reads="10_evaluation/<policy>/{metrics.json,breakdown.csv,samples/} of this run, --runs or --metrics; of "
-    "the stages that trained them manifest.json, runtime.json, logs/metrics.jsonl and the reward audit",
+    "the stages that trained them manifest.json, runtime.json, logs/metrics.jsonl and the reward audit; "
+    "failed.json, where the driver noted what failed",
     writes="11_comparison/: report.{html,md}, summary.csv, changes.jsonl, curves.csv, timing.{csv,md}, "
     "{comparison,level_heatmap,curves,efficiency,timing}.png, and frontier.png, reward_audit.png and "
     "curriculum.png where there is something to draw; with --by_seed also by_seed.csv, pairs.csv",

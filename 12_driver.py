@@ -12,6 +12,7 @@ python 12_driver.py --method grpo --dataset_config configs/datasets/gsm8k.yaml -
 
 import signal
 import sys
+import textwrap
 
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.command import parse, without_export
@@ -21,11 +22,14 @@ from utils.driver.launch import export_plan
 from utils.driver.show import show_budgets, show_plan, show_results
 from utils.frame.credentials import load_environment, redact, redact_tracebacks
 from utils.frame.files import UserError
+from utils.frame.pipeline import ROWS
 
-EPILOG = """\
-any option of a stage: --OWNER.KEY VALUE with OWNER a tier (model, dataset, reward: for every stage that has
-it) or a step (check, prepare, rewards, sft, distill, candidates, ppo, grpo, rloo, preferences, dpo,
-evaluate, compare).
+OWNERS = (
+    "any option of a stage: --OWNER.KEY VALUE with OWNER a tier (model, dataset, reward: for every stage "
+    f"that has it) or a step ({', '.join(ROWS)})."
+)
+EPILOG = f"""\
+{textwrap.fill(OWNERS, 108)}
 
 Methods that sample are compared under one budget: as many completions of as many prompts each; other
 settings are refused, and --completions sets them all. With --curriculum a method that follows curricula is
@@ -35,8 +39,9 @@ With several jobs each step gets its share of the cores (OMP_NUM_THREADS, unless
 threads adds numbers up in another order, so results agree to the last byte only between equal numbers.
 
 reads    the raw data set, the models, and what earlier executions left in the run's folder
-writes   outputs/<run_id>/, a folder for each stage, and run_manifest.json; with --seeds
-         outputs/<run_id>_seed_<s>/ for each seed, and their comparison in outputs/<run_id>/11_comparison
+writes   outputs/<run_id>/: a folder for each stage, run_manifest.json, failed.json where something failed;
+         with --seeds outputs/<run_id>_seed_<s>/ for each seed, and their comparison in
+         outputs/<run_id>/11_comparison
 exit     0 done, else the code of the first step that failed: 1 a stage failed, 2 a mistake in the command,
          its files or settings; 130 or 143 interrupted (run it again)
 """

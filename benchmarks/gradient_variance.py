@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.data.records import load_records
 from utils.frame.files import UserError, derive_seed, dump_json, write_json
-from utils.frame.stage import StageContext, load_script
-from utils.frame.stage_plan import check_inputs, make_plan
+from utils.frame.stage import StageContext
+from utils.frame.stage_plan import check_inputs, load_script, make_plan
 from utils.methods.rloo.trainer import SharedPrefixRLOOTrainer, build_rloo_trainer
 from utils.models.prefix.shared_prefix import CompletionBatch, evaluating
 from utils.models.sampling import generate

@@ -11,7 +11,7 @@ from utils.curricula.settings import CurriculumSettings
 from utils.frame.command_line import FrameOptions, describe_keys, plain
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, write_text
-from utils.frame.pipeline import OBJECTIVES, SCRIPTS
+from utils.frame.pipeline import PIPELINE, row_of
 from utils.frame.stage_plan import NoOptions, Stage, load_script
 
 DOCUMENT = REPO_ROOT / "docs" / "configuration.md"
@@ -21,9 +21,8 @@ HEAD = ("| key | default | what it is |", "|---|---|---|")
 
 
 def stages() -> list[Stage]:
-    """Return the stages of all numbered scripts there are, in order."""
-    scripts = [script for script in dict.fromkeys(SCRIPTS.values()) if (REPO_ROOT / script).exists()]
-    found = [load_script(script).STAGE for script in scripts]
+    """Return the stages of all numbered scripts, in order."""
+    found = [load_script(script).STAGE for script in dict.fromkeys(row.script for row in PIPELINE)]
     return [
         one for stage in found for one in (stage, *(stage.choice.others.values() if stage.choice else ()))
     ]
@@ -49,7 +48,8 @@ def tables(found: list[Stage]) -> str:
 
 
 def _script(stage: Stage) -> str:
-    return " ".join([SCRIPTS[stage.folder], *OBJECTIVES.get(stage.folder, ())])
+    row = row_of(stage.folder)
+    return " ".join([row.script, *row.option])
 
 
 def _choice(stage: Stage) -> str:

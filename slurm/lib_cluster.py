@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, UserError, resolve_path
-from utils.frame.pipeline import SCRIPTS
+from utils.frame.pipeline import PIPELINE
 from utils.frame.typed_settings import setting
 
 # A whole run in one job, or the comparison that the driver makes in the end.
@@ -76,9 +76,10 @@ class Cluster(Resources):
 
     def validate(self) -> None:
         super().validate()
+        known = [*(row.folder for row in PIPELINE), DRIVER]
         for name in self.steps:
-            if name not in (*SCRIPTS, DRIVER):
-                raise ValueError(f"steps: no step writes {name}; there are {', '.join((*SCRIPTS, DRIVER))}")
+            if name not in known:
+                raise ValueError(f"steps: no step writes {name}; there are {', '.join(known)}")
         if not 10 <= self.signal_seconds <= 65535:
             raise ValueError(f"signal_seconds must be from 10 to 65535, found {self.signal_seconds}")
 

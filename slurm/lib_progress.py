@@ -11,8 +11,8 @@ from typing import Any
 from utils.driver.execute import duration
 from utils.frame.files import UserError, read_json
 from utils.frame.manifest import MANIFEST, RUNTIME
-from utils.frame.pipeline import NESTED
-from utils.frame.stage_plan import started, without_variant
+from utils.frame.pipeline import NESTED, row_of
+from utils.frame.stage_plan import started
 
 _TIME = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.+Z-]+ ")
 
@@ -50,7 +50,7 @@ def progress_of_run(run_dir: Path) -> list[Progress]:
     """Every stage that has begun, in the order of the pipeline."""
     found = []
     for folder in sorted(run_dir.iterdir()) if run_dir.is_dir() else ():
-        if not without_variant(folder.name):
+        if row_of(folder.name) is None:
             continue
         folders = sorted(folder.iterdir()) if folder.name in NESTED else [folder]
         found += [progress_of_stage(each, run_dir) for each in folders]

@@ -11,14 +11,14 @@ from transformers import TrainerCallback
 from tests.support.dpo_stage import DPO, dpo_contexts
 from tests.support.training_stages import KillAt, Killed
 from utils.frame.files import read_jsonl
-from utils.methods.dpo import build as module
-from utils.methods.dpo.build import build_dpo_trainer, train_dpo
+from utils.methods.dpo.build import build_dpo_trainer
 from utils.methods.dpo.trainer import PairTrainer
 from utils.models.loading import load_policy, save_policy
 from utils.models.settings import (
     ModelSection,
     TrainingSection,
 )
+from utils.training.run import train_stage
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
@@ -35,20 +35,15 @@ def context(tiny_models, files, tmp_path, unrendered):
 def train(ctx, *callbacks):
     """The whole of the stage, below ``ctx.out``; returns the trainer."""
     built = []
-    original = module.build_dpo_trainer
 
-    def build(ctx):
-        trainer, tokenizer = original(ctx)
+    def build(records, spec):
+        trainer, tokenizer = build_dpo_trainer(ctx, records, spec)
         for callback in callbacks:
             trainer.add_callback(callback)
         built.append(trainer)
         return trainer, tokenizer
 
-    module.build_dpo_trainer = build
-    try:
-        train_dpo(ctx, {"loss": ["loss", "val_preference_loss"], "KL": ["val_kl"]})
-    finally:
-        module.build_dpo_trainer = original
+    train_stage(ctx, "dpo", build, {"loss": ["loss", "val_preference_loss"], "KL": ["val_kl"]})
     return built[0]
 
 

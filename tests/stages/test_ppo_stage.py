@@ -29,6 +29,7 @@ from utils.models.settings import (
     ValidationSection,
 )
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
+from utils.rollouts.shared_prefix_trainer import updates_per_rollout
 from utils.training.run import resume_point, train_stage
 
 pytestmark = pytest.mark.filterwarnings(
@@ -93,7 +94,7 @@ def train(ctx, *callbacks) -> PPOTrainer:
         built.append(trainer)
         return trainer, tokenizer
 
-    train_stage(ctx, "ppo", build, {"loss": ["loss"]}, ctx.config.algo.updates_per_rollout)
+    train_stage(ctx, "ppo", build, {"loss": ["loss"]}, updates_per_rollout(ctx.config.algo))
     return built[0]
 
 

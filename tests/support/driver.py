@@ -6,9 +6,10 @@ import sys
 from utils.driver import command
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.execute import Execution
-from utils.driver.goal import METHODS, Goal, Overrides
+from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import build_graph
 from utils.frame.files import REPO_ROOT
+from utils.frame.pipeline import METHODS
 
 
 def parse(*argv: str):

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -32,7 +33,7 @@ from utils.frame.processes import (
 from utils.frame.stage import StageContext
 from utils.methods.distill.build import build_distill_trainer
 from utils.methods.distill.settings import DistillAlgo
-from utils.methods.dpo.build import train_dpo
+from utils.methods.dpo.build import build_dpo_trainer
 from utils.methods.dpo.settings import DpoAlgo
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import build_grpo_trainer
@@ -176,7 +177,7 @@ def train(ctx: StageContext, method: str, kill_at: int = 0) -> None:
     """The whole of the method's stage, or what comes of it until it is killed after a step."""
     _, build = METHODS[method]
     if method == "dpo":
-        train_dpo(ctx, {"loss": ["loss"]})
+        train_stage(ctx, method, partial(build_dpo_trainer, ctx), {"loss": ["loss"]})
         return
 
     def built(records, spec):

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from transformers import TrainerCallback
@@ -11,11 +12,13 @@ from tests.support.records import RECORDS
 from utils.data.records import Record
 from utils.frame.config import StageConfig
 from utils.frame.files import REPO_ROOT, write_jsonl
+from utils.frame.pipeline import row_of
 from utils.frame.stage import StageContext, _clear
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import build_grpo_trainer
 from utils.methods.sft.settings import SftAlgo
 from utils.methods.sft.trainer import build_sft_trainer
+from utils.methods.stage import builder
 from utils.models.loading import add_lora, load_policy, save_policy
 from utils.models.settings import (
     GenerationSection,
@@ -113,8 +116,10 @@ def run_script(number: str, ctx: StageContext) -> None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.PANELS = {"reward": ["reward", "val_reward"]}  # drawing all of them takes longer than the training
-    module.run(ctx)
+    ctx.stage = module.STAGE.folder
+    # Drawing all panels takes longer than the training.
+    with mock.patch.object(builder(row_of(ctx.stage)), "PANELS", {"reward": ["reward", "val_reward"]}):
+        module.run(ctx)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

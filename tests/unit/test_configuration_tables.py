@@ -9,7 +9,7 @@ from docs import configuration_tables as reference
 from tests.support import toy
 from utils.frame import command_line as cli
 from utils.frame.files import REPO_ROOT
-from utils.frame.pipeline import SCRIPTS
+from utils.frame.pipeline import PIPELINE, row_of
 from utils.frame.typed_settings import leaf_keys
 
 
@@ -40,7 +40,7 @@ def test_the_documentation_shows_what_a_stage_runs_with(stage):
             value = attrgetter(key)(getattr(config, tier))
             assert table[f"{tier}.{key}"] == cli.plain(value), key
     for key in leaf_keys(stage.options):
-        titles = [title for title in shown if title.startswith(f"Options of `{SCRIPTS[stage.folder]}")]
+        titles = [title for title in shown if title.startswith(f"Options of `{row_of(stage.folder).script}")]
         values = [shown[title][key] for title in titles if key in shown[title]]
         assert cli.plain(getattr(config.options, key)) in values, key
 
@@ -58,7 +58,7 @@ def test_tables_hold_every_key_of_a_stage():
 def test_every_stage_script_is_known_and_declares_its_place():
     for script in sorted(path.name for path in REPO_ROOT.glob("[0-9][0-9]_*.py")):
         if script != "12_driver.py":
-            assert script in SCRIPTS.values()
+            assert script in {row.script for row in PIPELINE}
     for stage in reference.stages():
-        assert SCRIPTS[stage.folder].startswith(stage.number + "_") and stage.folder[:2] == stage.number
+        assert row_of(stage.folder).script[:3] == f"{stage.number}_" == stage.folder[:3]
         assert stage.summary and stage.reads and stage.writes

@@ -1,48 +1,32 @@
-"""Policies that failed before they could be evaluated, as ``--failures`` names them: "policy: reason"."""
+"""Policies that failed before they could be evaluated, from the failed.json of the run that compares."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from utils.frame.failures import read_failures
 from utils.frame.pipeline import policy_order
 
-_ENTRY = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?):\s+(?P<reason>\S.*)", re.DOTALL)
 
+def failed_policies(run_dir: Path, options: Any) -> dict[str, str]:
+    """What failed -> why, in the order of the pipeline, as far as stage 11's options ask for it.
 
-def parse_failures(entries: Sequence[str]) -> dict[str, str]:
-    """Name -> reason on one line; several reasons of one name are joined.
-
-    A name is a policy, which failed wherever it is looked for, or "<run>/<policy>".
-
-    Raises ValueError for an entry of another form.
+    Failures count of the run that compares or, where it compares others (``runs``), of these; and of the
+    policies that are asked for, where any are. A policy of several runs failed where it failed in any, and
+    its reasons name the runs: "no pairs (seed_0, seed_1)".
     """
-    failures: dict[str, list[str]] = {}
-    for entry in entries:
-        found = _ENTRY.fullmatch(entry.strip())
-        if not found:
-            raise ValueError(
-                f"failures: {entry!r} is not of the form 'policy: reason'; on the command line, give them as "
-                "a JSON list: --failures '[\"dpo: too few pairs, 3\"]'"
-            )
-        reason = " ".join(found["reason"].split())
-        if reason not in failures.setdefault(found["name"], []):
-            failures[found["name"]].append(reason)
-    return {name: "; ".join(failures[name]) for name in sorted(failures, key=policy_order)}
-
-
-def failed_in_any(failures: dict[str, str]) -> dict[str, str]:
-    """Policy -> reason, with the runs named that a reason is of: "no pairs (run_0, run_1)"."""
-    runs: dict[str, dict[str, list[str]]] = {}
-    for name, reason in failures.items():
-        run, _, policy = name.rpartition("/")
-        of_policy = runs.setdefault(policy, {}).setdefault(reason, [])
-        of_policy += [run] if run else []
+    found: dict[str, dict[str, list[str]]] = {}
+    for failure in read_failures(run_dir) if options.runs or options.policies or not options.metrics else ():
+        wanted = not options.policies or failure.policy in ("", *options.policies)
+        if wanted and bool(failure.run) == bool(options.runs):
+            of_policy = found.setdefault(failure.policy or failure.run, {})
+            of_policy.setdefault(failure.reason, []).extend([failure.run] if failure.policy else [])
     return {
-        policy: "; ".join(
-            f"{reason} ({', '.join(where)})" if where else reason for reason, where in runs[policy].items()
+        name: "; ".join(
+            f"{reason} ({', '.join(runs)})" if any(runs) else reason for reason, runs in found[name].items()
         )
-        for policy in sorted(runs, key=policy_order)
+        for name in sorted(found, key=policy_order)
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 from utils.comparison.evaluations import evaluated_in
 from utils.comparison.manifest_diff import load_manifests
 from utils.comparison.seed_runs import lineage
+from utils.frame.pipeline import ROWS, after_sft, origin_of, row_of
 
 LOG = "logs/metrics.jsonl"
-SFT = "03_sft"
-_AFTER_SFT = re.compile(r"0[4-9]_")
-_CHECKPOINT = re.compile(r"(?P<stage>0[3-9]_[^/]+)/ckpt_[^/]+(?:/(?P<name>[^/]+))?")
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Trained:
     @property
     def is_sft(self) -> bool:
         """Whether the policy is where the other methods start: trained on demonstrations alone."""
-        return self.training.startswith(SFT)
+        return _is_sft(self.training)
 
     @property
     def log(self) -> Path | None:
@@ -77,27 +74,25 @@ def _trained(
     manifests = of_runs[run_dir]
     rests_on = lineage(manifests, evaluation)
     # Weights of an adapter and of the model below it may both lie in the run: the later stage trained it.
-    found = [
-        match for path in manifests[evaluation].get("inputs", {}) if (match := _CHECKPOINT.fullmatch(path))
-    ]
-    found = [match for match in found if match["stage"] in rests_on]
-    last = max(found, key=lambda match: _place(match["stage"]), default=None)
-    name = (last["name"] or "") if last else ""
-    after = sorted(stage for stage in rests_on if _AFTER_SFT.match(stage))
-    before = [last["stage"]] if last else []
+    found = map(origin_of, map(Path, manifests[evaluation].get("inputs", {})))
+    found = [origin for origin in found if origin and origin.stage.as_posix() in rests_on]
+    last = max(found, key=lambda origin: list(ROWS).index(origin.method.name), default=None)
+    training, checkpoint = (last.stage.name, last.checkpoint) if last else ("", "")
+    if last and folder.name != Path(evaluation).name:  # one of several checkpoints that were evaluated
+        checkpoint = folder.name
+    after = sorted(filter(after_sft, rests_on))
     return Trained(
         run_dir=run_dir,
         seed=manifests[evaluation]["seed"],
-        stages={stage: rests_on[stage] for stage in after or before},
-        training=last["stage"] if last else "",
-        checkpoint=folder.name if last and f"10_evaluation/{folder.name}" != evaluation else name,
-        after_sft=any(stage.startswith(SFT) for stage in rests_on if not last or stage != last["stage"]),
+        stages={stage: rests_on[stage] for stage in after or filter(None, [training])},
+        training=training,
+        checkpoint=checkpoint,
+        after_sft=any(_is_sft(stage) for stage in rests_on if stage != training),
     )
 
 
-def _place(stage: str) -> tuple[str, bool]:
-    """Sort key: the stage's place in the pipeline, in which distillation comes after SFT."""
-    return stage[:2], not stage.startswith(SFT)
+def _is_sft(stage: str) -> bool:
+    return row_of(stage) is ROWS["sft"]
 
 
 def training_logs(trained: Mapping[str, Sequence[Trained]]) -> dict[str, Path]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.comparison.failed_policies import failed_in_any, parse_failures
 from utils.comparison.manifest_diff import ABSENT, Difference, diff_runs, load_manifests
 from utils.evaluation.policy_names import find_evaluations
 from utils.frame.files import UserError
@@ -47,7 +46,7 @@ class SeedRuns:
 
 
 def find_seed_runs(
-    run_dir: Path, runs: Sequence[str], policies: Sequence[str], failures: Sequence[str] = ()
+    run_dir: Path, runs: Sequence[str], policies: Sequence[str], failed: Mapping[str, str] | None = None
 ) -> SeedRuns:
     """The evaluations of several runs as seeds of one experiment.
 
@@ -55,7 +54,7 @@ def find_seed_runs(
         run_dir: the run that compares; its folder's siblings are what run ids in ``runs`` stand for.
         runs: run ids or run folders, two or more.
         policies: which policies; empty for all that every run has evaluated.
-        failures: "policy: reason" or "<run>/<policy>: reason" for policies to leave out.
+        failed: policy -> reason, for policies to leave out.
 
     Raises:
         UserError: where there are fewer than two runs, a policy that was asked for has no evaluation, no
@@ -63,10 +62,9 @@ def find_seed_runs(
     """
     if len(runs) < 2:
         raise UserError("--by_seed needs two or more runs, one per seed: give them as --runs RUN,RUN,…")
-    failed = failed_in_any(parse_failures(failures))
     found: dict[str, dict[str, Path]] = {}
     for run in runs:
-        evaluations = find_evaluations(run_dir, [run], policies, failed)
+        evaluations = find_evaluations(run_dir, [run], policies, failed or {})
         name = next(iter(evaluations.values())).parents[1].name
         if name in found:
             raise UserError(f"--runs names '{name}' twice: every run is one seed")
@@ -88,7 +86,7 @@ def find_seed_runs(
         folders={policy: [found[run][policy] for run in order] for policy in shared},
         left_out={policy: lacking[policy] for policy in every if lacking[policy]},
         code=code,
-        failed=failed,
+        failed=dict(failed or {}),
     )
 
 

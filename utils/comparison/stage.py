@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from utils.comparison.answer_files import records_file
 from utils.comparison.evaluations import audit_files, chosen_evaluations, expand_runs, input_files
-from utils.comparison.failed_policies import parse_failures
+from utils.comparison.failed_policies import failed_policies
 from utils.comparison.lineage import trained_policies, training_logs
 from utils.comparison.seed_runs import SeedRuns, find_seed_runs
 from utils.evaluation.policy_names import evaluation_files
 from utils.frame.config import StageConfig
+from utils.frame.failures import FAILED
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
 
@@ -24,22 +25,25 @@ AUDIT_INPUT = "reward audit of "  # then the run: how the stage's inputs name on
 def comparison_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     """The evaluations that are compared, and the training logs of their policies where they exist."""
     options = config.options
+    failed = failed_policies(run_dir, options)
     if options.by_seed:
         runs = seed_runs(run_dir, options)
         found, folders = runs.evaluations(), runs.folders
     else:
-        found = chosen_evaluations(run_dir, options, parse_failures(options.failures))
+        found = chosen_evaluations(run_dir, options, failed)
         folders = {name: [folder] for name, folder in found.items()}
     audits = {f"{AUDIT_INPUT}{run}": path for run, path in audit_files(found.values()).items()}
     logs = training_logs(trained_policies(folders))
-    return input_files(found) | logs | audits | records_file(found.values())
+    failures = {"failures": run_dir / FAILED} if failed else {}
+    return input_files(found) | logs | audits | records_file(found.values()) | failures
 
 
 def seed_runs(run_dir: Path, options: Any) -> SeedRuns:
     """The runs that stage 11's options name as seeds of one experiment."""
     if options.metrics:
         raise UserError("--by_seed compares runs, which have a seed: leave out --metrics, or --by_seed")
-    return find_seed_runs(run_dir, expand_runs(run_dir, options.runs), options.policies, options.failures)
+    failed = failed_policies(run_dir, options)
+    return find_seed_runs(run_dir, expand_runs(run_dir, options.runs), options.policies, failed)
 
 
 def compare(ctx: StageContext) -> None:
@@ -74,7 +78,7 @@ def _policies(ctx: StageContext) -> Comparison:
     from utils.comparison.paired import compare_all, load_result
     from utils.comparison.topic import Comparison
 
-    failed = parse_failures(ctx.config.options.failures)
+    failed = failed_policies(ctx.run_dir, ctx.config.options)
     found = chosen_evaluations(ctx.run_dir, ctx.config.options, failed)
     results = [load_result(name, *evaluation_files(folder)) for name, folder in found.items()]
     ctx.log(f"comparing {', '.join(found)}")

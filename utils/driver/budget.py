@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.driver.goal import CANDIDATES, Goal, Overrides, Step
 from utils.frame.files import UserError
 from utils.frame.manifest import read_manifest
+from utils.frame.pipeline import METHODS, ROWS, row_of, sampled_in
 from utils.frame.stage_plan import Plan, load_script, make_plan
-
-# Which step draws a method's completions, and the option that says how many of each prompt.
-SAMPLED_IN = {"distill": "distill", "ppo": "ppo", "grpo": "grpo", "rloo": "rloo", "dpo": CANDIDATES.name}
-GROUP_OPTION = {
-    "distill": "--distill.num_generations",
-    "ppo": "--ppo.num_generations",
-    "grpo": "--grpo.num_generations",
-    "rloo": "--rloo.num_samples",
-    "dpo": "--candidates.num_candidates",
-}
 
 
 @dataclass(frozen=True)
@@ -31,6 +22,7 @@ class Budget:
         per_prompt: completions of each.
         split: where the prompts are from.
         unit: completions that cannot be divided: a rollout's, or a prompt's.
+        option: the driver's option that sets ``per_prompt``.
         gold: how many of the completions are not sampled but the data set's own (distillation).
     """
 
@@ -38,6 +30,7 @@ class Budget:
     per_prompt: int
     split: str
     unit: int
+    option: str
     gold: int = 0
 
     @property
@@ -57,10 +50,9 @@ def read_budgets(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> di
     Variants of a step have the same options, and so one budget.
     """
     steps = {step.name: step for step in goal.steps()}
+    rows = {method: row for method in goal.methods if (row := sampled_in(method))}
     return {
-        method: _budget(_planned(steps[SAMPLED_IN[method]], overrides, run_id, seed))
-        for method in goal.methods
-        if method in SAMPLED_IN
+        method: _budget(_planned(steps[row.name], overrides, run_id, seed)) for method, row in rows.items()
     }
 
 
@@ -72,9 +64,10 @@ def set_completions(completions: int, goal: Goal, overrides: Overrides, run_id: 
     a prompt's completions do not divide the number, naming the nearest that does, or where another option
     stands against it.
     """
-    steps = {step.name: step for step in goal.steps() if step.name in SAMPLED_IN.values()}
+    steps = {step.name: step for step in goal.steps() if ROWS[step.name].samples}
     if not steps:
-        raise UserError(f"--completions goes with a method that samples: {', '.join(SAMPLED_IN)}")
+        sampling = ", ".join(filter(sampled_in, METHODS))
+        raise UserError(f"--completions goes with a method that samples: {sampling}")
     units = {name: _budget(_planned(step, overrides, run_id, seed)).unit for name, step in steps.items()}
     common = math.lcm(*units.values())
     if completions < 1 or completions % common:
@@ -85,7 +78,7 @@ def set_completions(completions: int, goal: Goal, overrides: Overrides, run_id: 
             f"nearest that does is {nearest}"
         )
     for name, step in steps.items():
-        key = "--max_items" if name == CANDIDATES.name else "--algo.num_rollouts"
+        key = "--max_items" if name == CANDIDATES else "--algo.num_rollouts"
         overrides.budget[name] = [key, str(completions // units[name])]
         budget = _budget(_planned(step, overrides, run_id, seed))
         if budget.prompts is None or budget.prompts * budget.per_prompt != completions:
@@ -103,33 +96,36 @@ def check_budgets(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> d
     text, of which a prompt has one, they are as many completions of more prompts.)
     """
     budgets = read_budgets(goal, overrides, run_id, seed)
-    if "dpo" in budgets:
-        candidates = next(step for step in goal.steps() if step.id == CANDIDATES.id)
+    learners = [method for method in budgets if sampled_in(method).name == CANDIDATES]
+    of_candidates = None
+    if learners:
+        candidates = next(step for step in goal.steps() if step.name == CANDIDATES)
         run_dir = _planned(candidates, overrides, run_id, seed).run_dir
-        budgets["dpo"] = _limited(budgets["dpo"], run_dir)
+        of_candidates = _limited(budgets[learners[0]], run_dir)
+        budgets |= dict.fromkeys(learners, of_candidates)
     if len(budgets) < 2:
         return budgets
-    dpo = budgets.get("dpo")
-    if dpo and dpo.split != "train":
+    who = ", ".join(learners)
+    if of_candidates and of_candidates.split != "train":
         raise UserError(
-            f"the methods would not see the same prompts: --candidates.split is {dpo.split}, which dpo "
-            "learns from, and the others draw from train; leave it out"
+            f"the methods would not see the same prompts: --candidates.split is {of_candidates.split}, which "
+            f"{who} learns from, and the others draw from train; leave it out"
         )
     groups = {method: budget.per_prompt for method, budget in budgets.items() if not budget.gold}
     if len(set(groups.values())) > 1:
-        options = ", ".join(GROUP_OPTION[method] for method in groups)
+        options = ", ".join(budgets[method].option for method in groups)
         raise UserError(
             f"the methods would sample different numbers of completions per prompt ({_listed(groups)}), and "
             f"so not see the same prompts: make {options} equal"
         )
-    if dpo and dpo.prompts is None:
+    if of_candidates and of_candidates.prompts is None:
         raise UserError(
-            "dpo would sample candidates of every prompt of the train split (--candidates.max_items null), "
-            "and how many that are is known only when 01 has run: give --completions N for all methods"
+            f"{who} would sample candidates of every prompt of the train split (--candidates.max_items "
+            "null), and how many that are is known only when 01 has run: give --completions N for all methods"
         )
     completions = {method: budget.completions for method, budget in budgets.items()}
     if len(set(completions.values())) > 1:
-        few = _split_size(run_dir, "train") if dpo else None
+        few = _split_size(run_dir, "train") if learners else None
         note = f"; the train split has {few} prompts, candidates are of each once" if few else ""
         raise UserError(
             f"the methods would sample different numbers of completions ({_listed(completions)}{note}): give "
@@ -144,14 +140,13 @@ def _planned(step: Step, overrides: Overrides, run_id: str, seed: int) -> Plan:
 
 def _budget(plan: Plan) -> Budget:
     """The budget of a sampling step; that of 04 without regard to how many prompts there are."""
-    if plan.stage.folder == "04_candidates":
-        options = plan.config.options
-        return Budget(options.max_items, options.num_candidates, options.split, options.num_candidates)
-    algo = plan.config.algo
-    per_prompt = algo.num_samples if hasattr(algo, "num_samples") else algo.num_generations
-    completions = algo.num_prompts * per_prompt
+    step, options, algo = row_of(plan.stage.folder).name, plan.config.options, plan.config.algo
+    if step == CANDIDATES:
+        group, option = options.num_candidates, f"--{step}.num_candidates"
+        return Budget(options.max_items, group, options.split, group, option)
+    completions = algo.num_prompts * algo.group_size
     unit, gold = completions // algo.num_rollouts, completions - algo.sampled_completions
-    return Budget(algo.num_prompts, per_prompt, "train", unit, gold)
+    return Budget(algo.num_prompts, algo.group_size, "train", unit, f"--{step}.{algo.group_option}", gold)
 
 
 def _limited(budget: Budget, run_dir: Path) -> Budget:
@@ -160,13 +155,13 @@ def _limited(budget: Budget, run_dir: Path) -> Budget:
     if available is None:
         return budget
     prompts = available if budget.prompts is None else min(budget.prompts, available)
-    return Budget(prompts, budget.per_prompt, budget.split, budget.unit)
+    return replace(budget, prompts=prompts)
 
 
 def _split_size(run_dir: Path, split: str) -> int | None:
     """How many prompts a split of the run has, None before 01 has run."""
-    manifest = read_manifest(run_dir / "01_preprocessing")
-    name = f"01_preprocessing/{split}.jsonl"
+    folder = ROWS["prepare"].folder
+    manifest, name = read_manifest(run_dir / folder), f"{folder}/{split}.jsonl"
     return manifest["outputs"][name]["rows"] if manifest and name in manifest["outputs"] else None
 
 

@@ -7,16 +7,14 @@ import argparse
 from utils.driver.execute import default_jobs
 from utils.driver.goal import (
     FLAG_OF_TIER,
-    METHODS,
     Goal,
     Overrides,
     listed,
-    parse_curricula,
-    parse_methods,
+    named,
 )
 from utils.driver.launch import read_launch
 from utils.frame.files import UserError
-from utils.frame.pipeline import CURRICULA
+from utils.frame.pipeline import CURRICULA, METHODS
 
 
 def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
@@ -74,8 +72,9 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     cannot be, and for an option that has no owner.
     """
     known, rest = build_parser(description, epilog).parse_known_args(argv)
-    curricula = () if known.curriculum is None else parse_curricula(known.curriculum)
-    goal, overrides = Goal(parse_methods(known.method), known.reward, curricula, known.teacher), Overrides()
+    methods = named("method", known.method, METHODS)
+    curricula = () if known.curriculum is None else named("curriculum", known.curriculum, CURRICULA)
+    goal, overrides = Goal(methods, known.reward, curricula, known.teacher), Overrides()
     if known.seed is not None and known.seeds:
         raise UserError("give --seed for one run or --seeds for a run of each, not both")
     seeds = listed(known.seeds or ())

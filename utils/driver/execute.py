@@ -14,6 +14,7 @@ from pathlib import Path
 from utils.driver.graph import Comparison, Key, Node, Outcome, rests_on
 from utils.driver.launch import Launch
 from utils.driver.process import Child, interrupts_held_back, say, stop
+from utils.frame.failures import write_failures
 from utils.frame.files import UserError
 from utils.frame.manifest import device_kind, update_run_manifest
 from utils.frame.stage_plan import Prepared, load_script, prepare
@@ -121,12 +122,17 @@ class Execution:
         if argv is None:
             self.outcomes[node.key] = blocked or Outcome("skipped")
             return None
+        stage = load_script(node.step.script).STAGE
         try:
             if node.check:
                 node.check()
-            prepared = prepare(load_script(node.step.script).STAGE, argv)
+            prepared = prepare(stage, argv)
+            if isinstance(node, Comparison):
+                changed = write_failures(prepared.run_dir, node.failures(self.outcomes))
+                prepared = prepare(stage, argv) if changed else prepared
         except UserError as error:
-            self._fail(node, Outcome("failed", f"{node.step.stage.folder}: {error}", 2))
+            folder = node.plan.name
+            self._fail(node, Outcome("failed", f"{folder}: {error}", 2, stage=folder))
             return None
         self.run_dirs[node.run_id] = prepared.run_dir
         name, status = self._name(node, prepared), prepared.status
@@ -135,7 +141,7 @@ class Execution:
             self.outcomes[node.key] = Outcome("up to date")
             return None
         if self.compare_only and not isinstance(node, Comparison):
-            self._fail(node, Outcome("failed", _unfinished(prepared), 1))
+            self._fail(node, _unfinished(prepared))
             return None
         say(f"{self._place(node)} {name}: {node.step.script} ({status.split(':')[0]})")
         # A comparison is derived from what is compared, and is redone when that changes.
@@ -155,9 +161,9 @@ class Execution:
             self.outcomes[node.key] = Outcome("done", seconds=seconds)
             say(f"{self._place(node)} {self._name(node, prepared)}: finished in {duration(seconds)}")
             return
-        folder = prepared.out.relative_to(prepared.run_dir).as_posix()
+        folder = _folder(prepared)
         reason = running.child.reason(code, prepared.run_dir, folder)
-        self._fail(node, Outcome("failed", reason, code if code > 0 else 1, seconds))
+        self._fail(node, Outcome("failed", reason, code if code > 0 else 1, seconds, folder))
 
     def _fail(self, node: Node, outcome: Outcome) -> None:
         """Note a failure and say, on one line, which methods it takes down and why."""
@@ -181,12 +187,16 @@ class Execution:
         return f"[{keys.index(node.key) + 1}/{len(keys)}]"
 
 
-def _unfinished(prepared: Prepared) -> str:
-    """Why a step that was to have run elsewhere is no ground for a comparison."""
-    folder = prepared.out.relative_to(prepared.run_dir).as_posix()
-    if prepared.status.startswith("stale"):
-        return f"{folder}: of other work than this command asks for"
-    return f"{folder}: has not finished (see {folder}/stage.log)"
+def _folder(prepared: Prepared) -> str:
+    return prepared.out.relative_to(prepared.run_dir).as_posix()
+
+
+def _unfinished(prepared: Prepared) -> Outcome:
+    """What becomes of a step that was to have run elsewhere, and is no ground for a comparison."""
+    folder, why = _folder(prepared), "of other work than this command asks for"
+    if not prepared.status.startswith("stale"):
+        why = f"has not finished (see {folder}/stage.log)"
+    return Outcome("failed", f"{folder}: {why}", 1, stage=folder)
 
 
 def exit_code(nodes: Sequence[Node], outcomes: dict[Key, Outcome]) -> int:

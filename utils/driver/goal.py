@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import get_args, get_type_hints
 
 from utils.frame.files import UserError
-from utils.frame.pipeline import CURRICULA, DEFAULT_CURRICULUM
+from utils.frame.pipeline import (
+    DEFAULT_CURRICULUM,
+    DEFAULT_REWARD,
+    METHODS,
+    PIPELINE,
+    REWARDS,
+    ROWS,
+    StageRow,
+    requires,
+)
 from utils.frame.stage_plan import Stage, load_script
 from utils.frame.typed_settings import suggestion
 
@@ -31,6 +39,11 @@ class Step:
     policy: str = ""
     variant: str = ""
 
+    @classmethod
+    def of(cls, row: StageRow) -> Step:
+        """The step that runs a row of the pipeline as it is."""
+        return cls(row.name, row.script, row.option, row.needs)
+
     @property
     def id(self) -> str:
         """The step's name within its run, with its variant or, of an evaluation, its policy."""
@@ -41,56 +54,9 @@ class Step:
         """The stage that the script is with these arguments."""
         return load_script(self.script).STAGE.chosen(self.arguments)[0]
 
-    @property
-    def rewards(self) -> tuple[str, ...]:
-        """What ``--reward`` of the stage can be; () where it pays none."""
-        return get_args(get_type_hints(self.stage.options).get("reward"))
 
-    @property
-    def follows_curricula(self) -> bool:
-        """Whether the stage has ``--curriculum``."""
-        return "curriculum" in get_type_hints(self.stage.options)
-
-
-DATA = (
-    Step("check", "00_check_data.py"),
-    Step("prepare", "01_prepare_dataset.py", needs=("check",)),
-    Step("rewards", "02_build_rewards.py", needs=("prepare",)),
-)
-SFT = Step("sft", "03_sft_train.py", needs=("rewards",))
-DISTILL = Step("distill", "03_sft_train.py", ("--objective", "distill"), needs=("sft",))
-CANDIDATES = Step("candidates", "04_generate_candidates.py", needs=("sft",))
-# What a method takes after the data, methods in the order of the pipeline; the last step trains its policy.
-METHODS: dict[str, tuple[Step, ...]] = {
-    "sft": (SFT,),
-    "distill": (SFT, DISTILL),
-    "ppo": (SFT, CANDIDATES, Step("ppo", "05_train_ppo.py", needs=("sft",))),
-    "grpo": (SFT, CANDIDATES, Step("grpo", "06_train_grpo.py", needs=("sft",))),
-    "rloo": (SFT, CANDIDATES, Step("rloo", "07_train_rloo.py", needs=("sft",))),
-    "dpo": (
-        SFT,
-        CANDIDATES,
-        Step("preferences", "08_build_prefs.py", needs=("candidates",)),
-        Step("dpo", "09_train_dpo.py", needs=("preferences",)),
-    ),
-}
-COMPARE = Step("compare", "11_compare_runs.py")
-
-
-def parse_methods(words: Iterable[str]) -> tuple[str, ...]:
-    """Method names, separated by spaces or commas, in the pipeline's order; "all" is every method.
-
-    Raises UserError for another name, or none.
-    """
-    return _named("method", words, METHODS)
-
-
-def parse_curricula(words: Iterable[str]) -> tuple[str, ...]:
-    """Names of curricula, separated by spaces or commas, in their own order; "all" is every one.
-
-    Raises UserError for another name, or none.
-    """
-    return _named("curriculum", words, CURRICULA)
+CANDIDATES = ROWS["candidates"].name
+EVALUATE, COMPARE = Step.of(ROWS["evaluate"]), Step.of(ROWS["compare"])
 
 
 def listed(words: Iterable[str]) -> list[str]:
@@ -98,7 +64,11 @@ def listed(words: Iterable[str]) -> list[str]:
     return [entry for word in words for entry in word.split(",") if entry]
 
 
-def _named(option: str, words: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+def named(option: str, words: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Names of methods or curricula, separated by spaces or commas, in the order of ``known``; "all" is all.
+
+    Raises UserError for another name, or none.
+    """
     names, known = listed(words), tuple(known)
     for name in names:
         if name not in (*known, "all"):
@@ -127,10 +97,10 @@ class Goal:
 
         Policies are <method>[_<reward>][_<curriculum>], each part where it is not the default.
         """
-        step, policy = self._paid(METHODS[method][-1]), method
-        if self.reward is not None and step.rewards and self.reward != step.stage.options().reward:
+        step, policy = self._paid(Step.of(METHODS[method])), method
+        if METHODS[method].rewarded and self.reward not in (None, DEFAULT_REWARD):
             policy += f"_{self.reward}"
-        if not self.curricula or not step.follows_curricula:
+        if not self.curricula or not METHODS[method].ordered:
             return {policy: step}
         return {
             policy if name == DEFAULT_CURRICULUM else f"{policy}_{name}": replace(
@@ -149,7 +119,7 @@ class Goal:
         """Methods that follow no curriculum and run once, whichever curricula are asked for."""
         if not self.curricula:
             return []
-        return [method for method in self.methods if not METHODS[method][-1].follows_curricula]
+        return [method for method in self.methods if not METHODS[method].ordered]
 
     def steps(self) -> list[Step]:
         """Everything that a run takes from raw data to the last evaluation, each after what it needs.
@@ -159,17 +129,17 @@ class Goal:
         """
         self._check_reward()
         self._check_curricula()
-        steps = dict.fromkeys(DATA)
-        for method in self.methods:
-            steps |= dict.fromkeys(self._paid(step) for step in METHODS[method][:-1])
-            steps |= dict.fromkeys(self.variants(method).values())
+        steps: list[Step] = []
+        for name in requires(*self.methods, beside=True):
+            trained = name in self.methods
+            steps += self.variants(name).values() if trained else [self._paid(Step.of(ROWS[name]))]
         return [*steps, *self.evaluations()]
 
     def evaluations(self) -> list[Step]:
         """Stage 10 for every policy of the comparison; its options are ``--evaluate.KEY``."""
         policies = {"base": "rewards"} | self._trained_by() | ({"teacher": "rewards"} if self.teacher else {})
         return [
-            Step("evaluate", "10_evaluate.py", ("--policy", policy), (need,), policy)
+            replace(EVALUATE, arguments=("--policy", policy), needs=(need,), policy=policy)
             for policy, need in policies.items()
         ]
 
@@ -180,23 +150,25 @@ class Goal:
     def _trained_by(self) -> dict[str, str]:
         """Policy -> id of the step that trains it, SFT first."""
         variants = [self.variants(method) for method in self.methods]
-        return {"sft": SFT.id} | {policy: step.id for each in variants for policy, step in each.items()}
+        return {"sft": "sft"} | {policy: step.id for each in variants for policy, step in each.items()}
 
     def _check_reward(self) -> None:
         if self.reward is None:
             return
-        choices = {method: METHODS[method][-1].rewards for method in self.methods}
-        paying = {method: names for method, names in choices.items() if names}
-        for method, names in (paying or choices).items():
-            if self.reward not in names:
-                script = METHODS[method][-1].script
-                remedy = f"choose from {', '.join(names)}" if names else f"{script} pays no reward"
-                raise UserError(f"--reward {self.reward} does not go with --method {method}: {remedy}")
+        rewarded = [method for method in self.methods if METHODS[method].rewarded]
+        method = (rewarded or self.methods)[0]
+        if not rewarded:
+            remedy = f"{METHODS[method].script} pays no reward"
+        elif self.reward not in REWARDS:
+            remedy = f"choose from {', '.join(REWARDS)}"
+        else:
+            return
+        raise UserError(f"--reward {self.reward} does not go with --method {method}: {remedy}")
 
     def _check_curricula(self) -> None:
         asked = [name for name in self.curricula if name != DEFAULT_CURRICULUM]
         if asked and self.unordered() == list(self.methods):
-            follow = ", ".join(method for method, steps in METHODS.items() if steps[-1].follows_curricula)
+            follow = ", ".join(method for method, row in METHODS.items() if row.ordered)
             raise UserError(
                 f"--curriculum {' '.join(asked)} does not go with --method {' '.join(self.methods)}: "
                 f"curricula are followed by {follow}"
@@ -207,7 +179,7 @@ class Goal:
 
         Candidates keep their own: they are sampled once, and carry every component for all methods.
         """
-        if self.reward is None or step == CANDIDATES or not step.rewards:
+        if self.reward is None or not ROWS[step.name].rewarded:
             return step
         return replace(step, arguments=(*step.arguments, "--reward", self.reward))
 
@@ -217,7 +189,12 @@ OWN_OPTIONS = {
     "reward": "policies are named after their reward, so give --reward to the driver, for all methods alike; "
     "for rewards that differ run the driver once for each",
     "curriculum": "policies are named after their curriculum, so give --curriculum to the driver",
-    "objective": "name what to train as --method sft or --method distill",
+    **{
+        row.option[0].removeprefix("--"): "name what to train as "
+        + " or ".join(f"--method {other.name}" for other in PIPELINE if other.script == row.script)
+        for row in PIPELINE
+        if row.option
+    },
 }
 
 
@@ -244,7 +221,7 @@ class Overrides:
                 f"unknown option --{key}{suggestion(owner, owners)}: the driver passes on --OWNER.KEY VALUE, "
                 f"with OWNER one of {', '.join(owners)}"
             )
-        if rest in OWN_OPTIONS and owner not in (*TIERS, CANDIDATES.name):
+        if rest in OWN_OPTIONS and owner not in (*TIERS, CANDIDATES):
             raise UserError(f"--{key}: {OWN_OPTIONS[rest]}")
         if owner in TIERS:
             self.tiers.setdefault(owner, []).extend([f"--{key}", *values])

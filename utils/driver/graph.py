@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 from utils.driver.budget import check_budgets
-from utils.driver.goal import CANDIDATES, COMPARE, DISTILL, SFT, Goal, Overrides, Step
-from utils.frame.credentials import redact
+from utils.driver.goal import CANDIDATES, COMPARE, Goal, Overrides, Step
+from utils.frame.failures import Failure
 from utils.frame.files import UserError
+from utils.frame.pipeline import ROWS, UNTRAINED
 from utils.frame.stage_plan import Plan, load_script, make_plan
 
 Key = tuple[str, str]  # run id, step id
-UNTRAINED = ("base", "teacher")  # policies that are the same with every seed
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,14 @@ class Outcome:
         reason: why it failed or is blocked, one line that begins with the failed step's folder.
         code: the exit code of a failed step.
         seconds: how long it ran.
+        stage: the folder of the step that failed, also where another is blocked by it.
     """
 
     status: str
     reason: str = ""
     code: int = 0
     seconds: float = 0.0
+    stage: str = ""
 
     @property
     def ok(self) -> bool:
@@ -64,6 +65,14 @@ class Node:
     def key(self) -> Key:
         return self.run_id, self.step.id
 
+    @cached_property
+    def plan(self) -> Plan:
+        """The resolved command line. Raises UserError, with the script's name, for a mistake in it."""
+        try:
+            return make_plan(load_script(self.step.script).STAGE, list(self.argv))
+        except UserError as error:
+            raise UserError(f"{self.step.script}: {error}") from None
+
     def command(self, outcomes: Outcomes) -> list[str] | None:
         """The command line, or None where there is nothing to do."""
         return list(self.argv)
@@ -72,7 +81,7 @@ class Node:
         """The outcome where something it rests on failed, with that one's reason."""
         for need in self.needs:
             if not outcomes[need].ok:
-                return Outcome("blocked", outcomes[need].reason)
+                return Outcome("blocked", outcomes[need].reason, stage=outcomes[need].stage)
         return None
 
 
@@ -87,49 +96,39 @@ class Comparison(Node):
         return [(key[1].split()[-1], key) for key in self.needs]
 
     def command(self, outcomes: Outcomes) -> list[str] | None:
-        done = [policy for policy, key in self.policies() if outcomes[key].ok]
-        if not set(done) - set(UNTRAINED):
-            return None
-        return [*self.argv, "--policies", _flow(done), *_failures(self.lost(outcomes))]
+        names = [policy for policy, key in self.policies()]
+        done = {policy for policy, key in self.policies() if outcomes[key].ok}
+        return [*self.argv, "--policies", _flow(names)] if done - set(UNTRAINED) else None
 
-    def lost(self, outcomes: Outcomes) -> list[str]:
-        """What failed, "policy: reason"."""
+    def failures(self, outcomes: Outcomes) -> list[Failure]:
+        """What cannot be compared, and why."""
         ended = ((policy, outcomes[key]) for policy, key in self.policies())
-        return [f"{policy}: {outcome.reason}" for policy, outcome in ended if not outcome.ok]
+        return [Failure(policy, each.stage, each.reason) for policy, each in ended if not each.ok]
 
 
 class SeedComparison(Comparison):
     """Stage 11 over seeds: ``needs`` are the evaluations of all trained policies in all seeds' runs."""
 
+    def runs(self, outcomes: Outcomes) -> list[str]:
+        """The runs that evaluated any policy: the others would leave nothing to compare."""
+        return list(dict.fromkeys(key[0] for key in self.needs if outcomes[key].ok))
+
     def command(self, outcomes: Outcomes) -> list[str] | None:
-        runs, policies, failures = seeds_to_compare(self, outcomes)
-        if len(runs) < 2 or not policies:
+        runs, policies = self.runs(outcomes), dict.fromkeys(policy for policy, _ in self.policies())
+        lost = {failure.policy for failure in self.failures(outcomes)}
+        if len(runs) < 2 or not set(policies) - lost:
             return None
-        of_seeds = ["--by_seed", "true", "--runs", ",".join(runs), "--policies", _flow(policies)]
-        return [*self.argv, *of_seeds, *_failures(failures)]
+        return [*self.argv, "--by_seed", "true", "--runs", ",".join(runs), "--policies", _flow(policies)]
 
-
-def seeds_to_compare(node: Comparison, outcomes: Outcomes) -> tuple[list[str], list[str], list[str]]:
-    """Runs that evaluated any policy, policies that all of these evaluated, and what failed.
-
-    A failure is "seed_1/ppo: reason", and "seed_1: reason" for a seed whose run has no policy at all: that
-    seed is left out, since otherwise it would leave nothing to compare.
-    """
-    of_run: dict[str, dict[str, Outcome]] = {}
-    for policy, key in node.policies():
-        of_run.setdefault(key[0], {})[policy] = outcomes[key]
-    runs, failures = [], []
-    for run_id, of_policy in of_run.items():
-        seed = run_id.removeprefix(f"{node.run_id}_")
-        lost = {policy: outcome.reason for policy, outcome in of_policy.items() if not outcome.ok}
-        if len(lost) < len(of_policy):
-            runs.append(run_id)
-            failures += [f"{seed}/{policy}: {reason}" for policy, reason in lost.items()]
-        else:
-            failures.append(f"{seed}: {next(iter(lost.values()))}")
-    policies = dict.fromkeys(policy for policy, _ in node.policies())
-    shared = [policy for policy in policies if all(of_run[run_id][policy].ok for run_id in runs)]
-    return runs, shared, failures
+    def failures(self, outcomes: Outcomes) -> list[Failure]:
+        """What failed with any seed; of a seed with nothing to compare, one failure of all policies."""
+        runs, found = self.runs(outcomes), {}
+        for policy, key in self.policies():
+            seed, each = key[0].removeprefix(f"{self.run_id}_"), outcomes[key]
+            failure = Failure(policy if key[0] in runs else "", each.stage, each.reason, seed)
+            if not each.ok:
+                found.setdefault(failure.name, failure)
+        return list(found.values())
 
 
 def run_of_seed(run_id: str, seed: int) -> str:
@@ -141,12 +140,12 @@ def nodes_of_run(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> li
     """All steps of one run and its comparison, each after what it rests on."""
     nodes = []
     for step in goal.steps():
-        words, needs = overrides.argv(step, run_id, seed), step.needs
-        if step.name == DISTILL.name and _plan(step, words).config.options.start == "base":
-            needs = SFT.needs
         # Whether there are prompts enough for the candidates is known once the data is prepared.
-        check = partial(check_budgets, goal, overrides, run_id, seed) if step == CANDIDATES else None
-        nodes.append(Node(run_id, step, tuple(words), tuple((run_id, need) for need in needs), check))
+        check = partial(check_budgets, goal, overrides, run_id, seed) if step.name == CANDIDATES else None
+        node = Node(run_id, step, tuple(overrides.argv(step, run_id, seed)), check=check)
+        from_base = getattr(node.plan.config.options, "start", "sft") == "base"
+        needs = ROWS["sft"].needs if from_base else step.needs
+        nodes.append(replace(node, needs=tuple((run_id, need) for need in needs)))
     evaluations = tuple(node.key for node in nodes if node.step.policy)
     compare = Comparison(run_id, COMPARE, tuple(overrides.argv(COMPARE, run_id, seed)), evaluations)
     return [*nodes, compare]
@@ -177,16 +176,8 @@ def build_graph(
         words = tuple(overrides.argv(COMPARE, run_id, 0))
         nodes.append(SeedComparison(run_id, COMPARE, words, evaluations))
     for node in nodes:
-        _plan(node.step, node.argv)
+        _ = node.plan  # a mistake in any of them shows now
     return nodes
-
-
-def _plan(step: Step, words: Sequence[str]) -> Plan:
-    """The resolved command line. Raises UserError, with the script's name, for a mistake in it."""
-    try:
-        return make_plan(load_script(step.script).STAGE, list(words))
-    except UserError as error:
-        raise UserError(f"{step.script}: {error}") from None
 
 
 def rests_on(nodes: Sequence[Node], key: Key) -> list[Node]:
@@ -198,12 +189,5 @@ def rests_on(nodes: Sequence[Node], key: Key) -> list[Node]:
     return [node for node in nodes if node.key in lost]
 
 
-def _flow(names: Sequence[str]) -> str:
+def _flow(names: Iterable[str]) -> str:
     return f"[{', '.join(names)}]"
-
-
-def _failures(entries: Sequence[str]) -> list[str]:
-    """``--failures`` with its value, a JSON list (which the command line reads as YAML), if any failed."""
-    if not entries:
-        return []
-    return ["--failures", json.dumps([redact(entry) for entry in entries], ensure_ascii=False)]

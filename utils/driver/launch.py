@@ -11,7 +11,7 @@ from typing import Any
 from utils.driver.graph import Comparison, Node
 from utils.frame.config import read_yaml
 from utils.frame.files import REPO_ROOT, UserError, resolve_path, shown, write_json
-from utils.frame.stage_plan import load_script, make_plan
+from utils.frame.stage_plan import load_script
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def export_plan(path: str | Path, nodes: Sequence[Node], launch: Launch, argv: S
     def script_words(script: str) -> list[str]:
         return [*launch.words(script, ["python"], ["accelerate", "launch"]), path_of(script)]
 
-    names = {node.key: _name(node) for node in nodes}
+    names = {node.key: f"{node.run_id}/{node.plan.name}" for node in nodes}
     steps: list[dict[str, Any]] = [
         {
             "name": names[node.key],
@@ -130,8 +130,3 @@ def export_plan(path: str | Path, nodes: Sequence[Node], launch: Launch, argv: S
     )
     write_json(path, steps)
     return steps
-
-
-def _name(node: Node) -> str:
-    stage = load_script(node.step.script).STAGE
-    return f"{node.run_id}/{make_plan(stage, list(node.argv)).name}"

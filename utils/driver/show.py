@@ -9,11 +9,13 @@ from pathlib import Path
 
 from utils.driver.budget import Budget
 from utils.driver.execute import Execution, duration
-from utils.driver.graph import Comparison, Node, SeedComparison, seeds_to_compare
-from utils.frame.stage_plan import load_script, make_plan, prepare
+from utils.driver.graph import Comparison, Node, SeedComparison
+from utils.frame.failures import Failure
+from utils.frame.pipeline import ROWS
+from utils.frame.stage_plan import load_script, prepare
 
 WIDTH = 100
-COMPARISON = "11_comparison"
+COMPARISON = ROWS["compare"].folder
 
 
 def show_budgets(budgets: Mapping[str, Budget], every: bool) -> None:
@@ -32,14 +34,11 @@ def show_plan(nodes: Sequence[Node], jobs: int, overwrite: bool) -> None:
     """Print every step with its status, as things are now; nothing is run or written."""
     several = len({node.run_id for node in nodes}) > 1
     for number, node in enumerate(nodes, start=1):
-        stage, argv = load_script(node.step.script).STAGE, list(node.argv)
-        if isinstance(node, Comparison):
-            plan, status = make_plan(stage, argv), "when the evaluations have ended"
-        else:
-            plan = prepare(stage, argv)
-            status = plan.status.replace("_", " ")
+        status = "when the evaluations have ended"
+        if not isinstance(node, Comparison):
+            status = prepare(load_script(node.step.script).STAGE, list(node.argv)).status.replace("_", " ")
             status += ", to be redone" if overwrite and status == "up to date" else ""
-        name = plan.out.relative_to(plan.run_dir.parent if several else plan.run_dir).as_posix()
+        name = f"{node.run_id}/{node.plan.name}" if several else node.plan.name
         print(f"[{number}/{len(nodes)}] {name}: {node.step.script} ({status})")
     print(f"jobs: {jobs}; nothing was run (--dry_run)")
 
@@ -55,14 +54,13 @@ def show_results(execution: Execution) -> None:
     for node in [each for each in made if isinstance(each, SeedComparison)] or made:
         folder = run_dirs[node.run_id]
         if isinstance(node, SeedComparison):
-            runs, _, failures = seeds_to_compare(node, outcomes)
-            title = f"{node.run_id}: mean accuracy over {len(runs)} seeds"
-            _print_table(title, _rows_of_seeds(folder / COMPARISON), failures, folder)
+            title = f"{node.run_id}: mean accuracy over {len(node.runs(outcomes))} seeds"
+            _print_table(title, _rows_of_seeds(folder / COMPARISON), node.failures(outcomes), folder)
         else:
             done = [policy for policy, key in node.policies() if outcomes[key].ok]
             seed = int(node.argv[node.argv.index("--seed") + 1])
             title = f"{node.run_id}: accuracy on the test set"
-            _print_table(title, _rows_of_run(folder, done, seed), node.lost(outcomes), folder)
+            _print_table(title, _rows_of_run(folder, done, seed), node.failures(outcomes), folder)
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _print_table(title: str, rows: Sequence[Row], failures: Sequence[str], run_dir: Path) -> None:
+def _print_table(title: str, rows: Sequence[Row], failures: Sequence[Failure], run_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -124,11 +122,10 @@ def _print_table(title: str, rows: Sequence[Row], failures: Sequence[str], run_d
             value, low, high = (100 * number for number in row.difference)
             cells += [f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", f"{row.p_value:.2g}"]
         table.add_row(*cells)
-    for policy in dict.fromkeys(failure.partition(": ")[0].rpartition("/")[2] for failure in failures):
-        table.add_row(policy, "failed")
+    for name in dict.fromkeys(failure.policy or failure.run for failure in failures):
+        table.add_row(name, "failed")
     console = Console(width=WIDTH, highlight=False, markup=False)
     console.print(table)
     for failure in failures:
-        who, _, reason = failure.partition(": ")
-        console.print(f"{who} failed: {reason}", soft_wrap=True)
+        console.print(f"{failure.name} failed: {failure.reason}", soft_wrap=True)
     console.print(f"report: {run_dir / COMPARISON / 'report.html'}", soft_wrap=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from utils.evaluation.answers import PolicyAnswers
-from utils.evaluation.start_policy import trained_by
 from utils.evaluation.token_values import Values
 from utils.frame.files import shown
 from utils.frame.manifest import read_manifest
+from utils.frame.pipeline import origin_of
 from utils.frame.stage import StageContext
 from utils.methods.ppo.losses import gae, k1
 from utils.methods.ppo.settings import PpoAlgo
@@ -113,10 +113,10 @@ def load_critic(
 
     Raises UserError where the critic's file is damaged or another model's.
     """
-    stage = None if checkpoint is None else trained_by(checkpoint)
-    if stage is None or not stage.name.startswith("05_ppo") or stage.parent != ctx.run_dir:
+    origin = origin_of(checkpoint)
+    if origin is None or origin.method.name != "ppo" or origin.stage.parent != ctx.run_dir:
         return None
-    manifest = read_manifest(stage)
+    manifest = read_manifest(origin.stage)
     if manifest is None:
         return None
     config = manifest["config"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.frame.files import UserError, resolve_path, shown
-from utils.frame.pipeline import POLICIES, TRAINED_IN, policy_order
+from utils.frame.pipeline import POLICIES, best_checkpoint, method_of, origin_of, policy_order
 from utils.models.settings import ModelConfig
 from utils.training.inputs import model_inputs
 
@@ -39,11 +39,8 @@ def _named_after(checkpoint: str) -> str:
     holder = folder if several else folder.parent
     if not several and not holder.name.startswith("ckpt_"):
         return folder.name
-    stages = {stage: method for method, stage in TRAINED_IN.items()}
-    stage = next((name for name in stages if f"{holder.parent.name}_".startswith(f"{name}_")), None)
-    method = holder.name.removeprefix("ckpt_")
-    if stage:
-        method = stages[stage] + holder.parent.name.removeprefix(stage)
+    origin = origin_of(holder)
+    method = origin.policy if origin else holder.name.removeprefix("ckpt_")
     return f"{method}_checkpoints" if several else f"{method}_{folder.name}"
 
 
@@ -60,14 +57,13 @@ def checkpoint_of(policy: str, policy_ckpt: str, model: ModelConfig, run_dir: Pa
         folder = resolve_path(given)
         local = folder.is_dir() or given.startswith((".", "/", "~", "assets/", "outputs/"))
         return folder if local else given
-    method, _, variant = policy.partition("_")
-    if method not in TRAINED_IN:
+    trained = method_of(policy)
+    if trained is None:
         raise UserError(
             f"policy '{policy}' is none of {', '.join(POLICIES)} (with an optional _<variant>); "
             "for any other checkpoint give its folder as --policy_ckpt"
         )
-    stage = TRAINED_IN[method] + (f"_{variant}" if variant else "")
-    return run_dir / stage / f"ckpt_{method}" / "best"
+    return run_dir / best_checkpoint(*trained)
 
 
 class Checkpoint(NamedTuple):

@@ -27,8 +27,8 @@ from utils.frame import manifest as manifests
 from utils.frame.command_line import help_text, wants_help
 from utils.frame.config import StageConfig
 from utils.frame.credentials import load_environment, redact, redact_tracebacks
+from utils.frame.failures import forget_failures
 from utils.frame.files import TEMPORARY_PREFIX, UserError, dump_json, remove, shown, write_json, write_text
-from utils.frame.pipeline import NESTED, SCRIPTS
 from utils.frame.processes import (
     from_main,
     is_main_process,
@@ -37,35 +37,7 @@ from utils.frame.processes import (
     lost_another,
     num_processes,
 )
-from utils.frame.stage_plan import (
-    IN_PROGRESS,
-    Choice,
-    NoOptions,
-    Plan,
-    Prepared,
-    Stage,
-    check_inputs,
-    load_script,
-    make_plan,
-    prepare,
-    started,
-    status_of,
-)
-
-__all__ = [
-    "NESTED",
-    "SCRIPTS",
-    "Choice",
-    "NoOptions",
-    "Prepared",
-    "Stage",
-    "StageConfig",
-    "StageContext",
-    "execute",
-    "load_script",
-    "main",
-    "prepare",
-]
+from utils.frame.stage_plan import IN_PROGRESS, Plan, Stage, check_inputs, make_plan, started, status_of
 
 LOCK = ".lock"
 LOG = "stage.log"
@@ -78,7 +50,7 @@ class StageContext:
     `inputs` holds the verified paths by name, `out` the existing stage folder; `resuming` tells that an
     interrupted execution of the same work left its files there. `metrics` goes into the manifest (headline
     numbers, nothing volatile), `runtime` into runtime.json (speeds, times). Of several processes, the main
-    one's count, and it alone says lines.
+    one's count, and it alone says lines. `stage` is the stage's folder without a variant ("06_grpo").
     """
 
     config: StageConfig
@@ -89,6 +61,7 @@ class StageContext:
     inputs: dict[str, Path]
     metrics: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
+    stage: str = ""
 
     @property
     def seed(self) -> int:
@@ -296,7 +269,8 @@ def _begin(plan: Plan) -> tuple[StageContext, list[str]]:
 
 
 def _context(plan: Plan, resuming: bool) -> StageContext:
-    return StageContext(plan.config, plan.run_dir.name, plan.run_dir, plan.out, resuming, plan.inputs)
+    run_dir, stage = plan.run_dir, plan.stage.folder
+    return StageContext(plan.config, run_dir.name, run_dir, plan.out, resuming, plan.inputs, stage=stage)
 
 
 def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: list[str]) -> int:
@@ -315,6 +289,7 @@ def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: lis
         seconds = time.monotonic() - begin
         _write_runtime(ctx, argv, sessions, seconds)
         _write_manifest(plan, ctx)
+        forget_failures(plan.run_dir, plan.name)
         ctx.log(f"{plan.name}: done in {seconds:.1f} s -> {shown(out)}")
     remove(out / IN_PROGRESS)
     if code == 0:

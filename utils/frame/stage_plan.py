@@ -14,7 +14,7 @@ from utils.frame import manifest as manifests
 from utils.frame.command_line import Arguments, output_root, parse, resolve
 from utils.frame.config import StageConfig
 from utils.frame.files import REPO_ROOT, UserError, read_json, shown
-from utils.frame.pipeline import NESTED, OBJECTIVES, SCRIPTS, VARIANTS
+from utils.frame.pipeline import NESTED, options_of, row_of
 
 IN_PROGRESS = ".in_progress.json"
 
@@ -203,35 +203,11 @@ def _verify_input(path: Path, plan: Plan) -> None:
 
 
 def _run_of(path: Path, run_dir: Path) -> Path | None:
-    """Return the run a path belongs to: this one, or one beside it where the path is in a stage's folder."""
-    if path.is_relative_to(run_dir):
-        return run_dir
-    if path.is_relative_to(run_dir.parent):
-        run, *rest = path.relative_to(run_dir.parent).parts
-        if rest and _script_of(rest[0]):
-            return run_dir.parent / run
-    return None
-
-
-def _script_of(folder: str) -> str | None:
-    """Return the script that writes a stage folder (a variant's included), None if no stage does."""
-    return SCRIPTS.get(without_variant(folder))
-
-
-def without_variant(folder: str) -> str:
-    """Return the stage's name of a stage folder (a variant's included), "" where no stage writes it."""
-    known = [name for name in SCRIPTS if folder == name or folder.startswith(name + "_")]
-    return max(known, key=len, default="")
-
-
-def _options_for(folder: str) -> list[str]:
-    """Return the options that make a script write a stage folder, e.g. of its reward and its curriculum."""
-    stage = without_variant(folder)
-    words, suffix = list(OBJECTIVES.get(stage, ())), folder.removeprefix(stage)
-    while name := next((name for name in VARIANTS if f"{suffix}_".startswith(f"_{name}_")), None):
-        words += VARIANTS[name]
-        suffix = suffix.removeprefix(f"_{name}")
-    return words
+    """Return the run of a path in a stage's folder, this one or one beside it; None for other paths."""
+    if not path.is_relative_to(run_dir.parent):
+        return None
+    run, stage, file = (*path.relative_to(run_dir.parent).parts, "", "", "")[:3]
+    return run_dir.parent / run if row_of(stage) or (run == run_dir.name and file) else None
 
 
 def _how_to_get(path: Path) -> str:
@@ -244,7 +220,9 @@ def _how_to_get(path: Path) -> str:
 def command_for(folder: Path, run_id: str, output_dir: str | None) -> str:
     """Return the command that makes a stage folder of a run."""
     stage = folder.parts[0]
-    words = ["python", _script_of(stage) or f"{stage[:2]}_….py", "--run_id", run_id, *_options_for(stage)]
+    row = row_of(stage)
+    script = row.script if row else f"{stage[:2]}_….py"
+    words = ["python", script, "--run_id", run_id, *(options_of(stage) if row else ())]
     if output_dir is not None:
         words += ["--output_dir", output_dir]
     return shlex.join(words)

@@ -65,7 +65,7 @@ class RewardPipeline:
     """Grades completions, asks the teacher, and combines, for the training method of one run.
 
     records: the training records; a completion's record is given by its place among them.
-    reward: one of `utils.rewards.spec.REWARDS`. teacher: may be None where `needs_teacher` is false, and is
+    reward: one of `utils.frame.pipeline.REWARDS`. teacher: may be None where `needs_teacher` is false, and is
     never asked then. gamma: the trainer's discount, which the bellman forms take over. replicated: every
     process scores the same rollouts, so that none has to hear of the others' statistics. Otherwise each of
     several processes scores its part of a rollout, in their order, and all call at once: statistics and

@@ -9,10 +9,8 @@ import yaml
 
 from utils.frame.config import load_tier
 from utils.frame.files import UserError, resolve_path, write_text
+from utils.frame.pipeline import REWARDS
 from utils.frame.typed_settings import setting
-
-REWARDS = ("task", "intrinsic", "combined")  # option --reward of training stages: which components are paid
-DEFAULT_REWARD = "combined"  # of every stage, so that methods are compared on one
 
 
 @dataclass

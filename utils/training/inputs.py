@@ -1,21 +1,43 @@
 """What the training stages read, as paths. Light to import: the driver asks every stage for its inputs."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from utils.frame.config import StageConfig
 from utils.frame.files import read_json, resolve_path
-from utils.frame.pipeline import DEFAULT_CURRICULUM
+from utils.frame.pipeline import DEFAULT_CURRICULUM, DEFAULT_REWARD, METHODS, ROWS, Method, best_checkpoint
 from utils.models.settings import ModelConfig
-from utils.rewards.spec import DEFAULT_REWARD, load_reward_spec, paid_weights
+from utils.rewards.spec import load_reward_spec, paid_weights
 
 
-def training_inputs(run_dir: Path) -> dict[str, Path]:
-    """The prepared splits and the reward specification of a run."""
-    return {
-        "train": run_dir / "01_preprocessing" / "train.jsonl",
-        "val": run_dir / "01_preprocessing" / "val.jsonl",
-        "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
-    }
+def method_inputs(method: Method, config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    """What a method's stage reads: what it learns from, what it validates on, its start and its teacher."""
+    if method.from_pairs:
+        pairs = run_dir / "_".join(filter(None, (ROWS["preferences"].folder, variant(config))))
+        inputs = {"pairs": pairs / "pairs.jsonl", "val_pairs": pairs / "val_pairs.jsonl"}
+    else:
+        inputs = {"train": prepared_split(run_dir, "train")}
+    inputs |= {"val": prepared_split(run_dir, "val"), "reward_spec": reward_spec(run_dir)}
+    if getattr(config.options, "start", method.starts[0]) == "base":
+        inputs |= configured_model(config.model.model.name_or_path)
+    else:
+        inputs |= sft_policy(run_dir)
+    if method.teacher:
+        inputs |= configured_teacher(config.model)
+    elif method.rewarded and not method.from_pairs:
+        inputs |= teacher_inputs(run_dir, config.model, config.options.reward)
+    return inputs
+
+
+def prepared_split(run_dir: Path, split: str) -> Path:
+    """The records of a split, as 01 prepared them."""
+    return run_dir / ROWS["prepare"].folder / f"{split}.jsonl"
+
+
+def reward_spec(run_dir: Path) -> Path:
+    """The reward specification of a run."""
+    return run_dir / ROWS["rewards"].folder / "reward_spec.yaml"
 
 
 def model_inputs(checkpoint: Path | str) -> dict[str, Path]:
@@ -39,7 +61,7 @@ def configured_model(name_or_path: str) -> dict[str, Path]:
 
 def sft_policy(run_dir: Path) -> dict[str, Path]:
     """The best SFT checkpoint of a run, and the base model below it where that is local."""
-    return model_inputs(run_dir / "03_sft" / "ckpt_sft" / "best")
+    return model_inputs(run_dir / best_checkpoint(METHODS["sft"]))
 
 
 def teacher_inputs(run_dir: Path, model: ModelConfig, reward: str) -> dict[str, Path]:
@@ -47,7 +69,7 @@ def teacher_inputs(run_dir: Path, model: ModelConfig, reward: str) -> dict[str, 
 
     Raises UserError for a ``reward`` that the run's specification cannot pay.
     """
-    path = run_dir / "02_rewards" / "reward_spec.yaml"
+    path = reward_spec(run_dir)
     # A specification that is not there is reported as the missing input that it is.
     if not path.is_file() or not paid_weights(load_reward_spec(path), reward).intrinsic:
         return {}
@@ -59,12 +81,6 @@ def configured_teacher(model: ModelConfig) -> dict[str, Path]:
     folders = configured_model(model.model.teacher_name_or_path)
     names = {"checkpoint": "teacher", "base_model": "teacher_base"}
     return {names[name]: folder for name, folder in folders.items()}
-
-
-def rollout_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
-    """What a stage reads that learns from rollouts of the SFT policy."""
-    teacher = teacher_inputs(run_dir, config.model, config.options.reward)
-    return training_inputs(run_dir) | sft_policy(run_dir) | teacher
 
 
 def variant(config: StageConfig) -> str:

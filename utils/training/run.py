@@ -151,8 +151,9 @@ def train_stage(
     unit: int = 1,
 ) -> None:
     """A training stage from its inputs to its curves: ``build`` makes trainer and tokenizer from the training
-    records and the reward specification; validation uses the first ``validation.num_items`` of val, every
-    ``validation.eval_steps`` times ``unit`` optimizer steps.
+    records (none where there is no input "train") and the reward specification; validation uses the first
+    ``validation.num_items`` of val, every ``validation.eval_steps`` times ``unit`` optimizer steps. It is
+    `GenerationValidation`, unless the trainer names another class as its ``validation``.
     """
     compute_reproducibly()
     spec = load_reward_spec(ctx.inputs["reward_spec"])
@@ -164,8 +165,9 @@ def train_stage(
     records = load_records(ctx.inputs["val"])[: ctx.config.model.validation.num_items]
 
     def attempt() -> tuple[Trainer, list[dict[str, Any]]]:
-        trainer, tokenizer = build(load_records(ctx.inputs["train"]), spec)
-        validation = GenerationValidation(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
+        trainer, tokenizer = build(load_records(ctx.inputs["train"]) if "train" in ctx.inputs else [], spec)
+        validate = getattr(trainer, "validation", GenerationValidation)
+        validation = validate(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
         return trainer, run_training(ctx, trainer, validation)
 
     trainer, history = train_within_memory(ctx, attempt)

@@ -10,6 +10,7 @@ from tests.support.driver import FAKE
 from utils.driver import execute
 from utils.driver.goal import Step
 from utils.driver.graph import Node
+from utils.frame.failures import read_failures
 from utils.frame.files import REPO_ROOT
 from utils.frame.stage_plan import Prepared, make_plan
 
@@ -18,9 +19,13 @@ from utils.frame.stage_plan import Prepared, make_plan
 def stages(monkeypatch, tmp_path):
     """A world in which every step succeeds but those in ``codes``, and has the status in ``statuses``.
 
-    Both are by folder ("05_ppo"), or by run and folder ("r_seed_1/05_ppo").
+    Both are by folder ("05_ppo"), or by run and folder ("r_seed_1/05_ppo"). ``failed(run)`` is what the run's
+    failed.json says: what failed -> the stage that did, and why.
     """
     world = SimpleNamespace(statuses={}, codes={}, commands=[], most=0, alive=0)
+    world.failed = lambda run="r": {
+        each.name: (each.stage, each.reason) for each in read_failures(tmp_path / run)
+    }
 
     def of(table, run_dir, out, default):
         name = out.relative_to(run_dir).as_posix()

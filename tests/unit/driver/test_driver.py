@@ -6,9 +6,10 @@ import pytest
 
 from tests.support.driver import parse, run_driver
 from utils.driver import goal
-from utils.driver.goal import COMPARE, METHODS, Goal, Overrides, Step
+from utils.driver.goal import COMPARE, Goal, Overrides, Step
 from utils.driver.graph import build_graph
 from utils.frame.files import UserError
+from utils.frame.pipeline import METHODS
 from utils.frame.stage_plan import command_for, load_script, prepare
 
 SCRIPT = load_script("12_driver.py")
@@ -82,13 +83,13 @@ def test_every_step_comes_after_what_it_needs():
     ],
 )
 def test_methods_are_words_or_a_list(words, methods):
-    assert goal.parse_methods(words) == methods
+    assert goal.named("method", words, METHODS) == methods
 
 
 @pytest.mark.parametrize(("words", "message"), [(["pop"], 'no "pop".*"?ppo"?'), ([","], "needs one")])
 def test_a_method_that_is_none(words, message):
     with pytest.raises(UserError, match=message):
-        goal.parse_methods(words)
+        goal.named("method", words, METHODS)
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo", "rloo", "dpo"])
@@ -99,7 +100,7 @@ def test_a_reward_that_is_not_the_default_names_the_policy(method, reward, tmp_p
     policy = method if reward in (None, "combined") else f"{method}_{reward}"
     assert wanted.trained() == ["sft", policy]
     nodes = {node.step.id: node for node in build_graph(wanted, Overrides(), "r", 0)}
-    trains = nodes[METHODS[method][-1].id]
+    trains = nodes[method]
     prepared = prepare(load_script(trains.step.script).STAGE, list(trains.argv))
     number = {"ppo": "05", "grpo": "06", "rloo": "07", "dpo": "09"}[method]
     assert prepared.out.name == f"{number}_{policy}"

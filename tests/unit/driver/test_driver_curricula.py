@@ -1,16 +1,15 @@
 """Methods under several curricula: their steps, names, options and budgets, and what is compared."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from tests.support.driver import budgets, executed, options, parse, run_driver
-from utils.driver.goal import METHODS, Goal, Overrides, parse_curricula
+from utils.driver.goal import Goal, Overrides, named
 from utils.driver.graph import build_graph
 from utils.evaluation.policy_names import checkpoint_of
 from utils.frame.files import UserError
-from utils.frame.pipeline import CURRICULA
+from utils.frame.pipeline import CURRICULA, METHODS
 from utils.frame.stage_plan import load_script, prepare
 from utils.models.settings import ModelConfig, ModelSection
 
@@ -19,8 +18,7 @@ FOLLOWING = ("distill", "ppo", "grpo", "rloo")
 
 def trainings(goal: Goal) -> dict[str, tuple[str, ...]]:
     """Step id -> arguments, of the trainings alone."""
-    names = {steps[-1].name for steps in METHODS.values()}
-    return {step.id: step.arguments for step in goal.steps() if step.name in names}
+    return {step.id: step.arguments for step in goal.steps() if step.name in METHODS}
 
 
 def test_a_method_is_trained_under_each_curriculum():
@@ -82,7 +80,7 @@ def test_the_default_curriculum_named_is_the_plain_training(tmp_path):
     ],
 )
 def test_curricula_are_words_or_a_list(words, names):
-    assert parse_curricula(words) == names
+    assert named("curriculum", words, CURRICULA) == names
 
 
 @pytest.mark.parametrize(
@@ -176,8 +174,8 @@ def test_a_failed_variant_takes_no_other_down(stages, capsys):
         "r/evaluate grpo_sec",
     }
     given = options(stages.commands[-1][1])
-    assert given["--policies"] == "[base, sft, grpo, grpo_pass_rate, dpo]"
-    assert json.loads(given["--failures"]) == ["grpo_sec: 06_grpo_sec: reason 1"]
+    assert given["--policies"] == "[base, sft, grpo, grpo_sec, grpo_pass_rate, dpo]"
+    assert stages.failed() == {"grpo_sec": ("06_grpo_sec", "06_grpo_sec: reason 1")}
     assert capsys.readouterr().err == "error: grpo_sec failed: 06_grpo_sec: reason 1\n"
 
 
@@ -185,8 +183,8 @@ def test_a_variant_that_fails_with_one_seed_is_left_out_alone(stages):
     stages.codes = {"r_seed_1/03_distill_sec": 1}
     executed(Goal(("distill",), None, ("random", "sec")), seeds=(0, 1), jobs=2)
     given = options(stages.commands[-1][1])
-    assert given["--policies"] == "[sft, distill]" and given["--runs"] == "r_seed_0,r_seed_1"
-    assert json.loads(given["--failures"]) == ["seed_1/distill_sec: 03_distill_sec: reason 1"]
+    assert given["--policies"] == "[sft, distill, distill_sec]" and given["--runs"] == "r_seed_0,r_seed_1"
+    assert stages.failed() == {"seed_1/distill_sec": ("03_distill_sec", "03_distill_sec: reason 1")}
 
 
 def test_several_curricula_are_several_things_to_do(monkeypatch):

@@ -1,6 +1,5 @@
 """The graph of steps as it is executed: order, jobs, failures and what they take down, what is compared."""
 
-import json
 import re
 
 import pytest
@@ -9,9 +8,8 @@ from tests.support.driver import ALL, executed, options
 from utils.driver import execute
 from utils.driver.execute import Execution, duration, exit_code
 from utils.driver.goal import Goal, Overrides, Step
-from utils.driver.graph import Comparison, Node, Outcome, build_graph
+from utils.driver.graph import Node, Outcome, build_graph
 from utils.frame.files import UserError
-from utils.frame.typed_settings import Text, coerce
 
 # --------------------------------------------------------------------- order and failures, without processes
 
@@ -91,11 +89,11 @@ def test_a_failed_method_takes_no_other_down(stages, capsys, jobs):
         "r/dpo",
         "r/evaluate dpo",
     }
-    assert outcomes["r/dpo"] == Outcome("blocked", "08_preferences: reason 2")
+    assert outcomes["r/dpo"] == Outcome("blocked", "08_preferences: reason 2", stage="08_preferences")
     assert exit_code(nodes, {tuple(key.split("/")): each for key, each in outcomes.items()}) == 2
     name, words = stages.commands[-1]
-    assert options(words)["--policies"] == "[base, sft, distill, ppo, grpo, rloo]"
-    assert json.loads(options(words)["--failures"]) == ["dpo: 08_preferences: reason 2"]
+    assert options(words)["--policies"] == "[base, sft, distill, ppo, grpo, rloo, dpo]"
+    assert stages.failed() == {"dpo": ("08_preferences", "08_preferences: reason 2")}
     assert capsys.readouterr().err == "error: dpo failed: 08_preferences: reason 2\n"
 
 
@@ -119,7 +117,7 @@ def test_a_step_that_no_method_rests_on(stages, capsys):
     """Candidates are an audit to PPO; their failure is one, but not the method's."""
     stages.codes = {"04_candidates": 2}
     nodes, outcomes = executed(Goal(("ppo",)))
-    assert outcomes["r/compare"].ok and "--failures" not in stages.commands[-1][1]
+    assert outcomes["r/compare"].ok and stages.failed() == {}
     assert exit_code(nodes, {tuple(key.split("/")): each for key, each in outcomes.items()}) == 2
     assert capsys.readouterr().err == "error: candidates failed: 04_candidates: reason 2\n"
 
@@ -140,7 +138,7 @@ def test_a_check_that_refuses_is_a_failure(stages, capsys):
         Node("r", Step("grpo", "06_train_grpo.py"), ("--run_id", "r")),
     ]
     outcomes = Execution(nodes).run()
-    assert outcomes["r", "ppo"] == Outcome("failed", "05_ppo: not enough prompts", 2)
+    assert outcomes["r", "ppo"] == Outcome("failed", "05_ppo: not enough prompts", 2, stage="05_ppo")
     assert scripts(stages) == ["06"]
 
 
@@ -175,8 +173,10 @@ def test_a_policy_that_a_seed_lacks_is_left_out_with_the_reason(stages, capsys):
     stages.codes = {"r_seed_1/05_ppo": 1}
     executed(Goal(("ppo", "grpo")), seeds=(0, 1), jobs=2)
     given = options(stages.commands[-1][1])
-    assert given["--runs"] == "r_seed_0,r_seed_1" and given["--policies"] == "[sft, grpo]"
-    assert json.loads(given["--failures"]) == ["seed_1/ppo: 05_ppo: reason 1"]
+    assert given["--runs"] == "r_seed_0,r_seed_1" and given["--policies"] == "[sft, ppo, grpo]"
+    assert stages.failed() == {"seed_1/ppo": ("05_ppo", "05_ppo: reason 1")}
+    assert stages.failed("r_seed_1") == {"ppo": ("05_ppo", "05_ppo: reason 1")}
+    assert stages.failed("r_seed_0") == {}
     assert capsys.readouterr().err == "error: r_seed_1: ppo failed: 05_ppo: reason 1\n"
 
 
@@ -185,7 +185,7 @@ def test_a_seed_without_any_policy_is_left_out_with_the_reason(stages):
     executed(Goal(("ppo",)), seeds=(0, 1, 2))
     given = options(stages.commands[-1][1])
     assert given["--runs"] == "r_seed_0,r_seed_2" and given["--policies"] == "[sft, ppo]"
-    assert json.loads(given["--failures"]) == ["seed_1: 03_sft: reason 1"]
+    assert stages.failed() == {"seed_1": ("03_sft", "03_sft: reason 1")}
 
 
 def test_fewer_than_two_seeds_are_not_compared(stages):
@@ -194,14 +194,11 @@ def test_fewer_than_two_seeds_are_not_compared(stages):
     assert outcomes["r/compare"].status == "skipped" and outcomes["r_seed_0/compare"].ok
 
 
-def test_reasons_survive_the_command_line(stages):
-    """What the driver writes after --failures is the list that stage 11 reads."""
-    reason = "05_ppo: bad: \"quoted\", [1, 2] {x} — 'y' #z \\ é 🙂, 100 %"
-    compare = next(node for node in build_graph(ALL, Overrides(), "r", 0) if isinstance(node, Comparison))
-    outcomes = dict.fromkeys(compare.needs, Outcome("done"))
-    outcomes["r", "evaluate ppo"] = Outcome("blocked", reason)
-    word = options(compare.command(outcomes))["--failures"]
-    assert coerce(Text(word), list[str], "command line", "failures") == [f"ppo: {reason}"]
+def test_what_failed_is_noted_until_it_is_mended(stages):
+    for codes, failed in (({"06_grpo": 1}, ["grpo"]), ({"05_ppo": -9}, ["ppo"]), ({}, [])):
+        stages.codes = codes
+        executed(Goal(("ppo", "grpo")))
+        assert list(stages.failed()) == failed
 
 
 # -------------------------------------------------------------------------------------------- the rest

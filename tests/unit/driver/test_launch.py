@@ -16,7 +16,7 @@ from utils.driver.graph import build_graph
 from utils.driver.launch import Launch, export_plan, read_launch
 from utils.driver.process import Child
 from utils.frame.files import REPO_ROOT, UserError
-from utils.frame.pipeline import SCRIPTS
+from utils.frame.pipeline import PIPELINE
 from utils.frame.stage_plan import load_script, make_plan
 
 DRIVER = load_script("12_driver.py")
@@ -45,8 +45,9 @@ def parse(*argv: str):
 
 def test_what_samples_or_trains_is_launched_and_nothing_else():
     launch = Launch("a.yaml", 2)
-    assert {script for script in SCRIPTS.values() if launch.processes(script) == 2} == SHARED
-    for script in SCRIPTS.values():
+    scripts = {row.script for row in PIPELINE}
+    assert {script for script in scripts if launch.processes(script) == 2} == SHARED
+    for script in scripts:
         words = launch.command(script, ["--seed", "1"])
         assert words[0] == sys.executable and words[-3:] == [str(REPO_ROOT / script), "--seed", "1"]
         launched = ["-m", "accelerate.commands.launch", "--config_file", "a.yaml", "--num_processes", "2"]

@@ -12,6 +12,7 @@ from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import Outcome, build_graph
 from utils.driver.show import show_results
 from utils.evaluation.policy_names import evaluation_files
+from utils.frame.failures import write_failures
 
 RIGHT = {"base": 0, "sft": 20, "ppo": 40}
 
@@ -21,7 +22,7 @@ def finished(folder, seeds=(), failed=()):
     nodes = build_graph(Goal(("ppo", "grpo")), Overrides(), "r", 3, seeds)
     outcomes = {node.key: Outcome("done") for node in nodes}
     for key in failed:
-        outcomes[key] = Outcome("failed", "06_grpo: loss is nan", 1)
+        outcomes[key] = Outcome("failed", "06_grpo: loss is nan", 1, stage="06_grpo")
     runs = {node.run_id: folder / node.run_id for node in nodes}
     return SimpleNamespace(nodes=nodes, outcomes=outcomes, run_dirs=runs, seconds=1.0)
 
@@ -58,6 +59,7 @@ def test_over_seeds_it_is_what_stage_11_wrote(tmp_path, capsys, fail):
     failed = [(f"r_seed_{SEEDS[1]}", "evaluate grpo")] if fail else []
     execution = finished(tmp_path, SEEDS, failed)
     argv = [*execution.nodes[-1].command(execution.outcomes), "--output_dir", str(tmp_path)]
+    write_failures(tmp_path / "r", execution.nodes[-1].failures(execution.outcomes))
     assert execute_stage("11_compare_runs.py", argv) == 0
     report = (tmp_path / "r" / "11_comparison" / "report.md").read_text()
     capsys.readouterr()
@@ -80,6 +82,7 @@ def test_a_seed_that_failed_altogether_is_named_in_the_report(tmp_path, capsys):
     failed = [(f"r_seed_{lost}", f"evaluate {policy}") for policy in ("sft", "ppo", "grpo")]
     execution = finished(tmp_path, SEEDS, failed)
     argv = [*execution.nodes[-1].command(execution.outcomes), "--output_dir", str(tmp_path)]
+    write_failures(tmp_path / "r", execution.nodes[-1].failures(execution.outcomes))
     assert execute_stage("11_compare_runs.py", argv) == 0
     assert f"seed_{lost}" in (tmp_path / "r" / "11_comparison" / "report.md").read_text()
     show_results(execution)

@@ -14,7 +14,8 @@ import pytest
 from tests.support import toy
 from utils.frame import manifest as manifests
 from utils.frame.files import REPO_ROOT, sha256_of, sha256_of_tree
-from utils.frame.stage import execute, prepare
+from utils.frame.stage import execute
+from utils.frame.stage_plan import prepare
 
 PYTHON_FILE = str(Path(toy.__file__))
 

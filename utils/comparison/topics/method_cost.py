@@ -14,10 +14,9 @@ from utils.comparison.topic import Comparison, Topic
 from utils.documents.document import Figure, Number, Paragraph, Section, Span, Table, strong
 from utils.documents.figures import Style, drawing, legend, mark
 from utils.documents.text import listed
+from utils.frame.pipeline import counts_cost
 
 COUNTS = ("sampled_completions", "generated_tokens", "trained_tokens")
-# Stages that work on what others sampled: they neither generate nor train, and so count nothing.
-WITHOUT_COST = ("08_",)
 EFFICIENCY, TIMING = "efficiency.png", "timing.md"
 WIDTH = 1.16  # of a panel, in the largest cost
 SIDE_BY_SIDE = 0.028  # of a panel's width: the least distance of two markers
@@ -68,7 +67,7 @@ def cost_of(trained: Trained) -> Cost:
     total = dict.fromkeys(COUNTS, 0)
     for stage, manifest in trained.stages.items():
         counts = manifest.get("metrics", {}).get("cost")
-        if counts is None and stage.startswith(WITHOUT_COST):
+        if counts is None and not counts_cost(stage):
             continue
         if not isinstance(counts, dict) or not all(_is_count(counts.get(name)) for name in COUNTS):
             return Cost(problem=f"{stage} was run by code that did not count; --overwrite redoes it")

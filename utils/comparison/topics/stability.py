@@ -13,10 +13,11 @@ import numpy as np
 from utils.comparison.estimates import Estimate, columns_of, over_runs
 from utils.comparison.lineage import Trained
 from utils.comparison.topic import Comparison, Topic
-from utils.comparison.topics.validation_curves import SAMPLING, Point, read_point
+from utils.comparison.topics.validation_curves import Point, read_point
 from utils.documents.document import Bullets, Number, Paragraph, Section, Table, emphasis, sentence
 from utils.documents.text import listed
 from utils.frame.files import read_jsonl
+from utils.frame.pipeline import samples_while_training
 from utils.training.health.health_rules import findings
 from utils.training.health.log_curves import STRETCH
 
@@ -92,7 +93,7 @@ def training_of(trained: Trained) -> Training:
     rows = read_jsonl(trained.log)
     points = [read_point(row, 0, trained.log) for row in rows if "val_reward" in row]
     trained_on = [row for row in rows if "val_reward" not in row]
-    found = _of_validations(points, trained.training.startswith(SAMPLING)) | _health(rows)
+    found = _of_validations(points, samples_while_training(trained.training)) | _health(rows)
     found |= {
         "late_train_accuracy_sd": late_spread(*_values(trained_on, "train_accuracy")),
         "late_reward_sd": late_spread(*_values(trained_on, "reward")),

@@ -11,7 +11,7 @@ from typing import Any
 
 from utils.comparison.lineage import Trained
 from utils.comparison.topic import Comparison, Topic
-from utils.comparison.topics.method_cost import TIMING, WITHOUT_COST, draw_accuracies
+from utils.comparison.topics.method_cost import TIMING, draw_accuracies
 from utils.documents.document import (
     Bullets,
     Document,
@@ -26,6 +26,7 @@ from utils.documents.document import (
 from utils.documents.figures import drawing
 from utils.frame.files import UserError, read_json, write_csv, write_text
 from utils.frame.manifest import RUNTIME
+from utils.frame.pipeline import counts_cost
 
 FIGURE, TABLE = "timing.png", "timing.csv"
 PHASES = ("sampling", "scoring", "updating")
@@ -70,7 +71,7 @@ def seconds_of(trained: Trained) -> Seconds:
         split = runtime.get("seconds_by_phase", {})
         for phase in split:
             phases[phase] += split[phase]
-        if not split and not stage.startswith(WITHOUT_COST):
+        if not split and counts_cost(stage):
             known = False
             notes.append(f"{stage} does not say what it spent its time on")
         if len(runtime.get("sessions", [])) > 1:

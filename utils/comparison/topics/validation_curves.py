@@ -12,16 +12,14 @@ from typing import Any, Literal
 
 from utils.comparison.lineage import Trained
 from utils.comparison.topic import Comparison, Topic
-from utils.comparison.topics.method_cost import WITHOUT_COST
 from utils.documents.document import Figure, Paragraph, Section
 from utils.documents.figures import Style, drawing, legend, mark
 from utils.documents.text import listed
 from utils.frame.files import UserError, read_jsonl, shown, write_csv
+from utils.frame.pipeline import counts_cost, samples_while_training
 
 CURVES, TABLE = "curves.png", "curves.csv"
 COLUMNS = ["method", "seed", "step", "sampled_completions", "val_reward", "val_accuracy"]
-# Stages that sample while they train; their logs say how far they have come.
-SAMPLING = ("03_distill", "05_", "06_", "07_")
 _WORDS = {"level": " (best checkpoint)", "bar": " (all sampled before; bar: during training)"}
 
 
@@ -90,7 +88,7 @@ def _curve(name: str, trained: Trained, by_run: list[list[Point]]) -> Curve:
     if not any(point.sampled_completions for points in by_run for point in points):
         best = [max(points, key=lambda point: (point.val_reward, -point.step)) for points in by_run]
         return Curve(name, "level", [[point] for point in best])
-    return Curve(name, "line" if trained.training.startswith(SAMPLING) else "bar", by_run)
+    return Curve(name, "line" if samples_while_training(trained.training) else "bar", by_run)
 
 
 def _points(trained: Trained) -> list[Point] | None:
@@ -100,7 +98,7 @@ def _points(trained: Trained) -> list[Point] | None:
     for row in read_jsonl(trained.log):
         if "val_reward" not in row:
             continue
-        if trained.training.startswith(SAMPLING) and "sampled_completions" not in row:
+        if samples_while_training(trained.training) and "sampled_completions" not in row:
             return None
         points.append(read_point(row, before, trained.log))
     return points if points and before is not None else None
@@ -124,7 +122,7 @@ def _sampled_before(trained: Trained) -> int | None:
     """Completions that earlier stages sampled for this training, None where they did not count."""
     total = 0
     for stage, manifest in trained.stages.items():
-        if stage != trained.training and not stage.startswith(WITHOUT_COST):
+        if stage != trained.training and counts_cost(stage):
             count = manifest.get("metrics", {}).get("cost", {}).get("sampled_completions")
             if count is None:
                 return None

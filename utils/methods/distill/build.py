@@ -21,11 +21,27 @@ from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.follows_curriculum import follow_curriculum
+from utils.rollouts.panels import GRADIENT, LENGTH
 from utils.rollouts.reward_state import open_pipeline
 from utils.rollouts.start import check_prompts, rollout_arguments
 
 # On gold text, a start policy at this agreement and these KLs (nats per token) says what its teacher says.
 AGREEMENT, SMALL_KL = 0.95, 0.01
+
+
+PANELS = {
+    "loss": ["loss"],
+    "divergence (nats per token)": ["divergence"],
+    "cross-entropy on gold (nats per token)": ["cross_entropy"],
+    "agreement of likeliest tokens": ["agreement", "val_agreement"],
+    "KL on validation gold (nats per token)": ["val_forward_kl", "val_reverse_kl"],
+    "entropy (nats per token)": ["entropy", "teacher_entropy"],
+    "accuracy of the rollout": ["train_accuracy"],
+    "validation reward": ["val_reward"],
+    "validation accuracy": ["val_accuracy", "val_format_valid"],
+    **GRADIENT,
+    **LENGTH,
+}
 
 
 class NothingToLearn(TrainerCallback):

@@ -15,10 +15,8 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from trl import DPOConfig
 
 from utils.data.prompts import token_ids
-from utils.data.records import load_records
-from utils.documents.training_curves import plot_curves
+from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed, read_jsonl, shown
-from utils.frame.processes import is_main_process
 from utils.frame.stage import StageContext
 from utils.frame.typed_settings import fields_of
 from utils.methods.dpo.settings import DpoAlgo
@@ -28,11 +26,26 @@ from utils.models.loading import load_policy
 from utils.models.prefix.shared_prefix import evaluating
 from utils.models.sampling import drawn_as, generate
 from utils.models.settings import ModelConfig
-from utils.rewards.spec import load_reward_spec
+from utils.rewards.spec import RewardSpec
 from utils.rollouts.batches import share_batches
-from utils.training.memory import train_within_memory
-from utils.training.run import compute_reproducibly, run_training, trainer_arguments
+from utils.rollouts.panels import GRADIENT, VALIDATION
+from utils.training.run import trainer_arguments
 from utils.training.validation import GenerationValidation
+
+PANELS = {
+    "loss": ["loss", "val_preference_loss"],
+    "beta (log pi - log ref)": ["rewards/chosen", "rewards/rejected"],
+    "margin: chosen - rejected": ["rewards/margins", "val_preference_margin"],
+    "preference accuracy": ["rewards/accuracies", "val_preference_accuracy"],
+    **VALIDATION,
+    "log-probability (nats per completion)": ["logps/chosen", "logps/rejected"],
+    "KL to the reference (nats per completion)": ["val_kl_sequence"],
+    "KL to the reference (nats per token)": ["val_kl"],
+    "entropy (nats per token)": ["entropy"],
+    "completion length (tokens)": ["val_length"],
+    "share of completions cut off": ["val_truncated"],
+    **GRADIENT,
+}
 
 
 class PreferenceValidation(GenerationValidation):
@@ -42,10 +55,6 @@ class PreferenceValidation(GenerationValidation):
     each validation prompt at ``generation.temperature``, ``val_kl_sequence`` (k1, nats per completion) and
     ``val_kl`` (k3, nats per token). The samples come from the same random numbers every time.
     """
-
-    def __init__(self, *args: Any, seed: int):
-        super().__init__(*args)
-        self.seed = seed
 
     def validate(self) -> dict[str, float]:
         """As GenerationValidation's; then the row of preferences."""
@@ -65,7 +74,7 @@ class PreferenceValidation(GenerationValidation):
             **drawn_as(generation),
             batch_size=generation.largest_batch,
             room=self.room,
-            generator=torch.Generator().manual_seed(derive_seed(self.seed, "validation_kl")),
+            generator=torch.Generator().manual_seed(derive_seed(self.trainer.args.seed, "validation_kl")),
             across_processes=True,
         )
         sequences, tokens, count = 0.0, 0.0, 0
@@ -106,8 +115,12 @@ def tokenize_pairs(
     return Dataset.from_dict(columns)
 
 
-def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokenizerBase]:
+def build_dpo_trainer(
+    ctx: StageContext, records: Sequence[Record] = (), spec: RewardSpec | None = None
+) -> tuple[PairTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration, starting from the SFT policy, which is also the reference.
+
+    It learns from the pairs among the inputs alone: ``records`` and ``spec`` are not used.
 
     Raises UserError where there are no pairs to train on, or none held out.
     """
@@ -146,26 +159,8 @@ def build_dpo_trainer(ctx: StageContext) -> tuple[PairTrainer, PreTrainedTokeniz
         eval_dataset=datasets["val_pairs"],
         processing_class=tokenizer,
     )
+    trainer.validation = PreferenceValidation
     if trainer.stock:
         ctx.log(f"prompts are encoded once per completion: {trainer.stock}")
     ctx.metrics |= {"pairs": len(datasets["pairs"]), "held_out_pairs": len(datasets["val_pairs"])}
     return trainer, tokenizer
-
-
-def train_dpo(ctx: StageContext, panels: dict[str, Sequence[str]]) -> None:
-    """The stage from its inputs to its curves; validation as in every method, and on the held-out pairs."""
-    compute_reproducibly()
-    model = ctx.config.model
-    records = load_records(ctx.inputs["val"])[: model.validation.num_items]
-    spec = load_reward_spec(ctx.inputs["reward_spec"])
-
-    def attempt() -> list[dict[str, Any]]:
-        trainer, tokenizer = build_dpo_trainer(ctx)
-        validation = PreferenceValidation(records, spec, model, tokenizer, ctx.out, "dpo", seed=ctx.seed)
-        return run_training(ctx, trainer, validation)
-
-    history = train_within_memory(ctx, attempt)
-    if is_main_process():
-        plot_curves(history, panels, ctx.out / "logs" / "curves.png")
-    last = [row for row in history if "val_kl" in row][-1]
-    ctx.metrics |= {name: last[name] for name in ("val_preference_accuracy", "val_kl_sequence")}

@@ -31,6 +31,7 @@ from utils.frame.processes import (
     share,
     wait_for_everyone,
 )
+from utils.frame.stage import StageContext
 from utils.models.prefix.prefix_scoring import accept_shared_prefix, score_completions
 from utils.models.prefix.shared_prefix import CompletionBatch, evaluating, obstacle
 from utils.rollouts.shared_prefix_trainer import refuse_sharding
@@ -191,6 +192,11 @@ class PairTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, DPOTrainer):
         fields["is_top1"] = fields["is_top1"].bool()
         fields["log_probs"] = fields["log_probs"].index_add(0, places, gradient[kept]) + unused
         return FusedCausalLMOutput(**fields)
+
+    def end_stage(self, ctx: StageContext) -> None:
+        """Leave the last validation's preference accuracy and KL for the manifest."""
+        last = [row for row in self.state.log_history if "val_kl" in row][-1]
+        ctx.metrics |= {name: last[name] for name in ("val_preference_accuracy", "val_kl_sequence")}
 
     @torch.no_grad()
     def held_out_metrics(self) -> dict[str, float]:

@@ -22,9 +22,21 @@ from utils.rewards.reward_pipeline import RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import process_advantages
 from utils.rollouts.follows_curriculum import FollowsCurriculum
+from utils.rollouts.panels import GRADIENT, LENGTH, REWARDS, VALIDATION
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
 from utils.rollouts.start import OutcomeRewards, RenderedPrompts, Start, rollout_arguments
+
+PANELS = {
+    **REWARDS,
+    **VALIDATION,
+    "KL to the reference (nats per token)": ["kl"],
+    "entropy (nats per token)": ["entropy"],
+    "share of tokens clipped": ["clip_ratio/region_mean"],
+    "share of groups without signal": ["frac_reward_zero_std"],
+    **LENGTH,
+    **GRADIENT,
+}
 
 
 class SharedPrefixGRPOTrainer(

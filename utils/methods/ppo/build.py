@@ -15,9 +15,30 @@ from utils.models.loading import load_policy
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.follows_curriculum import follow_curriculum
+from utils.rollouts.panels import ADAPTED, CUT_OFF, LENGTH, REWARDS, VALIDATION
 from utils.rollouts.start import Start, rollout_arguments
 
 __all__ = ["PPOConfig", "PPOTrainer", "build_ppo_trainer"]
+
+PANELS = {
+    **REWARDS,
+    **ADAPTED,
+    **VALIDATION,
+    "return and value (per token)": ["returns/mean", "values/mean"],
+    "explained variance": ["explained_variance"],
+    "KL to the reference (nats per token)": ["kl"],
+    "KL to the reference (nats per completion)": ["kl_sequence"],
+    "KL coefficient": ["kl_coef"],
+    "KL to the sampling policy (nats per token)": ["approx_kl"],
+    "share of tokens clipped": ["clip_ratio/policy", "clip_ratio/value"],
+    "updates skipped": ["updates_skipped"],
+    "entropy (nats per token)": ["entropy"],
+    "policy loss": ["loss/policy"],
+    "value loss": ["loss/value"],
+    **LENGTH,
+    **CUT_OFF,
+    "gradient norm": ["grad_norm", "grad_norm/value"],
+}
 
 
 def build_ppo_trainer(

@@ -77,11 +77,6 @@ class PpoAlgo(PpoUpdates, RolloutAlgo):
         """Completions per micro-batch, over all processes."""
         return self.rollout_batch_size // self.steps_per_generation
 
-    @property
-    def updates_per_rollout(self) -> int:
-        """Optimizer steps that a rollout lasts."""
-        return self.num_ppo_epochs * self.num_mini_batches
-
     def validate(self) -> None:
         if self.adaptive_kl and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef, which is 0: set kl_coef above 0")

@@ -27,10 +27,27 @@ from utils.methods.rloo.settings import RlooAlgo
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import baselines
 from utils.rollouts.follows_curriculum import FollowsCurriculum
+from utils.rollouts.panels import ADAPTED, CUT_OFF, GRADIENT, LENGTH, REWARDS, VALIDATION
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.rollout_log import RolloutLog, by_group
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
 from utils.rollouts.start import RenderedPrompts, Start, rollout_arguments
+
+PANELS = {
+    **REWARDS,
+    **ADAPTED,
+    **VALIDATION,
+    "baseline": ["baselines/mean"],
+    "size of the advantage": ["advantages/abs_mean"],
+    "KL to the reference (nats per token)": ["kl"],
+    "KL to the reference (nats per completion)": ["kl_sequence"],
+    "entropy (nats per token)": ["entropy"],
+    "share of completions clipped": ["clip_ratio/region_mean"],
+    "share of groups without signal": ["frac_reward_zero_std"],
+    **LENGTH,
+    **CUT_OFF,
+    **GRADIENT,
+}
 
 
 @dataclass

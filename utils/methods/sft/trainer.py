@@ -20,11 +20,22 @@ from utils.frame.typed_settings import fields_of
 from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import add_lora, load_policy
 from utils.models.settings import ModelConfig
+from utils.rewards.spec import RewardSpec
 from utils.rollouts.batches import share_batches
+from utils.rollouts.panels import GRADIENT
 from utils.training.cost import CountsCost
 from utils.training.epoch_fillers import FillsBatches, fillers_needed
 from utils.training.memory import KeepsAdapterFormat
 from utils.training.run import trainer_arguments
+
+PANELS = {
+    "training loss (nats per token)": ["loss"],
+    "validation reward": ["val_reward"],
+    "validation accuracy": ["val_accuracy", "val_format_valid"],
+    **GRADIENT,
+    "token accuracy": ["mean_token_accuracy"],
+    "completion length (tokens)": ["val_length"],
+}
 
 
 class CountingSFTTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, SFTTrainer):
@@ -71,7 +82,7 @@ def check_left_out(left_out: Sequence[str], records: Sequence[Record], model: Mo
 
 
 def build_sft_trainer(
-    ctx: StageContext, records: Sequence[Record]
+    ctx: StageContext, records: Sequence[Record], spec: RewardSpec | None = None
 ) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration; counts of rows go into ``ctx.metrics``."""
     model_config: ModelConfig = ctx.config.model

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.support.finished_runs import (
     write_methods,
     write_stage,
 )
-from utils.comparison.failed_policies import failed_in_any, parse_failures
+from utils.comparison.failed_policies import failed_policies
 from utils.comparison.report import summary_table, table_by_run
 from utils.comparison.seed_runs import find_seed_runs
 from utils.comparison.topic import Comparison
@@ -24,6 +25,7 @@ from utils.comparison.topics.method_cost import Cost, cost_section, costs_of
 from utils.comparison.topics.timing import PHASES, Seconds, times_of, timing_document, timing_rows
 from utils.documents.document import section_markdown
 from utils.evaluation.policy_names import find_evaluations
+from utils.frame.failures import Failure, forget_failures, read_failures, write_failures
 from utils.frame.files import UserError, write_json
 from utils.frame.manifest import is_output
 
@@ -224,22 +226,56 @@ def test_a_run_that_was_copied_without_its_runtimes_is_compared_all_the_same(out
 # ------------------------------------------------------------------------------------------- failures
 
 
-def test_failures_are_read_by_name():
-    found = parse_failures(["rloo: loss is nan: step 7", "s1/dpo:  too few\npairs", "s0/dpo: no pairs"])
-    assert found == {"rloo": "loss is nan: step 7", "s0/dpo": "no pairs", "s1/dpo": "too few pairs"}
-    assert failed_in_any(found) == {"rloo": "loss is nan: step 7", "dpo": "no pairs (s0); too few pairs (s1)"}
-    same = parse_failures(["s1/dpo: no pairs", "s0/dpo: no pairs", "ppo: a", "ppo: b", "ppo: a"])
-    assert failed_in_any(same) == {"ppo": "a; b", "dpo": "no pairs (s0, s1)"}
+def note(run_dir, *failures):
+    """Write what the driver would: policy, reason and, of several runs, the run."""
+    write_failures(run_dir, [Failure(policy, "08_preferences", *rest) for policy, *rest in failures])
 
 
-@pytest.mark.parametrize("bad", ["dpo", "dpo:", "dpo:x", ": why", "a b: why", "a/b/c: why"])
-def test_a_failure_without_policy_or_reason_is_refused(bad):
-    with pytest.raises(ValueError, match="not of the form 'policy: reason'"):
-        parse_failures([bad])
+def asked(**options):
+    return SimpleNamespace(**{"runs": [], "policies": [], "metrics": [], **options})
+
+
+def test_failures_are_those_of_the_runs_and_policies_that_are_asked_for(tmp_path):
+    assert failed_policies(tmp_path, asked()) == {}
+    note(tmp_path, ("rloo", "loss is nan: step 7"), ("dpo", "no pairs"))
+    assert list(failed_policies(tmp_path, asked()).items()) == [
+        ("rloo", "loss is nan: step 7"),
+        ("dpo", "no pairs"),
+    ]
+    assert failed_policies(tmp_path, asked(policies=["sft", "dpo"])) == {"dpo": "no pairs"}
+    # Failures of this run say nothing of other runs, nor of metrics from elsewhere.
+    assert failed_policies(tmp_path, asked(runs=["a", "b"])) == {}
+    assert failed_policies(tmp_path, asked(metrics=["m.json"])) == {}
+    assert failed_policies(tmp_path, asked(metrics=["m.json"], policies=["dpo"])) == {"dpo": "no pairs"}
+
+
+def test_a_policy_that_failed_in_any_run_names_the_runs(tmp_path):
+    runs = asked(runs=["x_s0", "x_s1", "x_s2"], policies=["sft", "dpo"])
+    note(tmp_path, ("dpo", "too few pairs", "s1"), ("dpo", "no pairs", "s0"), ("ppo", "nan", "s0"))
+    assert failed_policies(tmp_path, runs) == {"dpo": "too few pairs (s1); no pairs (s0)"}
+    note(tmp_path, ("dpo", "no pairs", "s1"), ("dpo", "no pairs", "s0"), ("", "no data", "s2"))
+    assert failed_policies(tmp_path, runs) == {"dpo": "no pairs (s1, s0)", "s2": "no data"}
+
+
+def test_a_stage_that_finishes_has_not_failed(tmp_path):
+    note(tmp_path, ("dpo", "no pairs"), ("dpo", "no pairs", "s0"))
+    forget_failures(tmp_path, "09_dpo")
+    assert len(read_failures(tmp_path)) == 2
+    forget_failures(tmp_path, "08_preferences")  # of this run; another's stays
+    assert [each.name for each in read_failures(tmp_path)] == ["s0/dpo"]
+    note(tmp_path)
+    assert not (tmp_path / "failed.json").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"policy": "dpo"}]', "{}3", "3"])
+def test_a_damaged_note_is_refused(tmp_path, text):
+    (tmp_path / "failed.json").write_text(text)
+    with pytest.raises(UserError, match="failed.json"):
+        failed_policies(tmp_path, asked())
 
 
 def test_a_failed_policy_may_be_missing_and_no_other(outputs):
-    failures = ["rloo: loss is nan"]
+    failures = {"rloo": "loss is nan"}
     found = find_seed_runs(outputs / "x", ["s0", "s1"], ["sft", "rloo", "ppo"], failures)
     assert list(found.folders) == ["sft", "ppo"] and found.failed == {"rloo": "loss is nan"}
     assert list(find_evaluations(outputs / "s0", [], ["sft", "rloo"], {"rloo"})) == ["sft"]
@@ -253,7 +289,8 @@ def test_a_failed_policy_may_be_missing_and_no_other(outputs):
 
 @pytest.mark.usefixtures("unrendered")
 def test_a_policy_that_failed_with_one_seed_is_compared_with_none(outputs, capsys):
-    assert compare_methods(outputs, "--failures", '["s1/dpo: 3 pairs, needs 8"]') == 0
+    note(outputs / "seeds", ("dpo", "3 pairs, needs 8", "s1"))
+    assert compare_methods(outputs) == 0
     out = outputs / "seeds" / "11_comparison"
     rows = read_csv(out / "summary.csv")
     assert [(row["policy"], row["status"]) for row in rows][-1] == ("dpo", "failed")
@@ -269,15 +306,17 @@ def test_a_policy_that_failed_with_one_seed_is_compared_with_none(outputs, capsy
 
 @pytest.mark.usefixtures("unrendered")
 def test_failures_of_one_run_are_shown_and_an_old_evaluation_is_not(outputs, capsys):
-    assert (
-        compare_methods(outputs, "--failures", '["dpo: too few pairs", "rloo: not written"]', seeds=False)
-        == 0
-    )
+    note(outputs / "s0", ("dpo", "too few pairs"), ("rloo", "not written"))
+    assert compare_methods(outputs, seeds=False) == 0
     out = outputs / "s0" / "11_comparison"
     rows = [(row["policy"], row["status"], row["n"]) for row in read_csv(out / "summary.csv")]
     assert rows[-2:] == [("rloo", "failed", ""), ("dpo", "failed", "")] and rows[2] == ("ppo", "ok", "60")
     report = (out / "report.md").read_text()
     assert "| rloo |  | – failed: not written |" in report and "ppo → dpo" not in report
-    assert compare_methods(outputs, "--failures", "dpo: a, b", "--overwrite", seeds=False) == 2
-    said = capsys.readouterr().err
-    assert "'b' is not of the form 'policy: reason'" in said and "JSON list" in said and said.count("\n") == 1
+    assert "failed.json" in json.loads((out / "manifest.json").read_text())["inputs"]
+    capsys.readouterr()
+    note(outputs / "s0", ("rloo", "not written"))
+    assert compare_methods(outputs, seeds=False) == 2  # what was compared has changed
+    assert "holds other work (input 09_dpo" in capsys.readouterr().err
+    assert compare_methods(outputs, "--overwrite", seeds=False) == 0
+    assert "ppo → dpo" in (out / "report.md").read_text()

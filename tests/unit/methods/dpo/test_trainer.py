@@ -14,15 +14,15 @@ from tests.support.records import RECORDS
 from tests.support.training_stages import model_config
 from utils.frame.files import UserError, write_jsonl
 from utils.frame.typed_settings import check
-from utils.methods.dpo import build as module
 from utils.methods.dpo import trainer as dpo_trainer
-from utils.methods.dpo.build import build_dpo_trainer, tokenize_pairs
+from utils.methods.dpo.build import PreferenceValidation, build_dpo_trainer, tokenize_pairs
 from utils.models.loading import load_policy
 from utils.models.settings import (
     GenerationSection,
     ModelSection,
     TrainingSection,
 )
+from utils.rewards.spec import load_reward_spec
 from utils.training import run as running
 
 pytestmark = pytest.mark.filterwarnings(
@@ -327,15 +327,8 @@ def test_kl_estimates_the_true_divergence_of_single_tokens(apart, policies, cont
     """With completions of one token the KL is a sum over the vocabulary: many samples' k1 and k3 meet it."""
     ctx = context(generation=GenerationSection(max_new_tokens=1, batch_size=200))
     records = [replace(RECORDS[0], id=str(number)) for number in range(3000)]
-    validation = module.PreferenceValidation(
-        records,
-        module.load_reward_spec(ctx.inputs["reward_spec"]),
-        ctx.config.model,
-        tokenizer,
-        ctx.out,
-        "dpo",
-        seed=0,
-    )
+    spec = load_reward_spec(ctx.inputs["reward_spec"])
+    validation = PreferenceValidation(records, spec, ctx.config.model, tokenizer, ctx.out, "dpo")
     validation.trainer = apart
     found = validation.measure_kl()
     policy, sft = policies
