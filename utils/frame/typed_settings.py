@@ -1,8 +1,8 @@
 """Typed dataclasses from plain mappings; an unknown key, wrong type or impossible value is one clear error.
 
-Supported field types: bool, int, float, str, Path, None, Literal, unions, list, tuple[X, ...], dict[str, X]
-and nested dataclasses. A field declares its bounds; a dataclass may define `validate(self)` and raise
-ValueError to refuse a combination.
+Supported field types: bool, int, float, str, None, Any, Literal, unions, list[X], dict[str, X] and nested
+dataclasses. A field declares its bounds; a dataclass may define `validate(self)` and raise ValueError to
+refuse a combination.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import types
 import typing
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
@@ -139,9 +138,6 @@ def build(cls: type[T], data: Any, where: str, prefix: str = "") -> T:
         if key not in hints:
             raise UserError(f'{where}: unknown key "{prefix}{key}"{suggestion(str(key), hints)}')
         values[key] = coerce(value, hints[key], where, prefix + key)
-    missing = [f.name for f in dataclasses.fields(cls) if _required(f) and f.name not in values]
-    if missing:
-        raise UserError(f'{where}: missing key "{prefix}{missing[0]}"')
     try:
         built = cls(**values)
         check(built)
@@ -165,8 +161,8 @@ def coerce(value: Any, hint: Any, where: str, key: str) -> Any:
         return _coerce_literal(value, arguments, where, key)
     if origin in (Union, types.UnionType):
         return _coerce_union(value, arguments, hint, where, key)
-    if origin in (list, tuple, dict) or hint in (list, tuple, dict):
-        return _coerce_container(value, origin or hint, arguments, where, key)
+    if origin in (list, dict):
+        return _coerce_container(value, origin, arguments, where, key)
     converted = _coerce_scalar(value, hint)
     if converted is None and hint is not type(None):
         raise UserError(f'{where}: key "{key}" must be {type_name(hint)}, found {describe(value)}')
@@ -174,13 +170,11 @@ def coerce(value: Any, hint: Any, where: str, key: str) -> Any:
 
 
 def _coerce_scalar(value: Any, hint: Any) -> Any:
-    """Return the value as bool, int, float, str, Path or None; None where it cannot be read as that."""
+    """Return the value as bool, int, float, str or None; None where it cannot be read as that."""
     text = isinstance(value, Text)
     raw = value.value if text else value
     if hint is str:
         return raw if isinstance(raw, str) else None
-    if hint is Path:
-        return Path(raw) if isinstance(raw, (str, Path)) and str(raw) else None
     if hint is float and isinstance(raw, str):
         # YAML 1.1 reads 1e-4 (no dot) as text, so text that is a number is a number here.
         try:
@@ -241,20 +235,13 @@ def _coerce_container(value: Any, kind: type, arguments: tuple, where: str, key:
     if kind is dict:
         if not isinstance(raw, dict):
             raise UserError(f'{where}: key "{key}" must be a mapping, found {describe(value)}')
-        if not arguments:
-            return dict(raw)
         return {
             coerce(name, arguments[0], where, key): coerce(item, arguments[1], where, f"{key}.{name}")
             for name, item in raw.items()
         }
-    if not isinstance(raw, (list, tuple)):
+    if not isinstance(raw, list):
         raise UserError(f'{where}: key "{key}" must be a list, found {describe(value)}')
-    item_type = arguments[0] if arguments else Any
-    return kind(coerce(item, item_type, where, f"{key}[{i}]") for i, item in enumerate(raw))
-
-
-def _required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return [coerce(item, arguments[0], where, f"{key}[{i}]") for i, item in enumerate(raw)]
 
 
 def parse_scalar(text: str) -> Any:
@@ -282,10 +269,10 @@ def type_name(hint: Any) -> str:
         return " | ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(member) for member in arguments)
-    if origin in (list, tuple):
-        return f"list of {type_name(arguments[0])}" if arguments else "list"
+    if origin is list:
+        return f"list of {type_name(arguments[0])}"
     if origin is dict:
         return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
     if hint is type(None):
         return "null"
-    return {Path: "path", Any: "any"}.get(hint) or getattr(hint, "__name__", str(hint))
+    return "any" if hint is Any else getattr(hint, "__name__", str(hint))

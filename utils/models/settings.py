@@ -68,12 +68,8 @@ class TrainingSection:
     )
     max_grad_norm: float = setting(1.0, "gradient-norm clip", at_least=0)
     optim: str = setting("adamw_torch", "optimizer, as Transformers names it")
-    save_steps: int = setting(
-        20, "optimizer steps (of RL and distillation: rollouts) between resume points", at_least=1
-    )
-    logging_steps: int = setting(
-        1, "optimizer steps (of RL and distillation: rollouts) between log rows", at_least=1
-    )
+    save_steps: int = setting(20, "steps (RL, distillation: rollouts) between resume points", at_least=1)
+    logging_steps: int = setting(1, "steps (RL, distillation: rollouts) between log rows", at_least=1)
     dataloader_num_workers: int = setting(0, "worker processes for batches", at_least=0)
     report_to: list[Literal["tensorboard", "wandb", "trackio", "none"]] = setting(
         [], "trackers besides the JSONL log (docs/tokens.md for their keys); empty or none: no other"
@@ -93,9 +89,7 @@ class TrainingSection:
 class ValidationSection:
     """Validation by generation and reward during training."""
 
-    eval_steps: int = setting(
-        20, "optimizer steps (of RL and distillation: rollouts) between validations", at_least=1
-    )
+    eval_steps: int = setting(20, "steps (RL, distillation: rollouts) between validations", at_least=1)
     num_items: int = setting(128, "validation items generated for", at_least=1)
     num_saved_samples: int = setting(8, "generations written out per validation", at_least=0)
 

@@ -7,12 +7,10 @@ device or on several. What changes is who computes which rows of it.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from utils.frame.files import UserError
 from utils.frame.processes import num_processes
-from utils.rollouts.settings import RolloutAlgo
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,6 @@ class Batches:
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     steps_per_generation: int = 1
-
-    def arguments(self) -> dict[str, Any]:
-        """As arguments of a TRL config that knows no rollouts; of others see `rollout_batches`."""
-        return {
-            "per_device_train_batch_size": self.per_device_train_batch_size,
-            "gradient_accumulation_steps": self.gradient_accumulation_steps,
-        }
 
 
 def share_batches(
@@ -72,18 +63,6 @@ def share_batches(
     own, accumulation, steps = rows * shared // count, accumulation // shared, steps // shared
     pieces = _pieces(own, largest)
     return Batches(own // pieces, accumulation * pieces, steps * pieces)
-
-
-def rollout_batches(algo: RolloutAlgo, largest: int | None) -> dict[str, Any]:
-    """Each process's part of the rollouts of ``algo``, as arguments of a TRL config; see `share_batches`."""
-    batches = share_batches(
-        algo.per_device_train_batch_size,
-        algo.gradient_accumulation_steps,
-        algo.steps_per_generation,
-        group=algo.group_size,
-        largest=largest,
-    )
-    return asdict(batches)
 
 
 def _pieces(rows: int, largest: int | None) -> int:

@@ -24,7 +24,7 @@ from utils.models.settings import ModelConfig
 from utils.models.vllm.sampler import vllm_arguments
 from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
 from utils.rewards.spec import RewardSpec
-from utils.rollouts.batches import rollout_batches
+from utils.rollouts.batches import share_batches
 from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.reward_state import open_pipeline
 from utils.rollouts.settings import RolloutAlgo
@@ -159,10 +159,17 @@ def rollout_arguments(
     """
     algo: RolloutAlgo = ctx.config.algo
     generation, updates = ctx.config.model.generation, updates_per_rollout(algo)
+    batches = share_batches(
+        algo.per_device_train_batch_size,
+        algo.gradient_accumulation_steps,
+        algo.steps_per_generation,
+        group=algo.group_size,
+        largest=ctx.config.model.training.max_micro_batch,
+    )
     return {
         **trainer_arguments(ctx, updates),
         **fields_of(config, algo),
-        **rollout_batches(algo, ctx.config.model.training.max_micro_batch),
+        **fields_of(config, batches),
         "num_generations": algo.group_size,
         "max_steps": algo.num_rollouts * updates,
         "max_completion_length": generation.max_new_tokens,

@@ -145,7 +145,7 @@ def build_dpo_trainer(
     )
     settings = fields_of(DPOConfig, algo) | {"loss_weights": algo.loss_weights or None}
     arguments = DPOConfig(
-        **trainer_arguments(ctx) | settings | batches.arguments(),
+        **trainer_arguments(ctx) | settings | fields_of(DPOConfig, batches),
         precompute_ref_log_probs=True,
         max_length=None,  # nothing is cut: too long ones are an error above
     )

@@ -104,7 +104,7 @@ def build_sft_trainer(
     fillers = fillers_needed(len(rows), batches.per_device_train_batch_size)
     rows += [{"input_ids": [tokenizer.eos_token_id], "completion_mask": [0]}] * fillers
     arguments = SFTConfig(
-        **trainer_arguments(ctx) | fields_of(SFTConfig, algo) | batches.arguments(),
+        **trainer_arguments(ctx) | fields_of(SFTConfig, algo) | fields_of(SFTConfig, batches),
         completion_only_loss=True,
         max_length=None,  # nothing is cut here: too long demonstrations are left out above
     )
