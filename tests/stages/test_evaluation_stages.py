@@ -74,6 +74,7 @@ def test_only_the_first_items_on_request(tmp_path, data_root):
         ('{"id": "train-0", "response": ""}', "p.jsonl:1: unknown id 'train-0'"),
         ('{"index": 30, "response": ""}', "p.jsonl:1: unknown index 30"),
         ('{"index": 0, "response": ""}\n{"index"', "p.jsonl:2: not valid JSON"),
+        ('{"index": 0, "predicted": ["add(", "1", "2", ")", "EOF"]}', "answers of 'gsm8k' are no programs"),
     ],
 )
 def test_bad_predictions_are_one_line_and_exit_2(tmp_path, data_root, capsys, text, message):

@@ -31,7 +31,7 @@ def item_key(row: RawRow) -> str:
 def duplicate_problems(splits: dict[str, RawSplit]) -> list[Problem]:
     """A warning for every row that repeats an earlier one, of its split or of a later split (a leak)."""
     problems = []
-    keys = {split: _first_by_key(raw.rows) for split, raw in splits.items()}
+    keys = {split: _first_by(raw.rows, item_key) for split, raw in splits.items()}
     names = list(splits)
     for position, split in enumerate(names):
         for row in splits[split].rows:
@@ -80,9 +80,7 @@ def verdict(splits: dict[str, RawSplit], threshold: float) -> str:
     for problem in problems:
         if problem.place == FILE:
             return f"{problem.file}: {problem.message}"
-    bad = len(
-        {(split, p.file, p.place) for split, raw in splits.items() for p in raw.problems if _is_error(p)}
-    )
+    bad = sum(len(raw.lost) for raw in splits.values())
     items = sum(raw.items for raw in splits.values())
     if not items:
         return "no rows at all"
@@ -110,10 +108,9 @@ def summarize(splits: dict[str, RawSplit], records: dict[str, list[Record]], acr
     for split, raw in splits.items():
         rows = raw.rows
         found = Counter((p.severity, p.code) for p in raw.problems)
-        lost = {(p.file, p.place) for p in raw.problems if _is_error(p) and p.place != FILE}
         summary["splits"][split] = {
             "rows": raw.items,
-            "usable": raw.items - len(lost),
+            "usable": raw.items - len(raw.lost),
             "levels": _counts("none" if row.level is None else row.level for row in rows),
             "types": _counts(row.type for row in rows if row.type),
             "answer_types": _counts(answer_type(row.answer) for row in rows),
@@ -190,19 +187,11 @@ def report_markdown(dataset: str, summary: dict, failed: str, quirks: bool = Tru
     return "\n".join(lines)
 
 
-def _is_error(problem: Problem) -> bool:
-    return problem.severity == "error"
-
-
 def _first_by(rows: list[RawRow], key: Callable[[RawRow], str]) -> dict[str, RawRow]:
     first: dict[str, RawRow] = {}
     for row in rows:
         first.setdefault(key(row), row)
     return first
-
-
-def _first_by_key(rows: list[RawRow]) -> dict[str, RawRow]:
-    return _first_by(rows, item_key)
 
 
 def _counts(values: Iterable) -> dict[str, int]:

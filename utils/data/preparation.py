@@ -52,7 +52,7 @@ def prepare(
         for problem in part.problems
         if problem.severity == "error"
     ]
-    rows = {split: _usable(part) for split, part in raw.items()}
+    rows = {split: part.usable for split, part in raw.items()}
     for split in rows:
         rows[split], leaks = _without_leaks(rows, split)
         dropped += [{"split": split} | problem.to_json() for problem in leaks]
@@ -137,11 +137,6 @@ def cut_statistics(cuts: list[Cut]) -> dict[str, int]:
 def dropped_counts(dropped: list[dict]) -> dict[str, int]:
     """Rows left out, by code of the reason."""
     return dict(sorted(Counter(entry["code"] for entry in dropped).items()))
-
-
-def _usable(part: RawSplit) -> list[RawRow]:
-    bad = {(p.file, p.place) for p in part.problems if p.severity == "error"}
-    return [row for row in part.rows if (row.file, row.place) not in bad]
 
 
 def _short_enough(

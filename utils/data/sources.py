@@ -20,10 +20,20 @@ class RawSplit:
     problems: list[Problem]
 
     @property
+    def lost(self) -> set[tuple[str, str]]:
+        """File and place of every row with an error."""
+        return {(p.file, p.place) for p in self.problems if p.severity == "error" and p.place != FILE}
+
+    @property
+    def usable(self) -> list[RawRow]:
+        """The rows without an error, in file order."""
+        lost = self.lost
+        return [row for row in self.rows if (row.file, row.place) not in lost]
+
+    @property
     def items(self) -> int:
         """Rows in the file, usable or not (as far as the file could be read)."""
-        lost = {(p.file, p.place) for p in self.problems if p.severity == "error" and p.place != FILE}
-        return len(lost | {(row.file, row.place) for row in self.rows})
+        return len(self.lost | {(row.file, row.place) for row in self.rows})
 
 
 def raw_files(config: DatasetConfig) -> dict[str, Path]:
