@@ -9,7 +9,7 @@ from utils.comparison.topic import Comparison, Topic
 from utils.documents.document import section_markdown
 
 
-def compared(results, **more) -> Comparison:
+def comparison_of(results, **more) -> Comparison:
     """Policies as they are (policy -> its result in each run), in folders that lie in no run."""
     found = {name: [result.metrics["accuracy"] for result in of_runs] for name, of_runs in results.items()}
     single = all(len(of_runs) == 1 for of_runs in results.values())
@@ -22,7 +22,7 @@ def compared(results, **more) -> Comparison:
     return Comparison(**made | more)
 
 
-def compared_over_seeds(experiment, runs=None, **more) -> Comparison:
+def comparison_over_seeds(experiment, runs=None, **more) -> Comparison:
     """An experiment's policies, in folders that lie in no run."""
     made = {
         "folders": {name: [Path("nowhere", name)] * len(experiment.runs) for name in experiment.policies},

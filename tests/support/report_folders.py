@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support.comparisons import compared
+from tests.support.comparisons import comparison_of
 from utils.comparison.page.page import write_page
 from utils.comparison.paired import load_result
 from utils.comparison.report import summary_table
@@ -141,7 +141,7 @@ def make_page(folders: dict[str, Path], path: Path, *sections: Section, claim: L
     """Compare the evaluations of one run and write the page, with a finding and these sections."""
     results = [load_result(name, *evaluation_files(folder)) for name, folder in folders.items()]
     each = {result.name: [result] for result in results}
-    comparison = compared(each, folders={name: [folder] for name, folder in folders.items()})
+    comparison = comparison_of(each, folders={name: [folder] for name, folder in folders.items()})
     report = Document("Comparison", [Bullets([Finding(claim, "by a lot.")])], sections)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_page(path, report, comparison, summary_table({"accuracy": accuracy.topic(comparison)}))

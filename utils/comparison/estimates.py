@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,19 @@ def over_runs(numbers: Sequence[Mapping[str, Any]], bounds: tuple[float, float])
         return Estimate(float(values[0]), None, n, tuple(values.tolist()))
     low, high = np.clip(t_interval(values), *bounds)
     return Estimate(float(values.mean()), (float(low), float(high)), n, tuple(values.tolist()))
+
+
+def over_all_runs(
+    each: Sequence[Mapping[Any, Mapping[str, Any]]], bounds: tuple[float, float]
+) -> dict[Any, Estimate]:
+    """Name -> ``over_runs`` of the numbers of that name, for the names that every run has."""
+    shared = [name for name in each[0] if all(name in of_run for of_run in each)]
+    return {name: over_runs([of_run[name] for of_run in each], bounds) for name in shared}
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """The mean over runs, None where any of them does not know the number."""
+    return None if None in values else fmean(values)
 
 
 def columns_of(found: Mapping[str, Estimate | None]) -> dict[str, Any]:

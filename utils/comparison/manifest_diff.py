@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.documents.text import counted
+from utils.documents.text import plural
 from utils.frame.command_line import output_root, parse, resolve
 from utils.frame.files import UserError, read_json, resolve_path, write_json
 from utils.frame.stage import Stage
@@ -172,7 +172,7 @@ def render_diff(differences: list[Difference], name_a: str, name_b: str) -> str:
     if not differences:
         return f"{name_a} and {name_b}: no difference (run ids aside)"
     groups = folded(differences)
-    lines = [f"{name_a} -> {name_b}: {counted(len(differences), 'difference')}"]
+    lines = [f"{name_a} -> {name_b}: {plural(len(differences), 'difference')}"]
     for category in CATEGORIES:
         block = [group for group in groups if group.category == category]
         if block:
@@ -189,7 +189,7 @@ def render_diff(differences: list[Difference], name_a: str, name_b: str) -> str:
         rest = [d for d in follow if d.category == "outputs" and not _is_result(d)]
         lines.append(
             f"  not listed (--diff_json FILE has them): {len(inputs)} inputs that an earlier stage wrote, "
-            f"{len(rest)} outputs and metrics of {counted(len({d.stage for d in rest}), 'stage')}"
+            f"{len(rest)} outputs and metrics of {plural(len({d.stage for d in rest}), 'stage')}"
         )
     return "\n".join(lines)
 
@@ -202,7 +202,7 @@ def _line(group: Group, name_a: str, name_b: str) -> str:
     if group.category == "stages":
         return f"only in {name_a if group.b == ABSENT else name_b}: {', '.join(group.stages)}"
     named = ", ".join(group.stages[:NAMED])
-    more = f" and {counted(len(group.stages) - NAMED, 'more stage')}" if len(group.stages) > NAMED else ""
+    more = f" and {plural(len(group.stages) - NAMED, 'more stage')}" if len(group.stages) > NAMED else ""
     return f"{group.key}: {_show(group.a, group.b)} -> {_show(group.b, group.a)}  ({named}{more})"
 
 

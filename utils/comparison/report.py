@@ -61,7 +61,7 @@ def conclusions(comparison: Comparison) -> Bullets | Paragraph:
     return Bullets(lines)
 
 
-def said(conclusions: Bullets | Paragraph) -> list[str]:
+def conclusion_lines(conclusions: Bullets | Paragraph) -> list[str]:
     """The conclusions as lines of plain text."""
     if isinstance(conclusions, Paragraph):
         return [plain(conclusions.line)]

@@ -50,7 +50,7 @@ def compare(ctx: StageContext) -> None:
     """Compare policies as they are, or with ``by_seed`` their means over the seeds of several runs."""
     from utils.comparison.failed_policies import with_failed
     from utils.comparison.page.page import PAGE, write_page
-    from utils.comparison.report import report_of, said, summary_table, table_by_run
+    from utils.comparison.report import conclusion_lines, report_of, summary_table, table_by_run
     from utils.comparison.topic import topics_of
     from utils.frame.files import write_csv, write_text
 
@@ -66,7 +66,7 @@ def compare(ctx: StageContext) -> None:
     report = report_of(comparison, topics)
     write_text(ctx.out / "report.md", report.markdown())
     write_page(ctx.out / PAGE, report, comparison, (rows, columns))
-    _say(ctx, comparison, said(report.lead[0]))
+    _say(ctx, comparison, conclusion_lines(report.lead[0]))
     for name, share in comparison.accuracies.items():
         seeds = {"seeds": comparison.runs} if comparison.experiment else {}
         ctx.metrics[name] = {"accuracy": share.value, "n": share.n} | seeds

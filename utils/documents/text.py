@@ -35,7 +35,7 @@ def p_cell(value: float) -> str:
     return p_text(value).removeprefix("= ")
 
 
-def counted(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     """A number of things for print: ``1 pair``, ``3 pairs``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 

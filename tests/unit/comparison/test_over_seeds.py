@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.support.comparisons import compared_over_seeds
+from tests.support.comparisons import comparison_over_seeds
 from tests.support.finished_runs import read_csv
 from tests.support.policy_results import LEVELS, RUNS, SEEDS, answers, experiment, result
 from utils.comparison.over_seeds import compare_seeds, gather
@@ -38,16 +38,16 @@ def seed_runs(**changes):
 
 
 def report(found, runs):
-    comparison = compared_over_seeds(found, runs)
+    comparison = comparison_over_seeds(found, runs)
     return report_of(comparison, topics_of(comparison)).markdown()
 
 
 def concluded(found):
-    return block_markdown(conclusions(compared_over_seeds(found)))
+    return block_markdown(conclusions(comparison_over_seeds(found)))
 
 
 def quoted(found, costs=None, **more):
-    return block_markdown(quotable_table(compared_over_seeds(found, **more), costs or {})).splitlines()
+    return block_markdown(quotable_table(comparison_over_seeds(found, **more), costs or {})).splitlines()
 
 
 # ------------------------------------------------------------------------------------------- numbers
@@ -60,7 +60,7 @@ def test_means_and_intervals():
     assert by_run == pytest.approx(np.array(list(THREE.values())) / 60)
     for index, mean in enumerate(found.means):
         assert mean.ci95 == percentiles(found.draws[:, index]) and mean.n == 60
-    levels = levels_of(compared_over_seeds(found))
+    levels = levels_of(comparison_over_seeds(found))
     odd = [share.value for share in levels.parts[1].values()]
     assert odd == pytest.approx([(10 + 11 + 11) / 90, (12 + 11 + 26) / 90, (21 + 20 + 21) / 90])
     assert levels.parts[2]["ppo"].by_run == pytest.approx(np.array([12, 11, 25]) / 30)
@@ -75,7 +75,7 @@ def test_means_and_intervals():
 def test_an_interval_is_wilsons_where_all_answers_are_the_same():
     found = experiment(base=(0, 0, 0), sft=(60, 60, 60))
     assert [list(mean.ci95) for mean in found.means] == [rate(0, 60)["ci95"], rate(60, 60)["ci95"]]
-    by_level = levels_of(compared_over_seeds(found)).parts[1]
+    by_level = levels_of(comparison_over_seeds(found)).parts[1]
     assert list(by_level["base"].ci95) == rate(0, 30)["ci95"]
 
 
@@ -224,7 +224,7 @@ def test_the_table_to_quote_holds_cost_and_failures():
 
 def test_tables_to_compute_with(tmp_path):
     found = experiment(**THREE)
-    topics = topics_of(compared_over_seeds(found, seed_runs()))
+    topics = topics_of(comparison_over_seeds(found, seed_runs()))
     rows, columns = summary_table(topics)
     assert [row["policy"] for row in rows] == ["sft", "ppo", "grpo"]
     assert rows[0]["accuracy"] == pytest.approx(0.35) and rows[0]["seeds"] == "0 1 2"
@@ -249,7 +249,7 @@ def test_rates_that_a_run_lacks_are_blank_and_the_others_averaged():
     first = result("sft", answers(20), program_accuracy=rate(10, 60), format_validity=rate(50, 60))
     second = result("sft", answers(20), format_validity=rate(40, 60))
     found = gather({"sft": [first, second]}, RUNS[:2], SEEDS[:2], seed=0)
-    rows, columns = summary_table({"accuracy": accuracy.topic(compared_over_seeds(found))})
+    rows, columns = summary_table({"accuracy": accuracy.topic(comparison_over_seeds(found))})
     assert rows[0]["program_accuracy"] == "" and rows[0]["format_validity"] == pytest.approx(0.75)
     assert columns[-2:] == ["format_validity", "program_accuracy"]
 
@@ -257,7 +257,7 @@ def test_rates_that_a_run_lacks_are_blank_and_the_others_averaged():
 def test_plot_is_the_same_bytes(tmp_path):
     without = experiment(levels=[None] * 60, sft=(20, 21))
     for name, found in (("a", experiment(**THREE)), ("b", experiment(**THREE)), ("no_levels", without)):
-        accuracy.topic(compared_over_seeds(found)).files["comparison.png"](tmp_path / f"{name}.png")
+        accuracy.topic(comparison_over_seeds(found)).files["comparison.png"](tmp_path / f"{name}.png")
     data = {path.stem: path.read_bytes() for path in tmp_path.iterdir()}
     assert data["a"] == data["b"]
     assert data["no_levels"].startswith(b"\x89PNG") and b"tEXt" not in data["a"]

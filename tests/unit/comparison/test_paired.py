@@ -8,7 +8,7 @@ import zlib
 import pytest
 from scipy import stats
 
-from tests.support.comparisons import compared
+from tests.support.comparisons import comparison_of
 from tests.support.policy_results import result
 from utils.comparison.paired import PolicyResult, compare_all, compare_pair, load_result
 from utils.comparison.report import conclusions, report_of, summary_table
@@ -26,12 +26,12 @@ SAME = result("rloo", [1] * 30 + [1] * 5 + [0] * 15 + [0] * 10, levels=[1, 2] * 
 
 
 def report(*results):
-    comparison = compared({each.name: [each] for each in results})
+    comparison = comparison_of({each.name: [each] for each in results})
     return report_of(comparison, topics_of(comparison)).markdown()
 
 
 def concluded(*results):
-    return block_markdown(conclusions(compared({each.name: [each] for each in results})))
+    return block_markdown(conclusions(comparison_of({each.name: [each] for each in results})))
 
 
 def test_pair_counts_items():
@@ -117,7 +117,7 @@ def test_policies_come_in_the_order_of_the_pipeline():
 
 def test_summary_has_one_row_per_policy_and_blank_where_a_rate_is_absent():
     official = result("finqa", [1, 0], program_accuracy=rate(1, 2))
-    comparison = compared({"sft": [OLD], "finqa": [official]}, pairs=[])
+    comparison = comparison_of({"sft": [OLD], "finqa": [official]}, pairs=[])
     rows, columns = summary_table({"accuracy": accuracy.topic(comparison)})
     assert columns[:5] == ["policy", "dataset", "split", "n", "correct"]
     assert [row["policy"] for row in rows] == ["sft", "finqa"]
@@ -151,7 +151,7 @@ def test_damaged_breakdown_names_the_line(tmp_path, bad):
 
 
 def test_plot_is_the_same_bytes_and_holds_no_date_or_version(tmp_path):
-    drawn = compared({each.name: [each] for each in (OLD, NEW, result("base", [0] * 60))})
+    drawn = comparison_of({each.name: [each] for each in (OLD, NEW, result("base", [0] * 60))})
     for name in ("a.png", "b.png"):
         accuracy.topic(drawn).files["comparison.png"](tmp_path / name)
     data = (tmp_path / "a.png").read_bytes()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.comparisons import compared, text_of
+from tests.support.comparisons import comparison_of, text_of
 from tests.support.finished_runs import write_evaluation, write_methods, write_stage
 from tests.support.policy_results import LEVELS, answers, experiment, result
 from tests.support.scripts import execute_stage
@@ -60,7 +60,7 @@ OLD = result("sft", answers(20), LEVELS)  # evaluated before any of it was measu
 
 
 def test_every_part_has_its_columns_and_old_evaluations_are_left_blank():
-    topic = measures.topic(compared({"sft": [OLD], "grpo": [GRPO]}))
+    topic = measures.topic(comparison_of({"sft": [OLD], "grpo": [GRPO]}))
     rows, columns = summary_table({"measures": topic})
     assert [name for name in columns if not name.endswith(("_low", "_high"))] == [
         *("pass_at_1", "pass_at_2", "pass_at_10", "majority_at_1", "reasoning_step_coverage"),
@@ -76,14 +76,14 @@ def test_every_part_has_its_columns_and_old_evaluations_are_left_blank():
 
 
 def test_nothing_measured_is_no_column_and_no_section():
-    topic = measures.topic(compared({"sft": [OLD]}))
+    topic = measures.topic(comparison_of({"sft": [OLD]}))
     assert measures_of({"sft": [OLD]}) == {} and text_of(topic) == ""
     assert topic.columns == {"sft": {}} and topic.by_run == {"sft": [{}]}
 
 
 def test_policies_that_were_sampled_differently_are_said_to_be():
     other = result("rloo", answers(40), **measured(samples=4))
-    comparison = compared({"grpo": [GRPO], "rloo": [other]})
+    comparison = comparison_of({"grpo": [GRPO], "rloo": [other]})
     assert "**Not sampled alike** (num_samples 4, " in text_of(measures.topic(comparison))
 
 
@@ -97,7 +97,7 @@ def test_over_seeds_it_is_the_mean_with_a_t_interval_within_the_possible():
     assert of_grpo["reasoning"]["step_coverage"].ci95 is None  # the runs do not differ
     lacking = [*runs[:2], OLD]
     assert measures_of({"grpo": lacking}) == {}  # never a mean over some of the seeds
-    rows, columns = table_by_run({"measures": measures.topic(compared({"grpo": lacking}))})
+    rows, columns = table_by_run({"measures": measures.topic(comparison_of({"grpo": lacking}))})
     assert [row["reference_kl_per_response"] for row in rows] == [0.1, 0.5, ""]
     assert all(set(row) == set(columns) for row in rows)
 
@@ -194,7 +194,7 @@ def test_total_rewards_of_different_specifications_are_not_drawn(outputs):
 def test_equal_numbers_give_an_equal_heat_map_and_a_part_without_items_a_dash(tmp_path):
     small = result("x", answers(3)[:3], [1, 1, 1])
     for name in ("a", "b"):
-        topic = levels.topic(compared({"grpo": [GRPO], "x": [small]}))
+        topic = levels.topic(comparison_of({"grpo": [GRPO], "x": [small]}))
         topic.files["level_heatmap.png"](tmp_path / f"{name}.png")
     assert topic.columns["x"] | {"accuracy_level_2": ""} == topic.columns["x"]
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -213,7 +213,7 @@ def test_what_a_student_keeps_of_its_teacher_and_adds():
     kept, added = rate(30, 40), rate(5, 20)
     assert (found["ppo"].kept.value, found["ppo"].kept.ci95) == (kept["value"], tuple(kept["ci95"]))
     assert (found["ppo"].added.value, found["ppo"].added.n) == (added["value"], 20)
-    topic = students.topic(compared({"ppo": [student], "teacher": [TEACHER]}))
+    topic = students.topic(comparison_of({"ppo": [student], "teacher": [TEACHER]}))
     text = text_of(topic)
     assert "| ppo | teacher | -8.3 | 75.0 % (59.8–85.8), n = 40 | 25.0 %" in text
     assert topic.columns["ppo"]["kept_of_teacher"] == 0.75 and list(topic.columns) == ["ppo"]
@@ -227,7 +227,7 @@ def test_every_run_has_its_own_teacher_and_no_teacher_no_section():
         "b/sft": "b/teacher",
     }
     assert students_of({"sft": [TEACHER], "a/teacher": [TEACHER]})["sft"].teacher == "a/teacher"
-    assert students_of({"sft": [OLD]}) == {} and students.topic(compared({"sft": [OLD]})) == Topic()
+    assert students_of({"sft": [OLD]}) == {} and students.topic(comparison_of({"sft": [OLD]})) == Topic()
 
 
 def test_a_teacher_that_is_always_right_leaves_nothing_to_add():
@@ -263,12 +263,12 @@ def test_types_have_a_row_each_and_their_means_over_runs():
 
     a = [result("a", answers(20), LEVELS, **of(("sum", 10), ("ratio", 5), ("odd", 1)))]
     b = [result("b", answers(20), LEVELS, **of(("sum", 20), ("ratio", 0)))]
-    section = text_of(problem_types.topic(compared({"a": a, "b": b})))
+    section = text_of(problem_types.topic(comparison_of({"a": a, "b": b})))
     rows = {line.split(" | ")[0].strip("| "): line for line in section.splitlines() if line.startswith("| ")}
     low, high = wilson_interval(10, 20)
     assert f"| 20 | 50.0 % ({100 * low:.1f}–{100 * high:.1f}) | 100.0 %" in rows["sum"]
     assert rows["odd"].endswith("| – |")  # b has no item of that type
-    with_old = text_of(problem_types.topic(compared({"a": a[:1], "c": [OLD]})))
+    with_old = text_of(problem_types.topic(comparison_of({"a": a[:1], "c": [OLD]})))
     assert "Wilson" in section and with_old.count("\n| ") == 5
 
     seeds = [*a, result("a", answers(20), LEVELS, **of(("sum", 14), ("ratio", 5)))]
@@ -281,4 +281,4 @@ def test_types_have_a_row_each_and_their_means_over_runs():
 def test_a_single_type_is_no_section():
     one = result("a", answers(20), LEVELS, accuracy_by_type={"": rate(3, 5)})
     for results in ({"a": [one]}, {"old": [OLD]}):
-        assert problem_types.topic(compared(results)) == Topic()
+        assert problem_types.topic(comparison_of(results)) == Topic()

@@ -29,7 +29,7 @@ from utils.documents.document import (
     sentence,
     strong,
 )
-from utils.documents.text import counted, p_cell, p_text, points, points_interval
+from utils.documents.text import p_cell, p_text, plural, points, points_interval
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (1500).to_bytes(4, "big") + (300).to_bytes(4, "big")
 
@@ -144,4 +144,4 @@ def test_numbers_for_print():
         "-1.0 to +0.0",
     )
     assert (p_text(0.0312), p_cell(0.0312), p_cell(1e-9)) == ("= 0.031", "0.031", "< 0.0001")
-    assert (counted(1, "pair"), counted(0, "pair")) == ("1 pair", "0 pairs")
+    assert (plural(1, "pair"), plural(0, "pair")) == ("1 pair", "0 pairs")

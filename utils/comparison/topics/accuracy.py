@@ -16,7 +16,7 @@ from utils.comparison.topics.levels import Levels, level_blocks, levels_of
 from utils.comparison.topics.method_cost import Costs, costs_of, mean_count
 from utils.documents.document import Figure, Line, Number, Paragraph, Section, Table
 from utils.documents.figures import drawing, legend, mark
-from utils.documents.text import counted, interval, p_cell, percent, points, points_interval
+from utils.documents.text import interval, p_cell, percent, plural, points, points_interval
 from utils.frame.pipeline import policy_order
 
 FIGURE = "comparison.png"
@@ -114,7 +114,7 @@ def _note(comparison: Comparison, costs: Costs) -> Paragraph:
         note += (
             " Interval and p of a difference are those of the test over seeds and items (would other seeds "
             f"and other items show it?), p corrected by Holm for the "
-            f"{counted(len(comparison.pairs), 'pair')} of this comparison."
+            f"{plural(len(comparison.pairs), 'pair')} of this comparison."
         )
     if _is_known(costs):
         note += (

@@ -27,7 +27,7 @@ from utils.documents.document import (
     sentence,
     strong,
 )
-from utils.documents.text import counted, p_cell, p_text, points, points_interval
+from utils.documents.text import p_cell, p_text, plural, points, points_interval
 from utils.frame.files import write_csv, write_jsonl
 
 CHANGES, PAIRS = "changes.jsonl", "pairs.csv"
@@ -85,7 +85,7 @@ def _method_note(pairs: Sequence[Pair]) -> Paragraph:
             "percentile bootstrap intervals. p-values are exact two-sided McNemar tests; Holm p corrects for "
             "the {} of this table, and * marks those below {}. {} is the smallest true difference that this "
             "test would find with {} % power at level {} / {}, given how often the two disagreed.",
-            *(counted(len(pairs), "test"), f"{ALPHA:g}", emphasis("Detectable")),
+            *(plural(len(pairs), "test"), f"{ALPHA:g}", emphasis("Detectable")),
             *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{len(pairs)}"),
         )
     )
@@ -157,7 +157,7 @@ def _test_note(comparison: Comparison) -> list[Block]:
         "Holm p corrects for the {} within a test; * marks those below {}. {} is the smallest true "
         "difference that the test over seeds and items would find with {} % power at level {} / {}, if the "
         "spread is as it was seen here.",
-        *(counted(pairs, "pair"), f"{ALPHA:g}", emphasis("Detectable")),
+        *(plural(pairs, "pair"), f"{ALPHA:g}", emphasis("Detectable")),
         *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{pairs}"),
     )
     opening = "Differences are in percentage points, second policy minus first. Three questions, three tests:"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.comparison.estimates import Estimate, columns_of, number_cell, over_runs, percent_cell
+from utils.comparison.estimates import Estimate, columns_of, number_cell, over_all_runs, percent_cell
 from utils.comparison.paired import PolicyResult
 from utils.comparison.topic import Comparison, Topic
 from utils.documents.document import Line, Paragraph, Section, Table, strong
@@ -82,11 +82,8 @@ def measures_of(results: Mapping[str, Sequence[PolicyResult]]) -> Measures:
     found: Measures = {}
     for part, (_, bounds) in PARTS.items():
         for policy, of_runs in results.items():
-            each = [numbers(part, result.metrics) for result in of_runs]
-            shared = [name for name in each[0] if all(name in of_run for of_run in each)]
-            measured = {name: over_runs([of_run[name] for of_run in each], bounds) for name in shared}
-            if measured:
-                found.setdefault(part, {})[policy] = measured
+            if shared := over_all_runs([numbers(part, result.metrics) for result in of_runs], bounds):
+                found.setdefault(part, {})[policy] = shared
     return found
 
 

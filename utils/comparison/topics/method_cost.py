@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from utils.comparison.estimates import Estimate
+from utils.comparison.estimates import Estimate, mean_known
 from utils.comparison.lineage import Trained
 from utils.comparison.topic import Comparison, Topic
 from utils.documents.document import Figure, Number, Paragraph, Section, Span, Table, strong
@@ -82,8 +82,7 @@ def _is_count(value: Any) -> bool:
 
 def mean_count(costs: Sequence[Cost], name: str) -> float | None:
     """Mean of one count over the runs, None where any of them does not know it."""
-    values = [getattr(cost, name) for cost in costs]
-    return None if None in values else fmean(values)
+    return mean_known([getattr(cost, name) for cost in costs])
 
 
 def _means(costs: Sequence[Cost]) -> dict[str, float | int | None]:

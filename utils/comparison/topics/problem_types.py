@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from utils.comparison.estimates import Estimate, over_runs, percent_cell
+from utils.comparison.estimates import Estimate, over_all_runs, percent_cell
 from utils.comparison.paired import PolicyResult
 from utils.comparison.topic import Comparison, Topic
 from utils.documents.document import Paragraph, Section, Table
@@ -36,7 +36,6 @@ def accuracies_by_type(results: Mapping[str, Sequence[PolicyResult]]) -> dict[st
     found: dict[str, dict[str, Estimate]] = {}
     for policy, of_runs in results.items():
         by_type = [result.metrics.get("accuracy_by_type") or {} for result in of_runs]
-        for name in by_type[0]:
-            if all(name in of_run for of_run in by_type):
-                found.setdefault(name, {})[policy] = over_runs([of[name] for of in by_type], (0.0, 1.0))
+        for name, share in over_all_runs(by_type, (0.0, 1.0)).items():
+            found.setdefault(name, {})[policy] = share
     return dict(sorted(found.items()))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from utils.comparison.estimates import mean_known
 from utils.comparison.lineage import Trained
 from utils.comparison.topic import Comparison, Topic
 from utils.comparison.topics.method_cost import TIMING, draw_accuracies
@@ -95,8 +95,7 @@ def times_of(trained: Mapping[str, Sequence[Trained]]) -> dict[str, list[Seconds
 
 def mean_seconds(times: Sequence[Seconds], name: str) -> float | None:
     """Mean of "total", "other" or a phase over the runs, None where any of them does not know it."""
-    values = [getattr(seconds, name) for seconds in times]
-    return None if None in values else fmean(values)
+    return mean_known([getattr(seconds, name) for seconds in times])
 
 
 def topic(comparison: Comparison) -> Topic:

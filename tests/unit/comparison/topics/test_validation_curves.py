@@ -209,6 +209,7 @@ def test_a_method_looks_the_same_in_every_company():
     assert len(set(found.values())) == 6 and all(
         found[name] == alone[name] for name in ("sft", "ppo", "grpo")
     )
+    assert list(found) == variants  # the page counts on the order
     runs = styles_of(["run_1/grpo", "run_2/grpo"])
     assert runs["run_1/grpo"] == alone["grpo"] != runs["run_2/grpo"]
     assert styles_of(["a/grpo", "grpo"])["grpo"] == alone["grpo"]
