@@ -16,7 +16,7 @@ import textwrap
 
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.command import parse, without_export
-from utils.driver.execute import Execution, exit_code
+from utils.driver.execution import Execution, exit_code
 from utils.driver.graph import build_graph, run_of_seed
 from utils.driver.launch import export_plan
 from utils.driver.show import show_budgets, show_plan, show_results

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.driver.execute import duration
+from utils.driver.execution import duration
 from utils.frame.files import UserError, read_json
 from utils.frame.manifest import MANIFEST, RUNTIME
 from utils.frame.pipeline import NESTED, row_of

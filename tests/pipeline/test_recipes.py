@@ -43,7 +43,7 @@ GRPO = {"grpo.steps_per_generation": 2, "grpo.gradient_accumulation_steps": 1}
 def recipe(tmp_path, shared_data, monkeypatch, unrendered):
     """Run a recipe on stand-ins of one kind; returns the folder of its only run."""
     monkeypatch.chdir(REPO_ROOT)
-    monkeypatch.setattr("utils.driver.execute.Child", InThisProcess)
+    monkeypatch.setattr("utils.driver.execution.Child", InThisProcess)
 
     def run(name: str, kind: str, data: str, **settings) -> Path:
         student, teacher = (make_stand_in(kind, tmp_path / f"{kind}_{seed}", seed=seed) for seed in (0, 1))

@@ -29,7 +29,7 @@ from utils.models.settings import (
     ValidationSection,
 )
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
-from utils.rollouts.shared_prefix_trainer import updates_per_rollout
+from utils.rollouts.batches import updates_per_rollout
 from utils.training.run import resume_point, train_stage
 
 pytestmark = pytest.mark.filterwarnings(

@@ -2,7 +2,7 @@
 
 from utils.driver import command
 from utils.driver.budget import check_budgets, set_completions
-from utils.driver.execute import Execution
+from utils.driver.execution import Execution
 from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import build_graph
 from utils.frame.pipeline import METHODS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils.driver.execute import default_jobs
+from utils.driver.execution import default_jobs
 from utils.driver.goal import (
     FLAG_OF_TIER,
     Goal,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.driver.budget import Budget
-from utils.driver.execute import Execution, duration
+from utils.driver.execution import Execution, duration
 from utils.driver.graph import Comparison, Node, SeedComparison
 from utils.frame.failures import Failure
 from utils.frame.pipeline import ROWS

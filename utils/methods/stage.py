@@ -44,7 +44,7 @@ def method_stage(script: str, note: str = "", choosing: str = "which method to t
 
 def run(ctx: StageContext) -> None:
     """Train the method of the context's stage, from its inputs to its curves."""
-    from utils.rollouts.shared_prefix_trainer import updates_per_rollout
+    from utils.rollouts.batches import updates_per_rollout
     from utils.training.run import train_stage
 
     method = row_of(ctx.stage)

@@ -70,3 +70,23 @@ def _pieces(rows: int, largest: int | None) -> int:
     if largest is None or rows <= largest:
         return 1
     return next(pieces for pieces in range(2, rows + 1) if rows % pieces == 0 and rows // pieces <= largest)
+
+
+def updates_per_rollout(args) -> int:
+    """Return how many optimizer steps a rollout lasts; 1 where a step takes several rollouts.
+
+    `args` is a GRPOConfig or RLOOConfig, or our settings of one: a rollout serves
+    `steps_per_generation * num_iterations` micro-batches, `gradient_accumulation_steps` to a step.
+
+    Raises UserError where neither number divides the other: rollouts would then begin inside steps.
+    """
+    micro_batches = args.steps_per_generation * args.num_iterations
+    accumulation = args.gradient_accumulation_steps
+    if micro_batches % accumulation and accumulation % micro_batches:
+        raise UserError(
+            f"gradient_accumulation_steps is {accumulation}, and a rollout serves "
+            f"{micro_batches} micro-batches (steps_per_generation {args.steps_per_generation} "
+            f"x num_iterations {args.num_iterations}): "
+            "one must divide the other, so that rollouts begin with an optimizer step"
+        )
+    return max(1, micro_batches // accumulation)

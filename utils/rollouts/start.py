@@ -24,11 +24,10 @@ from utils.models.settings import ModelConfig
 from utils.models.vllm.sampler import vllm_arguments
 from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
 from utils.rewards.spec import RewardSpec
-from utils.rollouts.batches import share_batches
+from utils.rollouts.batches import share_batches, updates_per_rollout
 from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.reward_state import open_pipeline
 from utils.rollouts.settings import RolloutAlgo
-from utils.rollouts.shared_prefix_trainer import updates_per_rollout
 from utils.training.run import trainer_arguments
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.driver import FAKE
-from utils.driver import execute
+from utils.driver import execution
 from utils.driver.goal import Step
 from utils.driver.graph import Node
 from utils.frame.failures import read_failures
@@ -40,7 +40,7 @@ def stages(monkeypatch, tmp_path):
     class FakeChild:
         def __init__(self, command, label, env):
             words = [word for word in command[2:] if word != "--overwrite"]
-            self.plan = prepare(execute.load_script(Path(command[1]).name).STAGE, words)
+            self.plan = prepare(execution.load_script(Path(command[1]).name).STAGE, words)
             world.commands.append((Path(command[1]).name, command[2:]))
             world.alive += 1
             world.most = max(world.most, world.alive)
@@ -53,8 +53,8 @@ def stages(monkeypatch, tmp_path):
         def reason(self, code, run_dir, folder):
             return f"{folder}: reason {code}"
 
-    monkeypatch.setattr(execute, "prepare", prepare)
-    monkeypatch.setattr(execute, "Child", FakeChild)
+    monkeypatch.setattr(execution, "prepare", prepare)
+    monkeypatch.setattr(execution, "Child", FakeChild)
     return world
 
 

@@ -188,10 +188,10 @@ def test_a_variant_that_fails_with_one_seed_is_left_out_alone(stages):
 
 
 def test_several_curricula_are_several_things_to_do(monkeypatch):
-    from utils.driver import execute
+    from utils.driver import execution
 
-    monkeypatch.setattr(execute, "cores", lambda: 2)
-    monkeypatch.setattr(execute, "device_kind", lambda torch: "cpu")
+    monkeypatch.setattr(execution, "cores", lambda: 2)
+    monkeypatch.setattr(execution, "device_kind", lambda torch: "cpu")
     assert parse("--method", "distill", "--curriculum", "sec")[0].jobs == 1
     assert parse("--method", "distill", "--curriculum", "random", "sec")[0].jobs == 2
 

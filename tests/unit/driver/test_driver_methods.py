@@ -5,8 +5,8 @@ import re
 import pytest
 
 from tests.support.driver import ALL, executed, options
-from utils.driver import execute
-from utils.driver.execute import Execution, duration, exit_code
+from utils.driver import execution
+from utils.driver.execution import Execution, duration, exit_code
 from utils.driver.goal import Goal, Overrides, Step
 from utils.driver.graph import Node, Outcome, build_graph
 from utils.frame.files import UserError
@@ -212,10 +212,10 @@ def test_durations(seconds, text):
 
 
 def test_threads_are_shared_between_jobs(monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
+    monkeypatch.setattr(execution, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert execute.environment_of(1) is None
-    assert execute.environment_of(3)["OMP_NUM_THREADS"] == "2"
-    assert execute.environment_of(16)["OMP_NUM_THREADS"] == "1"
+    assert execution.environment_of(1) is None
+    assert execution.environment_of(3)["OMP_NUM_THREADS"] == "2"
+    assert execution.environment_of(16)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert execute.environment_of(3)["OMP_NUM_THREADS"] == "5"
+    assert execution.environment_of(3)["OMP_NUM_THREADS"] == "5"

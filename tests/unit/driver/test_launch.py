@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.driver import statuses
-from utils.driver import command, execute
+from utils.driver import command, execution
 from utils.driver.command import without_export
-from utils.driver.execute import Execution, environment_of
+from utils.driver.execution import Execution, environment_of
 from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import build_graph
 from utils.driver.launch import Launch, export_plan, read_launch
@@ -98,8 +98,8 @@ def test_a_launch_that_cannot_be_is_one_line(settings, argv, message):
 
 
 def test_processes_share_the_cores_and_the_machine(settings, monkeypatch):
-    monkeypatch.setattr(execute, "cores", lambda: 8)
-    monkeypatch.setattr(execute, "device_kind", lambda torch: "cpu")
+    monkeypatch.setattr(execution, "cores", lambda: 8)
+    monkeypatch.setattr(execution, "device_kind", lambda torch: "cpu")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert environment_of(1, 1) is None
     assert environment_of(1, 2)["OMP_NUM_THREADS"] == "4"

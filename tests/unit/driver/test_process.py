@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.driver import statuses
 from utils.driver import process
-from utils.driver.execute import Execution, exit_code
+from utils.driver.execution import Execution, exit_code
 from utils.driver.process import Child, interrupts_held_back, stop
 from utils.frame.files import REPO_ROOT, read_json
 
@@ -188,7 +188,7 @@ def test_two_jobs_write_the_same_manifests(fake, capfd):
 
 DRIVER = """
 import sys
-from utils.driver.execute import Execution, exit_code
+from utils.driver.execution import Execution, exit_code
 from utils.driver.graph import Node
 from utils.driver.goal import Step
 from utils.frame.stage_plan import load_script

@@ -18,11 +18,10 @@ from tests.support.group_stub import TINY_TRAINING
 from tests.support.stand_ins import make_padded_stand_in
 from utils.frame.files import UserError
 from utils.models.trl_version import check_trl_version
-from utils.rollouts.batches import share_batches
+from utils.rollouts.batches import share_batches, updates_per_rollout
 from utils.rollouts.shared_prefix_trainer import (
     EpochSampler,
     SharedPrefix,
-    updates_per_rollout,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
