@@ -88,7 +88,7 @@ def test_folders_without_a_model_are_one_line(tiny_models, tmp_path):
     (tmp_path / "lost" / "adapter_config.json").write_text('{"base_model_name_or_path": "assets/gone"}')
     assert "assets/gone: no such folder (base model for teacher" in refusal(tmp_path / "lost")
     (tmp_path / "lost" / "adapter_config.json").write_text("{")
-    assert "lost: the teacher could not be loaded" in refusal(tmp_path / "lost")
+    assert "lost/adapter_config.json:1: not valid JSON" in refusal(tmp_path / "lost")
 
 
 BERT = BertConfig(**SIZES, vocab_size=VOCABULARY, pad_token_id=0)
