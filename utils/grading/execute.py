@@ -171,10 +171,10 @@ def execution_match(execution: Execution, exe_ans: Value) -> bool:
     return execution.value is not None and execution.value == exe_ans
 
 
-def within(value: Value | None, gold: Value, tolerance: float) -> bool:
-    """Both are numbers and |value - gold| <= tolerance * |gold|."""
-    if not isinstance(value, float) or not isinstance(gold, float):
-        return False
+def is_close(value: Value, gold: Value, tolerance: float) -> bool:
+    """Two numbers with |value - gold| <= tolerance * |gold|, or two equal texts."""
+    if isinstance(value, str) or isinstance(gold, str):
+        return value == gold
     return abs(value - gold) <= tolerance * abs(gold)
 
 
@@ -183,9 +183,7 @@ def tolerant_match(
 ) -> bool:
     """The tolerant score, never to be mixed up with execution accuracy: numbers within a relative
     ``tolerance``, also after multiplying or dividing the gold by 100 (``percent_scale``); yes/no exactly."""
-    if value is None:
-        return False
-    if isinstance(value, str) or isinstance(gold, str):
+    if value is None or isinstance(gold, str):
         return value == gold
     scales = (1.0, 100.0, 0.01) if percent_scale else (1.0,)
-    return any(within(value, gold * scale, tolerance) for scale in scales)
+    return any(is_close(value, gold * scale, tolerance) for scale in scales)

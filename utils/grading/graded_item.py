@@ -90,7 +90,7 @@ def grade_items(
 def _reason(
     task: Task, record: Record, prediction: Prediction | None, graded: Grade | None
 ) -> tuple[str, str]:
-    """Why an item is wrong (utils/grading/failure_reasons.py), and the detail; both "" where it is right."""
+    """Why an item is wrong, and the detail; both "" where it is right."""
     if graded is None:
         return "missing_prediction", ""
     if graded.correct:

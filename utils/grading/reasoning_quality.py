@@ -1,22 +1,5 @@
 """How an answer was reached: measures in [0, 1] of one item, defined in docs/reasoning_quality.md.
 
-========================= ================================================ ======================
-measure                   what it is                                       applies to
-========================= ================================================ ======================
-step_coverage             share of the gold's steps that the answer has,   all, where the gold
-                          as multisets: a step counts as often as both     states steps
-                          have it
-step_order                the same in the gold's order: the longest        likewise
-                          common subsequence over the gold's length
-operand_grounding         share of the program's literal operands that     FinQA, embedded set,
-                          the report holds (``reasoning_score``'s)         where there are steps
-arithmetic_consistency    share of the stated equations that hold when     GSM8K, MATH, where the
-                          they are computed again                          answer states any
-answer_support            1 where one of the last equations ends in the    answers with a number;
-                          final answer and is not false, else 0; of a      programs with an
-                          program, where its value is the stated answer    ``answer`` field
-========================= ================================================ ======================
-
 None of them says that an answer is right, and each can be met without reasoning.
 """
 

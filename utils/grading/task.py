@@ -122,7 +122,7 @@ class Task:
         return []
 
     def reason(self, record: Record, graded: Grade, response: str, truncated: bool) -> tuple[str, str]:
-        """Reason and detail of a wrong answer that is not empty (utils/grading/failure_reasons.py)."""
+        """Reason and detail of a wrong answer that is not empty (docs/evaluation.md lists them)."""
         if graded.tolerant:
             return "answer_format", graded.failure
         if not graded.format_valid:

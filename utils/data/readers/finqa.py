@@ -206,27 +206,20 @@ def _answer(qa: dict, notes: Notes) -> str:
     value = qa.get("exe_ans")
     if value in ("yes", "no"):
         return value
-    try:
-        if isinstance(value, str) and value.strip():
-            text = _number_text(float(value))
-            notes.warning("text_for_number", f"'qa.exe_ans' is the text {value[:40]!r}, read as a number")
-            return text
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return _number_text(float(value))
-    except (ValueError, OverflowError):
-        notes.error(
-            "unparsable_gold", f"'qa.exe_ans' must be a finite number, yes or no, found {describe(value)}"
-        )
-        return ""
+    found = f"must be a finite number, yes or no, found {describe(value)}"
     if value is None or value == "":
         notes.error("missing_key", "'qa.exe_ans' is missing")
+    elif isinstance(value, bool) or not isinstance(value, str | int | float):
+        notes.error("wrong_type", f"'qa.exe_ans' {found}")
     else:
-        notes.error("wrong_type", f"'qa.exe_ans' must be a number, yes or no, found {describe(value)}")
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            notes.error("unparsable_gold", f"'qa.exe_ans' {found}")
+            return ""
+        if isinstance(value, str):
+            notes.warning("text_for_number", f"'qa.exe_ans' is the text {value[:40]!r}, read as a number")
+        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
     return ""
-
-
-def _number_text(value: float) -> str:
-    """A finite number as the shortest decimal text that reads back as the same value ("3", not "3.0")."""
-    if not math.isfinite(value):
-        raise ValueError(f"{value} is not a finite number")
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))

@@ -15,8 +15,8 @@ from utils.data.reading import RawRow
 from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.grading.equivalence import program_match
-from utils.grading.execute import execute, execution_match, parse_gold_value, tolerant_match
-from utils.grading.failure_reasons import ROUNDING, is_close, is_scale_slip
+from utils.grading.execute import execute, execution_match, is_close, parse_gold_value, tolerant_match
+from utils.grading.failure_reasons import ROUNDING, is_scale_slip
 from utils.grading.program import (
     TABLE_OPERATIONS,
     canonical_operand,
@@ -232,7 +232,11 @@ def _gold_steps(record: Record) -> Steps:
 
 
 def program_failure(steps: Steps, gold_steps: Steps, value: Value, gold_value: Value) -> str:
-    """Reason (7 to 15 of utils/grading/failure_reasons.py) for a valid program with another value."""
+    """Reason for a valid program whose value is not the gold's.
+
+    Steps whose result never reaches the last step do not count on either side, nor does the order of
+    independent steps: programs are compared by the multisets of their operations and operands.
+    """
     if is_close(value, gold_value, ROUNDING):
         return "rounding"
     if is_scale_slip(value, gold_value):
