@@ -25,11 +25,12 @@ Departures from the paper, each marked where it is made:
     start is a base model, the paper's an instructed one.
 
 And from 06_train_grpo.py, whose scores, loss and gradient are these to 1e-5 on the same completions
-(tests/unit/examples/test_plain.py): all weights are trained in place of an adapter, at a constant rate; a
-prompt is encoded once per completion in place of once per group; the policy kept is the last and not the best
-on validation items; nothing resumes.
+(tests/unit/examples/test_plain_trainers.py): all weights are trained in place of an adapter, at a constant
+rate; a prompt is encoded once per completion in place of once per group; the policy kept is the last and not
+the best on validation items; nothing resumes.
 
-MEASURED
+Measured, first command: of 200 test items 0.0 % right before, 65.0 % after 4 rollouts, 61.5 % after 8
+(standard error 3.4 points); 1 min 54 s of one processor core, 1.4 GB.
 
 Shape suffixes: B completions, P prompts with G of them each; T tokens of prompt (padded on the left) and
 completion (padded on the right), C of the completion alone; V the vocabulary; X tokens not read yet.

@@ -25,11 +25,12 @@ Departures from the papers, each marked where it is made:
  4. A rollout is left once the policy has moved by `target_kl`. There is no entropy bonus.
  5. The teacher is a larger model, where EndoRM's is the policy itself; its reward is weighted.
 
-And from 05_train_ppo.py, whose rewards, advantages, loss and gradient are these to 1e-5 on equal completions
-(tests/unit/examples/test_plain.py): all weights are trained, no adapter, at constant rates; prompts are not
-shared; right answers are not rewarded; the last policy is kept, not the best; nothing resumes.
+And from 05_train_ppo.py, whose rewards, advantages, loss and gradient are these to 1e-5 on the same batch
+(tests/unit/examples/test_plain_trainers.py): all weights are trained, no adapter, at constant rates; prompts
+are not shared; answers are not rewarded; the last policy is kept, not the best; nothing resumes.
 
-MEASURED
+Measured, first command: of 200 test items 0.0 % right before, 49.5 % after 4 rollouts, 55.5 % after 8
+(standard error 3.5 points); 2 min 19 s of one processor core, 1.5 GB.
 
 Shape suffixes: B completions; T tokens of prompt (padded on the left) and completion (padded on the right), C
 of the completion alone; V the vocabulary, D the model's width; X tokens not read yet.
