@@ -15,10 +15,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.inner_loop import can_be_fast
 from tests.support.tiny_models import make_tiny_model
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
-UNIT = REPO_ROOT / "tests" / "unit"
 
 # No example is timed: a machine may be busy.
 UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -29,14 +29,6 @@ settings.register_profile("thorough", max_examples=150, derandomize=True, **UNTI
 def only_fast(config: pytest.Config) -> bool:
     """Whether this is the inner loop, `pytest -m fast`."""
     return config.option.markexpr.strip() == "fast"
-
-
-def can_be_fast(path: Path) -> bool:
-    """Whether a test file belongs to the inner loop: units, but of no trainer.
-
-    A trainer's tests train, and the libraries of training take longer to import than most tests to run.
-    """
-    return path.is_relative_to(UNIT) and "trainer" not in path.stem
 
 
 def pytest_configure(config: pytest.Config) -> None:

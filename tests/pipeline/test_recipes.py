@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scripts import InThisProcess, execute_stage
 from tests.support.stand_ins import make_stand_in
 from utils.frame.files import REPO_ROOT, read_json, read_jsonl
-from utils.frame.stage import execute
 from utils.frame.stage_plan import load_script, make_plan
 from utils.methods.ppo.settings import PpoAlgo
 from utils.methods.sft.settings import SftAlgo
@@ -39,18 +39,6 @@ SMALL = {
 GRPO = {"grpo.steps_per_generation": 2, "grpo.gradient_accumulation_steps": 1}
 
 
-class InThisProcess:
-    """What the driver starts, in place of `utils.driver.process.Child`: the imports are made already."""
-
-    def __init__(self, command, *_):
-        _, script, *argv = command
-        module = load_script(Path(script).name)
-        self.code = execute(module.STAGE, module.run, argv)
-
-    def wait(self) -> int:
-        return self.code
-
-
 @pytest.fixture
 def recipe(tmp_path, shared_data, monkeypatch, unrendered):
     """Run a recipe on stand-ins of one kind; returns the folder of its only run."""
@@ -72,8 +60,7 @@ def recipe(tmp_path, shared_data, monkeypatch, unrendered):
         *steps, compare = json.loads((tmp_path / "plan.json").read_text())
         for step in steps:
             _, script, *argv = step["argv"]
-            module = load_script(script)
-            assert execute(module.STAGE, module.run, argv) == 0, step["name"]
+            assert execute_stage(script, argv) == 0, step["name"]
         assert load_script("12_driver.py").main(compare["argv"][2:]) == 0
         return tmp_path / "out" / f"{name}_seed_0"
 

@@ -190,55 +190,55 @@ CASES = {
         EVERY_TURN,
         lambda found: found.logged("loss")[0] > found.logged("loss")[-1],
     ),
-    "sft in four bits": Case(
+    "sft_four_bits": Case(
         "03",
         SftAlgo(max_steps=7, learning_rate=2e-2, warmup_steps=1, per_device_train_batch_size=3),
         EVERY_TURN[:2],
         lambda found: found.logged("loss")[0] > found.logged("loss")[-1],
         four_bits=True,
     ),
-    "distill, mixed": Case(
+    "distill_mixed": Case(
         "03",
         replace(DISTILL, **MIXED, divergence="jsd", temperature=2.0),
         [at("on_step_end", 2), at("on_step_begin", 4), at("on_step_end", 7), at("on_train_end", 12)],
         lambda found: max(found.logged("divergence")) > 0,
         {"start": "sft"},
     ),
-    "distill under sec": Case(
+    "distill_sec": Case(
         "03",
         replace(DISTILL, curriculum=CurriculumSettings(weights=SIGNALS, probe_size=2)),
         [at("on_step_end", 4), at("on_step_end", 7)],
         lambda found: len(found.choices()) == 3,
         {"start": "sft", "curriculum": "sec"},
     ),
-    "ppo under pass_rate": Case(
+    "ppo_pass_rate": Case(
         "05",
         replace(PPO, curriculum=CurriculumSettings(exploration=0.3)),
         PPO_TURNS,
         lambda found: len(set(found.logged("kl_coef"))) == 3 == len(found.choices()),
         {"curriculum": "pass_rate"},
     ),
-    "ppo, separate critic": Case(
+    "ppo_separate_critic": Case(
         "05",
         replace(PPO, value_model="separate"),
         [PPO_TURNS[1], PPO_TURNS[-1]],
         lambda found: len(set(found.logged("kl_coef"))) == 3,
     ),
-    "grpo under sec": Case(
+    "grpo_sec": Case(
         "06",
         GrpoAlgo(num_generations=4, curriculum=CurriculumSettings(tau=0.2), **GROUPS),
         ROLLOUTS,
         lambda found: max(found.logged("reward_std")) > 0.01 and max(found.logged("kl")) > 0,
         {"curriculum": "sec"},
     ),
-    "grpo by process, all weights": Case(
+    "grpo_process_all_weights": Case(
         "06",
         GrpoAlgo(num_generations=4, supervision="process", **GROUPS),
         ROLLOUTS[4:5],
         lambda found: min(found.logged("advantages/abs_mean")) > 0,
         lora=False,
     ),
-    "rloo under hard_to_easy": Case(
+    "rloo_hard_to_easy": Case(
         "07",
         RlooAlgo(num_samples=4, curriculum=CurriculumSettings(start_fraction=0.3), **GROUPS),
         ROLLOUTS,

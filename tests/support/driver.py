@@ -1,14 +1,11 @@
 """What the tests of the driver share: command lines, executions, a script that a file tells what to do."""
 
-import subprocess
-import sys
-
 from utils.driver import command
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.execute import Execution
 from utils.driver.goal import METHODS, Goal, Overrides
 from utils.driver.graph import build_graph
-from utils.frame.files import REPO_ROOT
+from utils.frame.stage_plan import load_script
 
 
 def parse(*argv: str):
@@ -16,10 +13,10 @@ def parse(*argv: str):
     return command.parse(list(argv), "", "")
 
 
-def run_driver(*argv: str) -> subprocess.CompletedProcess:
-    """The driver as a process of its own."""
-    words = [sys.executable, str(REPO_ROOT / "12_driver.py"), *argv]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+def drive(capsys, *argv: str) -> tuple[int, str, str]:
+    """What the driver does with a command line: exit code, standard output and standard error."""
+    code = load_script("12_driver.py").main(list(argv))
+    return code, *capsys.readouterr()
 
 
 def budgets(*argv: str, run_id: str = "r"):

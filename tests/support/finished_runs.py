@@ -61,13 +61,13 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def pretend_finished(folder, *names):
-    """A stage folder with these files (made empty where absent) and a manifest that lists them."""
+def pretend_finished(folder, *names, **more):
+    """A stage folder with these files (made empty where absent); its manifest lists them and has ``more``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).touch()
     run_dir = folder.parent
-    manifest = {"stage": folder.name, "outputs": describe_outputs(folder, run_dir)}
+    manifest = {"stage": folder.name, "outputs": describe_outputs(folder, run_dir), **more}
     (folder / "manifest.json").write_text(dump_json(manifest))
 
 

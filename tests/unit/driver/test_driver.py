@@ -1,14 +1,16 @@
 """The driver's command line: methods and their steps, where options go, mistakes and exit codes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.driver import parse, run_driver
+from tests.support.driver import drive, parse
 from utils.driver import goal
 from utils.driver.goal import COMPARE, METHODS, Goal, Overrides, Step
 from utils.driver.graph import build_graph
-from utils.frame.files import UserError
+from utils.frame.files import REPO_ROOT, UserError
 from utils.frame.stage_plan import command_for, load_script, prepare
 
 SCRIPT = load_script("12_driver.py")
@@ -264,7 +266,8 @@ def test_jobs(monkeypatch):
 
 
 def test_help_names_methods_owners_and_exit_codes():
-    done = run_driver("--help")
+    words = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0
     for words in (
         "sft, distill, ppo, grpo, rloo",
@@ -279,35 +282,37 @@ def test_help_names_methods_owners_and_exit_codes():
         assert name in done.stdout, name
 
 
-def test_mistakes_end_with_2_and_one_line(tmp_path):
-    done = run_driver("--output_dir", str(tmp_path), "--method", "grpo", "--grop.beta", "1")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: unknown option --grop.beta") and done.stderr.count("\n") == 1
+def test_mistakes_end_with_2_and_one_line(tmp_path, capsys):
+    code, out, err = drive(capsys, "--output_dir", str(tmp_path), "--method", "grpo", "--grop.beta", "1")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: unknown option --grop.beta") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stages_mistake_is_found_before_anything_runs(tmp_path):
+def test_a_stages_mistake_is_found_before_anything_runs(tmp_path, capsys):
     """A wrong value for the last stage: no stage has run for it."""
-    done = run_driver("--output_dir", str(tmp_path), "--evaluate.max_items", "many")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "10_evaluate.py" in done.stderr and "max_items" in done.stderr and done.stderr.count("\n") == 1
+    code, out, err = drive(capsys, "--output_dir", str(tmp_path), "--evaluate.max_items", "many")
+    assert (code, out) == (2, "")
+    assert "10_evaluate.py" in err and "max_items" in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unequal_budgets_end_before_anything_runs(tmp_path):
-    done = run_driver("--output_dir", str(tmp_path), "--method", "ppo", "grpo", "--ppo.num_rollouts", "1")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "ppo 128, grpo 8192" in done.stderr and done.stderr.count("\n") == 1
+def test_unequal_budgets_end_before_anything_runs(tmp_path, capsys):
+    words = ("--output_dir", str(tmp_path), "--method", "ppo", "grpo", "--ppo.num_rollouts", "1")
+    code, out, err = drive(capsys, *words)
+    assert (code, out) == (2, "")
+    assert "ppo 128, grpo 8192" in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_says_all_and_does_nothing(tmp_path):
-    done = run_driver(
+def test_a_dry_run_says_all_and_does_nothing(tmp_path, capsys):
+    code, out, err = drive(
+        capsys,
         *("--output_dir", str(tmp_path / "out"), "--method", "all", "--seeds", "4", "5", "--jobs", "2"),
         *("--run_id", "mine", "--dry_run", "--quick_test"),
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
     for method in SAMPLING:
         assert f"budget of {method}: 64 completions of 8 prompts" in lines
     assert "[5/39] mine_seed_4/03_distill: 03_sft_train.py (missing)" in lines

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driver import budgets, executed, options, parse, run_driver
+from tests.support.driver import budgets, drive, executed, options, parse
 from utils.driver.goal import METHODS, Goal, Overrides, parse_curricula
 from utils.driver.graph import build_graph
 from utils.evaluation.policy_names import checkpoint_of
@@ -198,13 +198,14 @@ def test_several_curricula_are_several_things_to_do(monkeypatch):
     assert parse("--method", "distill", "--curriculum", "random", "sec")[0].jobs == 2
 
 
-def test_a_dry_run_shows_the_variants(tmp_path):
-    done = run_driver(
+def test_a_dry_run_shows_the_variants(tmp_path, capsys):
+    code, out, err = drive(
+        capsys,
         *("--output_dir", str(tmp_path / "out"), "--method", "distill", "sft", "grpo", "--reward", "task"),
         *("--curriculum", "random", "sec", "--dry_run"),
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
     assert lines[0] == "trained once, without a curriculum: sft"
     shown = [line.split()[1].rstrip(":") for line in lines if line.startswith("[")]
     assert shown[3:9] == [
