@@ -31,9 +31,6 @@ from utils.models.settings import (
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
 from utils.training.run import resume_point, train_stage
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
-)
 # Everything that has a state: running statistics, adaptive weights, an adaptive KL coefficient, a critic.
 SPEC = RewardSpec(
     weights=RewardWeights(intrinsic=0.5, reasoning=0.1),
