@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from tests.support.inner_loop import can_be_fast
 from tests.support.tiny_models import make_tiny_model
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+LONGEST_FIRST = ["pipeline", "stages", "external", "unit"]
 
 # No example is timed: a machine may be busy.
 UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -49,13 +50,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is fast: all that can be and is not marked slow.
 
-    Files with the most pipeline tests go first: they are long, and should not be what all others wait for.
+    Long files go first, as all others should not have to wait for them in the end.
     """
     for item in items:
         if can_be_fast(item.path) and not item.get_closest_marker("slow"):
             item.add_marker("fast")
-    long = Counter(item.path for item in items if item.get_closest_marker("pipeline"))
-    items.sort(key=lambda item: -long[item.path])
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(TESTS).parts[0]))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -73,7 +73,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def find_shared_data() -> Path | None:
     """Return the folder with real copies of the data sets (finqa/, gsm8k/, math/), None if there is none."""
-    folder = Path(os.environ.get("BELLMAN_DATA") or REPO_ROOT.parent / "shared" / "data")
+    folder = Path(os.environ.get("BELLMAN_DATA") or TESTS.parents[1] / "shared" / "data")
     return folder if (folder / "gsm8k" / "train.jsonl").is_file() else None
 
 

@@ -176,7 +176,6 @@ def stage_processes(script: str, folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.pipeline
 def test_two_tasks_are_killed_at_the_time_limit_and_resume_and_what_rests_on_them_waits(cluster, tmp_path):
     """The quick pipeline in two tasks; training hangs after its first resume point until its time is up."""
     path = settings(tmp_path, 'time: "30"\ntasks_per_node: 2\nsignal_seconds: 10')

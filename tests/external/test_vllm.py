@@ -36,7 +36,6 @@ from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.rollouts.candidates import sample_candidates
 from utils.rollouts.sampler_correction import importance_weights
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 RATES = {"learning_rate": 2e-2, "warmup_steps": 0, "num_rollouts": 2}
 GROUP = RATES | {
     "per_device_train_batch_size": 8,

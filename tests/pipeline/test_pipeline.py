@@ -15,8 +15,6 @@ from tests.support.scripts import InThisProcess
 from utils.frame.files import REPO_ROOT, read_json, read_jsonl
 from utils.frame.stage_plan import load_script
 
-pytestmark = pytest.mark.pipeline
-
 # Small, yet nothing is degenerate: SFT learns the form of an answer, so that rewards differ within groups;
 # SFT's validations (every 5) fall between resume points (every 4), its log is not in step with either; a
 # rollout serves several optimizer steps; and every part of the reward that keeps a state has one.

@@ -20,8 +20,6 @@ from utils.methods.ppo.settings import PpoAlgo
 from utils.methods.sft.settings import SftAlgo
 from utils.rollouts.batches import share_batches
 
-pytestmark = pytest.mark.pipeline
-
 SMALL = {
     "dataset.max_train": 16,
     "dataset.max_val": 2,

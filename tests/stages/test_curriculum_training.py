@@ -23,9 +23,6 @@ from utils.rollouts.curriculum_log import LOG_FILE
 from utils.rollouts.follows_curriculum import STATE_FILE
 from utils.rollouts.prompt_order import prompt_order
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
-)
 LEVELS = [1, 2, 3, 4] * 3
 SETTINGS = build(CurriculumSettings, {"tau": 0.2, "start_fraction": 0.3, "exploration": 0.3}, "here")
 GROUP = {

@@ -16,9 +16,6 @@ from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import load_policy, save_policy
 from utils.training.run import train_stage
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
-)
 GROUPS = DistillAlgo(
     learning_rate=2e-2,
     warmup_steps=0,

@@ -20,10 +20,6 @@ from utils.models.settings import (
 )
 from utils.training.run import train_stage
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
-)
-
 
 @pytest.fixture
 def context(tiny_models, files, tmp_path, unrendered):

@@ -24,8 +24,6 @@ from utils.models.score_cache import ScoreCache
 from utils.models.settings import ModelSection
 from utils.models.teacher import Teacher
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
 OUT = "10_evaluation/tiny"
 
 

@@ -32,9 +32,6 @@ from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, Re
 from utils.rollouts.batches import updates_per_rollout
 from utils.training.run import resume_point, train_stage
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
-)
 # Everything that has a state: running statistics, adaptive weights, an adaptive KL coefficient, a critic.
 SPEC = RewardSpec(
     weights=RewardWeights(intrinsic=0.5, reasoning=0.1),

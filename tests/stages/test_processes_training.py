@@ -19,7 +19,6 @@ from utils.models.loading import load_policy
 from utils.models.settings import ModelSection
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, write_reward_spec
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 # Statistics over rollouts and weights that follow the evidence: a state that processes have to share.
 SPEC = RewardSpec(
     required_fields=["program"],

@@ -33,10 +33,6 @@ from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, Re
 from utils.training import run as training_run
 from utils.training.validation import GenerationValidation
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
-)
-
 # --------------------------------------------------------------------------------------- moments of death
 # Each is a function that is called in the process that is to die, and arranges its death there.
 

@@ -44,8 +44,6 @@ from utils.rollouts.reward_state import open_pipeline
 from utils.training.run import RefuseNonFinite, resume_point, stable, train_stage
 from utils.training.validation import GenerationValidation, best_row
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
 
 @pytest.fixture
 def context(tiny_models, files, tmp_path, unrendered):

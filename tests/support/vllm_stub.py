@@ -173,7 +173,7 @@ class LLM:
 def install(monkeypatch, sharpness: float = 1.0, unscored: bool = False) -> Engine:
     """Let TRL and this project find vLLM, which is the stand-in."""
     found = Engine(sharpness, unscored)
-    monkeypatch.setattr("vllm_stub.engine", found)
+    monkeypatch.setattr(f"{__name__}.engine", found)
     for module in (vllm_generation, vllm_client, distillation_trainer, vllm_sampling):
         monkeypatch.setattr(module, "is_vllm_available", lambda *_, **__: True)
     monkeypatch.setattr(vllm_generation, "LLM", LLM, raising=False)

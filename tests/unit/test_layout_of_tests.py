@@ -54,9 +54,10 @@ def test_documents_name_tests_that_there_are(document):
         ("unit/methods/ppo/test_losses.py", True),
         ("unit/methods/ppo/test_trainer.py", False),
         ("unit/rollouts/test_shared_prefix_trainer.py", False),
+        ("unit/methods/ppo/test_trainer_on_toy.py", False),  # by what it imports from support/
         ("stages/test_resume.py", False),
         ("pipeline/test_pipeline.py", False),
     ],
 )
-def test_the_inner_loop_is_of_units_that_do_not_train(path, expected):
+def test_the_inner_loop_is_of_units_that_do_not_need_trl(path, expected):
     assert (TESTS / path).is_file() and can_be_fast(TESTS / path) is expected

@@ -254,6 +254,7 @@ def test_rates_that_a_run_lacks_are_blank_and_the_others_averaged():
     assert columns[-2:] == ["format_validity", "program_accuracy"]
 
 
+@pytest.mark.slow
 def test_plot_is_the_same_bytes(tmp_path):
     without = experiment(levels=[None] * 60, sft=(20, 21))
     for name, found in (("a", experiment(**THREE)), ("b", experiment(**THREE)), ("no_levels", without)):

@@ -163,6 +163,7 @@ def outputs(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [False, True])
 def test_figures_and_sections_of_a_whole_comparison(outputs, seeds):
     over = ["--by_seed", "--runs", "s*", "--run_id", "c"] if seeds else ["--run_id", "s0"]

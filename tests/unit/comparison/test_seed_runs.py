@@ -142,6 +142,7 @@ def compare(outputs, *more):
     return execute_stage("11_compare_runs.py", argv)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_comparison_over_seeds(outputs, capsys):
     assert compare(outputs) == 0

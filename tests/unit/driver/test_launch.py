@@ -130,6 +130,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_why_a_launched_step_failed_is_said_as_of_any_other(settings, tmp_path, capfd):
     """A launcher's own exit code is always 1, and its last words are not the step's."""
     path = settings("distributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\n")

@@ -149,6 +149,7 @@ def test_stop_ends_what_is_deaf_to_a_polite_kill(monkeypatch, capfd):
 # --------------------------------------------------------- real stages, which do what a file tells them to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "code", "reason"),
     [
@@ -177,6 +178,7 @@ def test_a_failure_is_mended_and_the_rest_continues(fake, capfd, what, code, rea
     ]
 
 
+@pytest.mark.slow
 def test_two_jobs_write_the_same_manifests(fake, capfd):
     Execution(fake.nodes, jobs=2).run()
     out = capfd.readouterr().out
@@ -213,6 +215,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_the_steps_which_resume(interruptible, fake, number, code):
     for name in "ab":
@@ -246,6 +249,7 @@ def test_an_interrupt_waits_until_a_step_that_is_being_started_is_known(interrup
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_second_driver_is_refused_by_the_lock(fake):
     """It says so for the step that is being written, and takes nothing from the first."""
     (fake.control / "a").write_text("sleep")

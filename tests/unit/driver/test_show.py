@@ -50,6 +50,7 @@ def test_one_run(tmp_path, capsys):
     assert "1 failed; what is finished is kept" in printed.splitlines()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail", [False, True])
 def test_over_seeds_it_is_what_stage_11_wrote(tmp_path, capsys, fail):
     """From the command that the driver gives to 11, through its files, to the table."""
@@ -75,6 +76,7 @@ def test_over_seeds_it_is_what_stage_11_wrote(tmp_path, capsys, fail):
         assert cells(printed, "grpo")[1].endswith("%") and "failed:" not in printed
 
 
+@pytest.mark.slow
 def test_a_seed_that_failed_altogether_is_named_in_the_report(tmp_path, capsys):
     for seed in SEEDS[:2]:
         write_run(tmp_path / f"r_seed_{seed}", seed, {"sft": 20 + seed, "ppo": 40, "grpo": 30})

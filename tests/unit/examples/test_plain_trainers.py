@@ -27,7 +27,6 @@ from utils.models.teacher import Teacher
 from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import IntrinsicSection, RewardSpec, RewardWeights
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 EXAMPLES = (grpo_plain, ppo_plain)
 # Weights, logits and losses are float64; rotary embeddings, which Transformers computes in float32, are not.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -51,6 +51,7 @@ def test_the_environment_wins_over_env_file_and_an_empty_one_counts(planted, mon
     assert os.environ["HF_TOKEN"] == ""
 
 
+@pytest.mark.slow
 def test_the_hub_finds_its_token_in_the_promised_order(planted):
     """Asked of the library itself, in a process each, for it reads its paths when it is imported."""
     code = (

@@ -289,6 +289,6 @@ def test_sampled_math_golds_equal_themselves_by_algebra(shared_data):
     assert symbolically_equal(real_math(shared_data)[::50]) == 250
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_all_math_golds_equal_themselves_by_algebra(shared_data):
     assert symbolically_equal(real_math(shared_data)) >= 0.999 * 12_500

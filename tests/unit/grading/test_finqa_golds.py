@@ -167,7 +167,8 @@ def golds(shared_data, split: str) -> list[tuple[str, list[list[str]], float | s
     return [(r["qa"]["program"], r["table"], parse_gold_value(r["qa"]["exe_ans"])) for r in rows]
 
 
-@pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.pipeline), "dev", "test"])
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_execution_of_every_gold_and_its_perturbations_follows_the_rules(shared_data, split):
     rng, cases = random.Random(split), 0
     for program, table, gold in golds(shared_data, split):
@@ -213,7 +214,7 @@ def test_program_accuracy_of_perturbed_golds_follows_from_the_perturbation(share
     assert check_program_accuracy(programs) > 500
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_program_accuracy_of_all_perturbed_golds(shared_data):
     """All 2,485 different ones: a sample would be a tenth of what this takes, some 15 CPU seconds."""
     programs = {program for split in COUNTS for program, _, _ in golds(shared_data, split)}
@@ -248,6 +249,7 @@ STEPS = st.one_of(
 CELLS = st.sampled_from(["1", "-2.5", "$ 3", "-80 ( 80 )", "5%", "( 5 )", "-", "nm", "1,200", ""])
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(
     st.lists(STEPS, min_size=1, max_size=4).map(written),

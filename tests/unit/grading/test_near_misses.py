@@ -157,7 +157,7 @@ def test_sampled_whole_math_golds_nearly_right_by_algebra(shared_data):
     assert check(nonzero[::150], ALGEBRA) >= 50
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_many_whole_math_golds_nearly_right_by_algebra(shared_data):
     """250 of 1,052; all of them, which passed as well, take four times the 15 CPU seconds of these."""
     nonzero = [answer for answer in whole_numbers(shared_data) if int(answer)]
@@ -260,7 +260,7 @@ def test_costly_answers_are_cut_off(name):
     assert worker.call("math_equal", gold="5", answer="10/2") is True
 
 
-@pytest.mark.pipeline
+@pytest.mark.slow
 def test_all_costly_answers_are_wrong(monkeypatch):
     """One after another, with one of two golds: each costs a time-out, here a short one, and a new worker."""
     quick = functools.partial(math_equal, timeout=1.0)

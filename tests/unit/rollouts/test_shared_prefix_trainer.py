@@ -24,7 +24,6 @@ from utils.rollouts.shared_prefix_trainer import (
     SharedPrefix,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?", "one more"]
 
 

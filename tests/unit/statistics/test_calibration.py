@@ -57,6 +57,7 @@ def test_mcnemar_is_statsmodels(tables, both, fixed, broken, neither):
     assert mcnemar(a, b).p_value == pytest.approx(expected.pvalue, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_holm_is_statsmodels(multitest):
     rng = np.random.default_rng(0)
     for size in range(1, 13):
@@ -147,6 +148,7 @@ def test_the_simulations_truth_is_the_mean_of_its_answers():
         assert mean == pytest.approx(calibration.accuracy(spread), abs=0.01)
 
 
+@pytest.mark.slow
 def test_exact_coverage_of_wilson_and_size_of_mcnemar(monkeypatch):
     monkeypatch.setattr(calibration, "ITEMS", (100, 400))
     for row in rows(calibration.wilson, 0):
@@ -161,6 +163,7 @@ def test_intervals_of_mean_shares_cover_at_least_as_often_as_they_say():
     assert all(row.share > 0.95 - 3 * row.error for row in others)
 
 
+@pytest.mark.slow
 def test_bootstraps_of_items_cover_as_often_as_they_say(monkeypatch):
     monkeypatch.setattr(calibration, "RESAMPLES", 300)
     for row in rows(calibration.paired_bootstrap, 150):

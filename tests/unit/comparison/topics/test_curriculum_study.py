@@ -196,6 +196,7 @@ def summary(folder):
         return {row["policy"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_one_run_reports_curricula_levels_teacher_and_efficiency(outputs):
     assert compare(outputs, "--run_id", "s0", "--efficiency_fraction", "0.75") == 0
     folder = outputs / "s0" / "11_comparison"
@@ -220,6 +221,7 @@ def test_one_run_reports_curricula_levels_teacher_and_efficiency(outputs):
     assert (folder / "curriculum.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_over_seeds_they_are_means_with_intervals(outputs):
     assert compare(outputs, "--run_id", "both", "--by_seed", "--runs", "s0,s1") == 0
     folder = outputs / "both" / "11_comparison"

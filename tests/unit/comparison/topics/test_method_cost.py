@@ -170,6 +170,7 @@ def test_only_a_stages_own_timing_is_no_output():
 # --------------------------------------------------------------------------------------------- stage
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_the_comparison_is_the_same_whatever_the_seconds(outputs, capsys):
     assert compare_methods(outputs) == 0
@@ -194,6 +195,7 @@ def test_the_comparison_is_the_same_whatever_the_seconds(outputs, capsys):
     assert compare_methods(outputs) == 0 and "up to date" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_the_report_and_summary_hold_the_counts(outputs):
     assert compare_methods(outputs) == 0
@@ -287,6 +289,7 @@ def test_a_failed_policy_may_be_missing_and_no_other(outputs):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_a_policy_that_failed_with_one_seed_is_compared_with_none(outputs, capsys):
     note(outputs / "seeds", ("dpo", "3 pairs, needs 8", "s1"))

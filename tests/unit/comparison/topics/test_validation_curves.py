@@ -128,6 +128,7 @@ def test_validations_that_not_every_seed_has_are_not_averaged_and_that_is_said(o
     assert "Of grpo, validations that not every seed has" in curves_note(curves, {})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_the_stage_reads_the_logs_as_verified_inputs(outputs, capsys):
     assert compare_methods(outputs) == 0
@@ -151,6 +152,7 @@ def test_the_stage_reads_the_logs_as_verified_inputs(outputs, capsys):
     assert "05_ppo/logs/metrics.jsonl has changed" in said and "05_train_ppo.py" in said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_one_seed_has_lines_without_bands_and_says_nothing_of_seeds(outputs):
     assert compare_methods(outputs, seeds=False) == 0
@@ -230,6 +232,7 @@ def test_markers_stand_apart_in_their_order_and_move_no_more_than_needed(means):
     assert apart(spread) == pytest.approx(spread)
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_bytes_and_hold_no_date(outputs, tmp_path):
     found = trained(outputs / "s0", outputs / "s1")
     curves, _ = read_curves(found)

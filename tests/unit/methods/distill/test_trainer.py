@@ -19,7 +19,6 @@ from utils.methods.distill.settings import DistillAlgo, sampled_prompts
 from utils.methods.distill.trainer import GroupDistillationConfig, GroupDistillationTrainer
 from utils.models.teacher import Teacher
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?", "one more", "1+1="]
 GOLD = ["4", "42, as ever", "y", "because", "and another", "two"]
 COMMON = {

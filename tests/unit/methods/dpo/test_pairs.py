@@ -132,6 +132,7 @@ def real(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_real_candidates_are_of_every_kind(real):
     """Otherwise the tests below would show little."""
     every = [each for row in real.rows for each in row["candidates"]]
@@ -516,6 +517,7 @@ def stage(tmp_path, real):
     return run
 
 
+@pytest.mark.slow
 def test_the_stage_writes_the_same_bytes_each_time(stage, real):
     gold = replace(ALGO, gold_as_chosen=True)
     first, again = stage("a", gold), stage("b", gold)

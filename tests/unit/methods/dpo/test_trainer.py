@@ -25,10 +25,6 @@ from utils.models.settings import (
 from utils.rewards.spec import load_reward_spec
 from utils.training import run as running
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"
-)
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_models):

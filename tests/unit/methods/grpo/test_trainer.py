@@ -25,8 +25,6 @@ from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.rollouts.advantages import process_advantages
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
 
 @pytest.fixture
 def make(tiny_models, tmp_path):

@@ -24,7 +24,6 @@ from utils.methods.ppo.config import PPOConfig
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.value_head import ValueHead
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 EOS = 1
 # Rows of the data set, by group, and their completions: ended, single tokens, cut at the limit, empty.
 ROWS = [0, 0, 0, 0, 1, 1, 3, 4]

@@ -7,7 +7,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from tests.support.ppo_stub import ppo_trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 TOKENS = ["<pad>", "<eos>", "a", "b", "c", "d", "e", "f"]
 A, B, C, F = (TOKENS.index(token) for token in "abcf")
 

@@ -16,8 +16,6 @@ from utils.methods.rloo.trainer import build_rloo_trainer
 from utils.rewards.spec import load_reward_spec
 from utils.rollouts.advantages import baselines
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
 ALGO = RlooAlgo(
     num_rollouts=4,
     learning_rate=2e-2,

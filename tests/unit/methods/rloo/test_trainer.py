@@ -31,8 +31,6 @@ from utils.rollouts.rollout_log import RolloutLog, by_group
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
 from utils.rollouts.start import RenderedPrompts
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
 
 class StockRLOO(RenderedPrompts, SharedPrefix, RLOOTrainer):
     """TRL's own advantages and losses, on the same scores."""

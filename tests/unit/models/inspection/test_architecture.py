@@ -180,6 +180,7 @@ def test_the_script_writes_a_configuration_that_loads(stand_ins, tmp_path, monke
     assert code == 2 and said.err.startswith("error: ") and said.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_all_writes_what_is_shipped(tmp_path, monkeypatch, capsys):
     """Byte for byte, from the real models' sizes."""
     from utils.models.inspection import architecture, model_config

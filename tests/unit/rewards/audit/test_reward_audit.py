@@ -361,6 +361,7 @@ def test_no_candidates(rows):
 # ---------------------------------------------------------------------------------------------- the files
 
 
+@pytest.mark.slow
 def test_equal_rows_and_seed_give_equal_bytes(tmp_path):
     rows = noisy_rows(levels=[1, 2] * 20)
     written = []

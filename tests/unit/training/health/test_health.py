@@ -527,6 +527,7 @@ def test_diagnose_a_trackers_log(tmp_path, capsys):
     assert "loss is not a finite number at step 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_script_diagnoses(tmp_path):
     write_rows(tmp_path / "metrics.jsonl", run(kl=2.0))
     command = [sys.executable, "05_train_ppo.py"]
