@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from utils.data.records import Record
 from utils.methods.ppo.build import PPOTrainer
-from utils.methods.ppo.config import PPOConfig
+from utils.methods.ppo.ppo_config import PPOConfig
 from utils.models import teacher as teacher_module
 from utils.models.teacher import Teacher
 from utils.rewards.reward_pipeline import RewardPipeline

@@ -38,7 +38,7 @@ from utils.models.settings import (
     ValidationSection,
 )
 from utils.rewards.spec import IntrinsicSection
-from utils.rewards.task import COMPONENTS, task_reward
+from utils.rewards.task_reward import COMPONENTS, task_reward
 from utils.rollouts.prompt_order import prompt_order
 from utils.rollouts.reward_state import open_pipeline
 from utils.training.run import RefuseNonFinite, resume_point, stable, train_stage
@@ -284,7 +284,9 @@ def test_validation_keeps_the_best_and_every_step(context, tokenizer, tiny_model
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
         is_fsdp_enabled=False,
     )
-    monkeypatch.setattr("utils.rewards.task.reward_of", lambda *_: {"total": rewards[state.global_step]})
+    monkeypatch.setattr(
+        "utils.rewards.task_reward.reward_of", lambda *_: {"total": rewards[state.global_step]}
+    )
     monkeypatch.setattr(
         module.Trainer,
         "log",

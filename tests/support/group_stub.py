@@ -15,7 +15,7 @@ from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.methods.rloo.trainer import BaselineRLOOConfig
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.rewards.reward_pipeline import ALL_COMPONENTS, RolloutRewards
-from utils.rewards.task import COMPONENTS
+from utils.rewards.task_reward import COMPONENTS
 from utils.rollouts.start import OutcomeRewards
 
 PROMPTS = ["2+2=", "a longer prompt: 7*6=", "x", "why?"]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from tests.support.group_stub import TINY_TRAINING
 from utils.methods.ppo.build import PPOTrainer
-from utils.methods.ppo.config import PPOConfig
+from utils.methods.ppo.ppo_config import PPOConfig
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.rewards.reward_pipeline import RolloutRewards
 

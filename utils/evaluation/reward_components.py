@@ -2,7 +2,7 @@
 
 Components are raw: before ``weights``, in the specification's own amounts (``exact_match: 1.0``, ...).
 
-    exact_match, numeric_match, program_partial, format_penalty    utils/rewards/task.py
+    exact_match, numeric_match, program_partial, format_penalty    utils/rewards/task_reward.py
     reasoning   score in [0, 1]
     <own>       what each function of the user's own says (utils/rewards/user_components.py)
     intrinsic   alpha * log pi_hat(answer | prompt), nats times alpha, less ``missing_eos_penalty`` where the
@@ -29,7 +29,7 @@ from utils.grading.task import Grade
 from utils.grading.tasks import task_of
 from utils.models.sampling import Completion
 from utils.rewards.spec import RewardSpec, RewardWeights
-from utils.rewards.task import COMPONENTS, reward_of
+from utils.rewards.task_reward import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
 from utils.statistics.accuracy_tests import ratios
 

@@ -2,7 +2,7 @@
 
     intrinsic    weight * (normalised teacher rewards, less `missing_eos_penalty` on a truncated completion's
                  last token); the penalty itself is neither normalised nor clipped
-    task parts   exact_match, numeric_match, program_partial, format_penalty (utils/rewards/task.py)
+    task parts   exact_match, numeric_match, program_partial, format_penalty (utils/rewards/task_reward.py)
     reasoning    weight * score in [0, 1] (`Task.reasoning_score`)
     own          weight * value of each component of the user's (utils/rewards/user_components.py)
 
@@ -29,7 +29,7 @@ from utils.models.teacher import Teacher
 from utils.rewards.combiner import RewardCombiner
 from utils.rewards.intrinsic import missing_eos, outcome_reward, token_rewards
 from utils.rewards.spec import RewardSpec, own_weights, paid_weights
-from utils.rewards.task import COMPONENTS, reward_of
+from utils.rewards.task_reward import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
 
 ALL_COMPONENTS = (*COMPONENTS, "reasoning", "intrinsic")  # besides the user's own

@@ -87,7 +87,7 @@ TAKEN = (
 
 @dataclass
 class RewardSpec:
-    """What a completion is paid (see utils/rewards/task.py); also the reward tier, configs/rewards/*.yaml.
+    """What a completion is rewarded with (task_reward.py); also the reward tier, configs/rewards/*.yaml.
 
     For its content a wrong answer never earns as much as a right one: ``numeric_match`` and
     ``program_partial`` stay below ``exact_match``, and at most one of the three is paid. The form is priced

@@ -12,7 +12,7 @@ from utils.data.records import Record
 from utils.frame.files import derive_seed
 from utils.grading.tasks import task_of
 from utils.rewards.spec import RewardSpec
-from utils.rewards.task import COMPONENTS, task_reward
+from utils.rewards.task_reward import COMPONENTS, task_reward
 
 AGREEMENT = 1e-9
 

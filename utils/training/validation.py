@@ -20,7 +20,7 @@ from utils.models.sampling import generate
 from utils.models.sampling_memory import Room
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec, verified
-from utils.rewards.task import graded_row
+from utils.rewards.task_reward import graded_row
 
 
 class GenerationValidation(TrainerCallback):

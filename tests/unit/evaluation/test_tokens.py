@@ -25,7 +25,7 @@ from utils.models.teacher import Teacher
 from utils.models.value_head import ValueHead, ValueModel, save_critic
 from utils.rewards.intrinsic import FORMS
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights
-from utils.rewards.task import task_reward
+from utils.rewards.task_reward import task_reward
 
 EOS = 1
 SPEC = RewardSpec(

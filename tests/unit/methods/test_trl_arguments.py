@@ -13,7 +13,7 @@ from utils.methods.distill.settings import DistillAlgo
 from utils.methods.distill.trainer import GroupDistillationConfig
 from utils.methods.dpo.settings import DpoAlgo
 from utils.methods.grpo.settings import GrpoAlgo
-from utils.methods.ppo.config import PPOConfig
+from utils.methods.ppo.ppo_config import PPOConfig
 from utils.methods.ppo.settings import PpoAlgo, PpoUpdates
 from utils.methods.rloo.settings import RlooAlgo
 from utils.methods.rloo.trainer import BaselineRLOOConfig

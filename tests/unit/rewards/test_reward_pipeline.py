@@ -18,7 +18,7 @@ from utils.models.settings import ModelSection
 from utils.models.teacher import Teacher
 from utils.rewards.reward_pipeline import ALL_COMPONENTS, RewardPipeline
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights
-from utils.rewards.task import COMPONENTS, graded_row, task_reward
+from utils.rewards.task_reward import COMPONENTS, graded_row, task_reward
 
 RECORDS = [
     Record(

@@ -28,7 +28,7 @@ from utils.rewards.spec import (
     verified,
     write_reward_spec,
 )
-from utils.rewards.task import COMPONENTS, best_reward, task_reward
+from utils.rewards.task_reward import COMPONENTS, best_reward, task_reward
 from utils.rewards.unit_cases import build_cases, run_case
 
 FINQA = Record(

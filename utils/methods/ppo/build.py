@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from utils.data.records import Record
 from utils.frame.stage import StageContext
-from utils.methods.ppo.config import PPOConfig
+from utils.methods.ppo.ppo_config import PPOConfig
 from utils.methods.ppo.settings import PpoAlgo
 from utils.methods.ppo.trainer import PPOTrainer
 from utils.models.loading import load_policy

@@ -29,7 +29,6 @@ from trl.trainer.utils import disable_dropout_in_model, split_tensor_dict, use_a
 
 from utils.frame.files import UserError, derive_seed, read_json, write_json
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
-from utils.methods.ppo.config import PPOConfig
 from utils.methods.ppo.losses import (
     KLController,
     explained_variance,
@@ -41,6 +40,7 @@ from utils.methods.ppo.losses import (
     value_loss,
     whiten,
 )
+from utils.methods.ppo.ppo_config import PPOConfig
 from utils.models.prefix.prefix_scoring import TokenScores, accept_shared_prefix
 from utils.models.prefix.shared_prefix import BATCH, CompletionBatch, evaluating, head_obstacle, obstacle
 from utils.models.value_head import TrainsCritic, ValueModel, attach_value_head

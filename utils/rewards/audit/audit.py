@@ -28,7 +28,7 @@ from utils.frame.stage import StageContext
 from utils.rewards.audit.audit_candidates import Candidates, paid_otherwise, read_candidates
 from utils.rewards.audit.audit_plot import plot_audit
 from utils.rewards.spec import load_reward_spec
-from utils.rewards.task import COMPONENTS
+from utils.rewards.task_reward import COMPONENTS
 from utils.statistics.ranking import group_pairs
 from utils.statistics.ranking_intervals import (
     all_alike_bound,

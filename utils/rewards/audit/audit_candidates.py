@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.frame.files import UserError
 from utils.rewards.spec import RewardSpec
-from utils.rewards.task import COMPONENTS
+from utils.rewards.task_reward import COMPONENTS
 
 _ABSENT = {"reasoning": "no reasoning score", "intrinsic": "no teacher scored the candidates"}
 

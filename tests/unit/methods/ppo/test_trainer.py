@@ -20,7 +20,7 @@ from tests.support.ppo_stub import (
     trained_weights,
 )
 from utils.frame.files import UserError
-from utils.methods.ppo.config import PPOConfig
+from utils.methods.ppo.ppo_config import PPOConfig
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.value_head import ValueHead
 

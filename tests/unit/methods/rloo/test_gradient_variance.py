@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import gradient_variance as variance
+from tests.support.baselines import slow_baselines
 from tests.support.training_stages import stage_context, stage_inputs
-from tests.unit.methods.rloo.test_trainer import slow_baselines
 from utils.data.records import load_records
 from utils.frame.files import UserError
 from utils.methods.rloo.settings import RlooAlgo

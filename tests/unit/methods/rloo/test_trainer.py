@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl import RLOOTrainer
 
+from tests.support.baselines import slow_baselines
 from tests.support.group_stub import (
     PROMPTS,
     SIZE,
@@ -45,14 +46,6 @@ def make(tiny_models, tmp_path):
 
 
 # --------------------------------------------------------------------------------- advantages and losses
-
-
-def slow_baselines(rewards: list[list[float]], kind: str) -> list[list[float]]:
-    def of(group: list[float], place: int) -> float:
-        others = [reward for other, reward in enumerate(group) if other != place]
-        return {"loo": sum(others) / len(others), "mean": sum(group) / len(group), "none": 0.0}[kind]
-
-    return [[of(group, place) for place in range(len(group))] for group in rewards]
 
 
 @given(
