@@ -152,7 +152,7 @@ def outputs(tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("outputs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.driver.execute.Child", InThisProcess)
+        patch.setattr("utils.driver.execution.Child", InThisProcess)
         assert load_script("12_driver.py").main(driver(folder / "whole", "--jobs", "1")[2:]) == 0
     for name, redone in REDONE.items():
         left_out = shutil.ignore_patterns(*redone)
