@@ -32,14 +32,13 @@ GSM8K and MATH, where there is only an answer:
 
  4. ``answer_format``       the flexible rule finds the right answer, the strict one does not (GSM8K)
  5. ``no_answer``           no answer stands where the data set's format puts it
- 6. ``grader_timeout``      comparing the answer with the gold ran out of time
- 7. ``unreadable_answer``   the answer cannot be compared with the gold
- 8. ``rounding``            a number that rounds to the gold (GSM8K: up or down to the whole number; MATH:
+ 6. ``unreadable_answer``   comparing the answer with the gold would cost too much
+ 7. ``rounding``            a number that rounds to the gold (GSM8K: up or down to the whole number; MATH:
                             within a relative 1e-2, where not both are whole)
- 9. ``scale_or_percent``    as above
-10. ``wrong_arithmetic``    an equation that the response states is false
-11. ``missing_step``        its equations are some of the gold solution's, and the gold has more
-12. ``wrong_answer``        none of these
+ 8. ``scale_or_percent``    as above
+ 9. ``wrong_arithmetic``    an equation that the response states is false
+10. ``missing_step``        its equations are some of the gold solution's, and the gold has more
+11. ``wrong_answer``        none of these
 
 Equations are read as in ``utils.grading.equations``: between numbers, nothing else inside. That one is false
 or missing is seen; that it is the cause is not known.
@@ -60,7 +59,7 @@ _COMMAS_IN_A_LIST = re.compile(r",(?![0-9]{3}(?![0-9]))")
 
 
 def answer_failure(value: str, gold: str, whole_number: bool) -> str:
-    """Reason (8 or 9 above) for an answer that was found and is not the gold; else "".
+    """Reason (7 or 8 above) for an answer that was found and is not the gold; else "".
 
     Args:
         value, gold: the two answers as text; only plain numbers are examined for rounding and scale.
@@ -80,7 +79,7 @@ def answer_failure(value: str, gold: str, whole_number: bool) -> str:
 
 
 def working_failure(response: str, gold: str) -> str:
-    """Reason (10 to 12 above) for a wrong answer, from the equations that it and the gold solution state."""
+    """Reason (9 to 11 above) for a wrong answer, from the equations that it and the gold solution state."""
     stated = stated_equations(response)
     if not all(equation.holds for equation in stated):
         return "wrong_arithmetic"
