@@ -1,22 +1,10 @@
-"""What the symbolic worker computes. Imported in the child only: SymPy and math-verify are heavy."""
+"""What the symbolic worker computes. Imported in the child only: SymPy is heavy."""
 
 from functools import lru_cache
 
-import math_verify
 import sympy
 
 GOLD_FAILED = "gold"
-
-
-def math_equal(gold: str, answer: str) -> bool:
-    """math-verify's verdict on two LaTeX answers without their ``\\boxed``. Its own time-outs, which need
-    the main thread's SIGALRM, are off: the parent bounds the call."""
-    return math_verify.verify(_parse_latex(gold), _parse_latex(answer), timeout_seconds=None)
-
-
-@lru_cache(maxsize=4096)
-def _parse_latex(text: str) -> list:
-    return math_verify.parse(f"${text}$", parsing_timeout=None)
 
 
 def programs_equal(gold: list, predicted: list) -> bool | str:
@@ -65,10 +53,9 @@ _OPERATIONS = {
     "greater": lambda a, b: a > b,
 }
 
-TASKS = {"math_equal": math_equal, "programs_equal": programs_equal}
+TASKS = {"programs_equal": programs_equal}
 
 
 def warm_up() -> None:
     """Pay for lazy imports and compiled patterns before the first timed request."""
-    math_equal(r"\frac{1}{2}", "0.5")
     programs_equal([["add", "a0", "a1"]], [["add", "a1", "a0"]])

@@ -127,8 +127,6 @@ class Task:
             return "answer_format", graded.failure
         if not graded.format_valid:
             return "cut_off" if truncated else "no_answer", graded.format_error
-        if graded.failure == "timeout":
-            return "grader_timeout", ""
         if graded.failure == "not_comparable":
             return "unreadable_answer", ""
         reason = answer_failure(graded.answer, record.target_answer, self.whole_numbers)

@@ -1,11 +1,11 @@
 """Symbolic algebra in a process of its own that can be killed.
 
-SymPy may run for ever or exhaust memory on a few characters of hostile input ("9^{9^{9^9}}"). Signals
-cannot bound it from a worker thread, nor inside a long C call. So ``call`` sends each comparison as one
-JSON line to a persistent child, waits for the answer, and kills the child when the time is up. Importing
-SymPy takes seconds: a comparison that is slow has the next child started while it is still waited for, so
-that one hostile answer after another costs no more than the time-out each. The child limits its own memory,
-and sets itself an alarm so that it also ends when its parent has gone.
+SymPy may run for ever or exhaust memory on a program of a few steps. Signals cannot bound it from a
+worker thread, nor inside a long C call. So ``call`` sends each comparison as one JSON line to a persistent
+child, waits for the answer, and kills the child when the time is up. Importing SymPy takes seconds: a
+comparison that is slow has the next child started while it is still waited for, so that one hostile answer
+after another costs no more than the time-out each. The child limits its own memory, and sets itself an
+alarm so that it also ends when its parent has gone.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from utils.frame.files import REPO_ROOT
 
 TIMEOUT_S = 4.0  # wall-clock seconds per comparison; with all around it an answer is graded within 5
 SLOW_S = 0.5  # a comparison that takes longer may have to be killed: get the next child ready
-START_TIMEOUT_S = 120.0  # to import SymPy and math-verify, once per child
+START_TIMEOUT_S = 120.0  # to import SymPy, once per child
 MEMORY_BYTES = 2 << 30
 MAX_REPLY_BYTES = 1 << 16
 

@@ -84,6 +84,7 @@ def test_finqa_rows_are_checked_as_finqas_own(tmp_path):
         ({"question": None}, "missing_key", "'question' is missing"),
         ({"question": 3}, "wrong_type", "'question' must be text"),
         ({"answer": "two"}, "unparsable_gold", "must be a number"),
+        ({"answer": "12,34"}, "unparsable_gold", "must be a number"),
         ({"answer": float("nan")}, "not_finite", "not a finite number"),
         ({"answer": None}, "missing_key", "'answer' is missing"),
         ({"solution": "#### 3"}, "two_answers", "'answer' is 2"),

@@ -2,19 +2,15 @@
 
 import contextlib
 import json
-import threading
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.boxed import last_boxed
-from utils.grading import worker
 from utils.grading.tasks import gsm8k
 from utils.grading.tasks.hendrycks_math import MAX_ANSWER_CHARS, math_equal, normalize_answer
-
-HANGS = "9^{9^{9^{9}}}"
+from utils.grading.worker import WorkerFailure
 
 
 def rows_of(path) -> list[dict]:
@@ -50,6 +46,14 @@ def test_every_real_gsm8k_gold_is_read_and_matches_itself(shared_data, split, ro
         ("####18", None, "18"),
         ("#### eighteen", None, None),
         (r"so \boxed{1,234}", None, "1234"),
+        (r"The answer is 9{,}500.", None, "9500"),
+        (r"The answer is 9\,500.", None, "9500"),
+        (r"The answer is 9,\!500.", None, "9500"),
+        (r"The answer is 1{,}234{,}567.", None, "1234567"),
+        ("The answer is 9\u202f500.", None, "9500"),
+        (r"We need 18\,19.", None, "19"),  # no group of three: two numbers
+        ("#### \u22123", None, "-3"),
+        ("The temperature is \u22123.", None, "-3"),
         ("The answer is $18.00.", None, "18.00"),
         ("The answer is 18...", None, "18"),
         ("It costs 18 ...", None, "18"),
@@ -88,6 +92,44 @@ def test_gsm8k_matching(text, gold, strict, flexible):
 def test_an_unusable_gsm8k_gold_is_an_error(gold):
     with pytest.raises(ValueError, match="gold answer"):
         gsm8k.parse_gold(gold)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        "1/2",
+        "10:30",
+        "5-7",
+        "9{,}500",
+        "12,34",
+        "1e5",
+        "2^10",
+        "5 to 7",
+        "5 million",
+        "3x",
+        "1,2345",
+        "2 1/2",
+        "5 or 6",
+    ],
+)
+def test_a_gold_that_would_be_read_in_part_is_an_error(stated):
+    with pytest.raises(ValueError, match="read in part|not a number"):
+        gsm8k.parse_gold(f"Some steps.\n#### {stated}")
+
+
+@pytest.mark.parametrize(
+    ("stated", "gold"),
+    [
+        ("18 minutes", "18"),
+        ("18%", "18"),
+        ("5,000.00", "5000.00"),
+        ("-3", "-3"),
+        ("18.", "18."),
+        ("1,234,567", "1234567"),
+    ],
+)
+def test_a_gold_with_its_unit_is_read(stated, gold):
+    assert gsm8k.parse_gold(f"Some steps.\n#### {stated}\n") == gold
 
 
 def test_huge_numbers_are_no_answers():
@@ -133,6 +175,14 @@ def test_gsm8k_matching_never_raises(text):
         (r"\fbox{4}", "4"),
         (r"\boxed { 6 }", "6"),
         (r"\boxed{}", ""),
+        (r"\boxed{5}. I put it in \boxed{} as asked.", "5"),  # mentioned after the answer
+        (r"\boxed{5}. I put it in \boxed as asked.", "5"),
+        (r"\boxed{5}. I put it in \boxed.", "5"),
+        (r"$\boxed5$", "5"),
+        (r"\boxed12", "12"),
+        (r"\boxed x", "x"),
+        (r"\boxed -3", "-3"),
+        (r"write it in \boxed and stop", None),
         (r"\\boxed{5}", None),  # a line break, then the word "boxed"
         (r"\boxedtext{5}", None),
         ("no box", None),
@@ -203,20 +253,6 @@ def test_spellings_are_normalised():
     assert normalize_answer("1 0") == "1 0"
 
 
-def test_a_hang_is_cut_off_and_the_next_answer_is_graded():
-    with pytest.raises(worker.WorkerTimeout):
-        math_equal("5", HANGS, timeout=0.5)
-    assert math_equal("5", "10/2")
-
-
-def test_a_failed_comparison_is_reported_and_the_worker_goes_on():
-    with pytest.raises(worker.WorkerFailure, match="KeyError"):
-        worker.call("no such task")
-    with pytest.raises(worker.WorkerFailure, match="too long"):
-        math_equal("5", "5" * (MAX_ANSWER_CHARS + 1))
-    assert math_equal("5", "10/2")
-
-
 @pytest.mark.parametrize(
     "answer",
     [
@@ -232,31 +268,9 @@ def test_a_failed_comparison_is_reported_and_the_worker_goes_on():
     ],
 )
 def test_hostile_answers_are_wrong(answer):
-    with contextlib.suppress(worker.WorkerTimeout, worker.WorkerFailure):
-        assert math_equal("5", answer, timeout=1.0) is False
+    with contextlib.suppress(WorkerFailure):
+        assert math_equal("5", answer) is False
     assert math_equal("5", "10/2")
-
-
-def test_threads_share_the_worker():
-    """math-verify alone refuses to work outside the main thread."""
-    verdicts: dict[int, bool] = {}
-
-    def compare(number: int) -> None:
-        verdicts[number] = math_equal(str(number), f"{2 * number}/2")
-
-    threads = [threading.Thread(target=compare, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert verdicts == dict.fromkeys(range(8), True)
-
-
-def test_a_killed_worker_is_replaced():
-    assert math_equal("5", "10/2")
-    worker._WORKER._process.kill()
-    worker._WORKER._process.wait()
-    assert math_equal("5", "15/3")
 
 
 @given(st.text(alphabet="\\boxedfra{}12 $^.", max_size=60))
@@ -277,18 +291,3 @@ def test_every_real_math_gold_is_the_last_box_of_its_solution(shared_data):
     assert sum(box == row["answer"].strip() for box, row in zip(boxes, rows, strict=True)) == 12_500
     assert boxes.count("") == 2  # published so; they equal nothing
     assert sum(math_equal(row["answer"], box) for box, row in zip(boxes, rows, strict=True)) == 12_498
-
-
-def symbolically_equal(rows: list[dict]) -> int:
-    golds = Counter(row["answer"] for row in rows)
-    return sum(golds[gold] for gold in golds if worker.call("math_equal", gold=gold, answer=gold))
-
-
-def test_sampled_math_golds_equal_themselves_by_algebra(shared_data):
-    """Without the short cut over equal spellings."""
-    assert symbolically_equal(real_math(shared_data)[::50]) == 250
-
-
-@pytest.mark.slow
-def test_all_math_golds_equal_themselves_by_algebra(shared_data):
-    assert symbolically_equal(real_math(shared_data)) >= 0.999 * 12_500

@@ -1,17 +1,14 @@
 """GSM8K and MATH answers that are nearly right, for every published gold; answers that hang a grader."""
 
-import functools
 import json
-import random
 import re
 
 import pytest
 
 from utils.data.records import Record
-from utils.grading import worker
 from utils.grading.grade import grade
-from utils.grading.tasks import gsm8k
-from utils.grading.tasks.hendrycks_math import math_equal, plain_decimal
+from utils.grading.tasks import gsm8k, hendrycks_math
+from utils.grading.tasks.hendrycks_math import plain_decimal
 
 
 def rows_of(path) -> list[dict]:
@@ -89,7 +86,7 @@ def test_every_gsm8k_gold_in_every_spelling(shared_data, split, rows):
 
 # -------------------------------------------------------------------------------------------------- MATH
 
-# Answers to a whole number n that are decided without algebra (the last box, its braces, its spelling), ...
+# Answers to a whole number n that are decided by the last box, its braces and its spelling, ...
 SPELLED = {
     r"\boxed{{{n}}}": True,
     r"\boxed{{ {n} }}.": True,
@@ -110,11 +107,11 @@ SPELLED = {
     r"\boxed": False,
     "{n}": False,
     "#### {n}": False,
-    r"\boxed{{{n}}}, \boxed{{}}": False,
+    r"\boxed{{{n}}}, \boxed{{}}": True,  # an empty box says nothing
     r"\boxed{{{n} 19999}}": False,
     r"\boxed{{${n}$ or $19999$}}": False,
 }
-# ... and those that take math-verify.
+# ... and by value.
 ALGEBRA = {
     r"\boxed{{{n}.0}}": True,
     r"\boxed{{\frac{{{n}}}{{1}}}}": True,
@@ -152,18 +149,9 @@ def test_every_whole_math_gold_in_every_spelling(shared_data):
     assert check(answers, SPELLED) == len(answers) * (len(SPELLED) - 1)
 
 
-def test_sampled_whole_math_golds_nearly_right_by_algebra(shared_data):
+def test_every_whole_math_gold_nearly_right_by_value(shared_data):
     nonzero = [answer for answer in whole_numbers(shared_data) if int(answer)]  # 0/19999 is 0
-    assert check(nonzero[::150], ALGEBRA) >= 50
-
-
-@pytest.mark.slow
-def test_many_whole_math_golds_nearly_right_by_algebra(shared_data):
-    """250 of 1,052; all of them, which passed as well, take four times the 15 CPU seconds of these."""
-    nonzero = [answer for answer in whole_numbers(shared_data) if int(answer)]
-    nonzero.sort(key=len)  # the twenty longest, and others at random
-    sample = nonzero[-20:] + random.Random(0).sample(nonzero[:-20], 230)
-    assert check(sample, ALGEBRA) == 250 * len(ALGEBRA)
+    assert check(nonzero, ALGEBRA) == len(nonzero) * len(ALGEBRA)
 
 
 @pytest.mark.parametrize(
@@ -245,29 +233,14 @@ COSTLY = {
 @pytest.mark.parametrize("dataset", ["gsm8k", "math"])
 @pytest.mark.parametrize("name", LONG)
 def test_long_answers_are_wrong_and_need_no_algebra(dataset, name, monkeypatch):
-    monkeypatch.setattr(worker, "call", lambda *_, **__: pytest.fail("asked the symbolic worker"))
+    monkeypatch.setattr(hendrycks_math, "answers_equal", lambda *_: pytest.fail("compared by value"))
     graded = grade(record(dataset, "5"), LONG[name])
     assert not graded.correct and graded.failure
 
 
-@pytest.mark.parametrize("name", ["power chain", "unclosed fractions", "terms"])
-def test_costly_answers_are_cut_off(name):
-    limit = 1.0
-    try:
-        assert worker.call("math_equal", limit, gold="5", answer=COSTLY[name]) is False
-    except (worker.WorkerTimeout, worker.WorkerFailure) as error:
-        assert str(error)
-    assert worker.call("math_equal", gold="5", answer="10/2") is True
-
-
-@pytest.mark.slow
-def test_all_costly_answers_are_wrong(monkeypatch):
-    """One after another, with one of two golds: each costs a time-out, here a short one, and a new worker."""
-    quick = functools.partial(math_equal, timeout=1.0)
-    monkeypatch.setattr("utils.grading.tasks.hendrycks_math.math_equal", quick)
-    for place, (name, answer) in enumerate(COSTLY.items()):
-        gold = ["5", r"\frac{1}{2}"][place % 2]
-        graded = grade(record("math", gold), rf"\boxed{{{answer}}}")
-        assert not graded.correct, name
-        assert graded.failure in ("timeout", "not_comparable", "wrong_value", "no_box"), name
-    assert grade(record("math", "5"), r"\boxed{10/2}").correct
+@pytest.mark.parametrize("name", COSTLY)
+@pytest.mark.parametrize("gold", ["5", r"\frac{1}{2}", r"\sqrt{2}", "(1,2)"])
+def test_costly_answers_are_wrong(name, gold):
+    graded = grade(record("math", gold), rf"\boxed{{{COSTLY[name]}}}")
+    assert not graded.correct
+    assert graded.failure in ("not_comparable", "wrong_value", "no_box")

@@ -10,7 +10,10 @@ from utils.data.reader import Reader
 from utils.data.reading import Notes, RawItem, RawRow, read_jsonl_items, usable_rows
 
 FINAL = re.compile(r"#### (-?[0-9.,]+)")  # the official pattern, first match
-NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
+_NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)", re.ASCII)
+# What may follow the number on its line without changing it: a sign or words of what is counted.
+_UNIT = re.compile(r"\s*[%€£$¢°]?(?:\s+[A-Za-z][A-Za-z .]*)?\s*")
+_SCALE = re.compile(r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|and|or|to|point|percent)\b")
 _MARK = re.compile(r"<<[^<>\n]*>>")
 
 
@@ -32,12 +35,14 @@ class Gsm8kReader(Reader):
 
     def closed(self, answer, solution, notes) -> tuple[str, str]:
         """Answer and solution, the latter ending in ``#### answer``; notes an error where they disagree."""
-        answer = answer.replace(",", "")
         stated = FINAL.findall(solution)
-        if not NUMBER.fullmatch(answer):
+        try:
+            answer = gold_number(answer)
+        except ValueError:
             message = f"'answer' must be a number in gsm8k's form, found {answer[:40]!r}"
             notes.error("unparsable_gold", message)
-        elif not stated:
+            return answer, solution
+        if not stated:
             solution = f"{solution}\n#### {answer}".strip()
         elif stated[0].replace(",", "") != answer:
             notes.error("two_answers", f"'answer' is {answer}, and 'solution' ends in #### {stated[0]}")
@@ -56,6 +61,22 @@ def strip_marks(solution: str) -> str:
     return _MARK.sub("", solution)
 
 
+def gold_number(text: str) -> str:
+    """The number that a gold states, without thousands separators, from a solution that ends in ``#### n`` or
+    from n alone. Raises ValueError where there is none, or where it is only a part of what stands there: the
+    official pattern reads 1 in "#### 1/2", 10 in "#### 10:30" and 1234 in "#### 12,34"."""
+    found = FINAL.search(text)
+    stated = found[1] if found else "" if "####" in text else text.strip()
+    if not _NUMBER.fullmatch(stated.replace(",", "")):
+        raise ValueError(f"gold answer {text[-60:]!r} is not a number")
+    rest = text[found.end() :].partition("\n")[0] if found else ""
+    if not _NUMBER.fullmatch(stated) or not _UNIT.fullmatch(rest) or _SCALE.search(rest):
+        raise ValueError(
+            f"gold answer {(stated + rest)[:60]!r} would be read in part, as {stated.replace(',', '')}"
+        )
+    return stated.replace(",", "")
+
+
 def _identify(row: dict, notes: Notes) -> None:
     if isinstance(row.get("id"), str) and row["id"].strip():
         notes.id = row["id"]
@@ -66,9 +87,11 @@ def _check(item: RawItem, notes: Notes) -> RawRow | None:
     if notes.failed:
         return None
     found = FINAL.findall(solution)
-    answer = found[0].replace(",", "") if found else ""
-    if not NUMBER.fullmatch(answer):
-        notes.error("unparsable_gold", f"no number after '####' at the end of 'answer': {solution[-60:]!r}")
+    try:
+        answer = gold_number(solution if found else "####")
+    except ValueError as error:
+        missing = f"no number after '####' at the end of 'answer': {solution[-60:]!r}"
+        notes.error("unparsable_gold", str(error) if found else missing)
         return None
     if len(found) > 1:
         notes.warning("several_answers", f"{len(found)} numbers after '####'; the first, {found[0]}, counts")

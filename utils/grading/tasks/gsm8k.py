@@ -3,11 +3,17 @@
 import re
 from decimal import Decimal, InvalidOperation
 
+from utils.data.readers.gsm8k import gold_number
 from utils.frame.files import UserError
 from utils.grading.task import Grade, Task, UnitCase, place_of, relative_error
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+# Thousands separators of LaTeX and typography: 9{,}500, 9,\!500, 9\,500, 9~500, and thin or fixed blanks.
+_SEPARATOR = re.compile(
+    r"(?<=[0-9])(?:\{,\}|\\text\{,\}|,\\!|\\[,;:! ]|~|[\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))"
+)
+parse_gold = gold_number  # of a whole solution or the number alone; ValueError where it is read in part
 MAX_NUMBER_CHARS = 64  # a longer run of digits is no answer, and costs quadratic time to convert
 
 
@@ -22,8 +28,10 @@ def extract_flexible(text: str) -> str | None:
     """The last number anywhere in the text, without "$", commas and a closing period.
 
     lm-evaluation-harness's flexible pattern, except that a run of punctuation alone ("...") is no number.
-    A minus sign directly before the digits belongs to the number, also in "16-3" (gives "-3").
+    A minus sign, "-" or U+2212, directly before the digits belongs to the number, also in "16-3" (gives
+    "-3"). Thousands may be separated as LaTeX does ("9{,}500").
     """
+    text = _SEPARATOR.sub(",", text.replace("\u2212", "-"))
     numbers = [match for match in _FLEXIBLE.findall(text) if any(char.isdigit() for char in match)]
     return re.sub(r"[$,]", "", numbers[-1]).rstrip(".") if numbers else None
 
@@ -39,15 +47,6 @@ def normalize_number(text: str | None) -> Decimal | None:
         return Decimal(text)
     except InvalidOperation:
         return None
-
-
-def parse_gold(text: str) -> str:
-    """The gold answer in the official form (commas removed), from a whole solution ending in "#### n" or
-    from the number alone. Raises ValueError where there is none: a gold is never guessed at."""
-    answer = extract_strict(text) if "####" in text else text.strip().replace(",", "")
-    if not answer or normalize_number(answer) is None:
-        raise ValueError(f"gold answer {text[-60:]!r} is not a number")
-    return answer
 
 
 def strict_match(text: str, gold: str) -> bool:

@@ -1,49 +1,61 @@
-r"""MATH answers: the last ``\boxed``, compared by math-verify in a bounded worker process."""
+r"""MATH answers: the last ``\boxed``, read whole into a tree and compared by value (docs/grading.md)."""
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 
 from utils.data.boxed import last_boxed
 from utils.frame.files import UserError
-from utils.grading import worker
+from utils.grading.answer_equality import answers_equal
+from utils.grading.expression_values import Undecided
+from utils.grading.latex_atoms import Node, Unreadable
+from utils.grading.latex_reader import phrases, read
+from utils.grading.latex_spelling import plain_latex, undelimited
 from utils.grading.task import Grade, Task, UnitCase, place_of, relative_error
 from utils.grading.tasks.gsm8k import normalize_number
+from utils.grading.worker import WorkerFailure
 
 MAX_ANSWER_CHARS = 1000  # the longest gold answer of MATH has 159 characters
 
-_WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm)\s*\{([^{}]*)\}")
-
 
 def normalize_answer(text: str) -> str:
-    r"""Spelling without meaning removed: ``\left``/``\right``, ``\!``, ``\dfrac`` as
-    ``\frac``, ``\text{}`` around words, blanks next to symbols, a closing period."""
-    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])", "", text).replace(r"\!", "")
-    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
-    text = _WORDS.sub(r"\1", text)
+    r"""One spelling of an answer, for voting and for what cannot be read: see ``plain_latex``; besides, no
+    quotes around words, no blanks next to symbols, no closing period."""
+    if len(text) > MAX_ANSWER_CHARS:
+        return text.strip()
+    text = plain_latex(text).replace('"', "").replace("~", " ")
     text = re.sub(r"\s+", " ", text).strip().removesuffix(".")
     return re.sub(r"(?<!\w) | (?!\w)", "", text)
 
 
-def math_equal(gold: str, answer: str, timeout: float = worker.TIMEOUT_S) -> bool:
+def math_equal(gold: str, answer: str) -> bool:
     r"""Whether two answers (contents of ``\boxed``) are the same mathematical object.
 
-    Equal spellings are equal; a gold in words is compared as words; everything else is math-verify's
-    verdict. Empty equals nothing, not even empty. Raises worker.WorkerTimeout after ``timeout`` seconds and
-    worker.WorkerFailure where the comparison fails, including an answer above MAX_ANSWER_CHARS.
+    Equal spellings are equal; a gold in words is compared as words; everything else by what it says, where
+    both can be read whole. Empty equals nothing, not even empty. Raises worker.WorkerFailure where comparing
+    would cost too much, including an answer above MAX_ANSWER_CHARS.
     """
-    gold, answer = _undelimited(gold), _undelimited(answer)
-    if not gold or not answer:
+    if not gold.strip() or not answer.strip():
         return False
     if len(answer) > MAX_ANSWER_CHARS or len(gold) > MAX_ANSWER_CHARS:
-        raise worker.WorkerFailure("answer too long")
-    plain_gold, plain_answer = normalize_answer(gold), normalize_answer(answer)
-    if plain_gold and plain_gold == plain_answer:
+        raise WorkerFailure("answer too long")
+    if gold == answer:
         return True
-    if _in_words(gold):  # as algebra "Evenly" would be a product of letters, equal to "Evelyn"
-        return _words(plain_gold) == _words(plain_answer)
-    if _has_several_numbers(answer) or re.search(r"(?<!\\)\$", answer):
+    plain_gold, plain_answer = normalize_answer(gold), normalize_answer(answer)
+    if not plain_gold or not plain_answer:
         return False
-    return bool(worker.call("math_equal", timeout, gold=gold, answer=answer))
+    if plain_gold == plain_answer:
+        return True
+    gold_tree = _tree(gold.removeprefix(r"\approx"))
+    if gold_tree is None:
+        return False
+    if gold_tree[0] == "words" or (gold_tree[0] in ("list", "and", "or") and _has_words(gold_tree[1])):
+        return phrases(gold) == phrases(answer)
+    answer_tree = _tree(answer)
+    try:
+        return answer_tree is not None and answers_equal(gold_tree, answer_tree)
+    except (Undecided, RecursionError) as error:
+        raise WorkerFailure(f"not compared: {error}") from None
 
 
 def plain_decimal(answer: str) -> Decimal | None:
@@ -53,29 +65,21 @@ def plain_decimal(answer: str) -> Decimal | None:
     """
     if len(answer) > MAX_ANSWER_CHARS:
         return None
-    text = normalize_answer(_undelimited(answer)).removeprefix("\\$")
+    text = normalize_answer(undelimited(answer)).removeprefix("$").replace("{,}", ",")
     number = re.fullmatch(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?|-?[0-9.]+", text)
     return normalize_number(text) if number else None
 
 
-def _undelimited(text: str) -> str:
-    text = text.strip()
-    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == "$" else text
+@lru_cache(maxsize=8192)
+def _tree(text: str) -> Node | None:
+    try:
+        return read(text)
+    except Unreadable:
+        return None
 
 
-def _in_words(gold: str) -> bool:
-    match = _WORDS.fullmatch(gold)
-    return match is not None and any(char.isalpha() for char in match[1])
-
-
-def _words(text: str) -> list[str]:
-    """Words or option letters of a list in any order, case and parentheses ignored."""
-    return sorted(item.strip(" ()").casefold() for item in text.split(","))
-
-
-def _has_several_numbers(text: str) -> bool:
-    """Numbers side by side ("18 19"): math-verify would add them up and find 37."""
-    return "\\" not in text and re.search(r"[0-9.]\s+[0-9.]", text) is not None
+def _has_words(items: tuple[Node, ...]) -> bool:
+    return any(item[0] == "words" for item in items)
 
 
 class MathTask(Task):
@@ -91,9 +95,7 @@ class MathTask(Task):
         correct, failure = False, "wrong_value"
         try:
             correct = answer is not None and math_equal(gold, answer)
-        except worker.WorkerTimeout:
-            failure = "timeout"
-        except worker.WorkerFailure:
+        except WorkerFailure:
             failure = "not_comparable"
         if not answer:
             failure = "no_box" if answer is None else "empty_box"

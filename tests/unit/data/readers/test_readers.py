@@ -284,6 +284,11 @@ def test_any_bytes_give_problems_and_never_an_exception(tmp_path_factory, conten
         ('{"question": "q ?", "answer": "no final number"}', "unparsable_gold"),
         ('{"question": "q ?", "answer": "x\\n#### many"}', "unparsable_gold"),
         ('{"question": "q ?", "answer": "x\\n#### .,"}', "unparsable_gold"),
+        ('{"question": "q ?", "answer": "x\\n#### 1/2"}', "unparsable_gold"),  # read in part: 1
+        ('{"question": "q ?", "answer": "x\\n#### 10:30"}', "unparsable_gold"),
+        ('{"question": "q ?", "answer": "x\\n#### 5-7"}', "unparsable_gold"),
+        ('{"question": "q ?", "answer": "x\\n#### 9{,}500"}', "unparsable_gold"),
+        ('{"question": "q ?", "answer": "x\\n#### 12,34"}', "unparsable_gold"),
         ('{"question": "q ?", "answer": "x\\n#### 3"', "bad_json"),
         ('{"id": "train-0", "question": "q ?", "answer": "x\\n#### 3"}', "duplicate_id"),
     ],
