@@ -30,7 +30,7 @@ And from 05_train_ppo.py, whose rewards, advantages, loss and gradient are these
 are not shared; answers are not rewarded; the last policy is kept, not the best; nothing resumes.
 
 Measured, first command: of 200 test items 0.0 % right before, 49.5 % after 4 rollouts, 55.5 % after 8
-(standard error 3.5 points); 2 min 19 s of one processor core, 1.5 GB.
+(standard error 3.5 points); 2 min 51 s of one processor core, 1.5 GB.
 
 Shape suffixes: B completions; T tokens of prompt (padded on the left) and completion (padded on the right), C
 of the completion alone; V the vocabulary, D the model's width; X tokens not read yet.
