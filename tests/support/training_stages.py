@@ -9,6 +9,8 @@ import torch
 from transformers import TrainerCallback
 
 from tests.support.records import RECORDS
+from tests.support.tiny_models import make_tiny_tokenizer
+from utils.data.prompts import completion_ids
 from utils.data.records import Record
 from utils.frame.config import StageConfig
 from utils.frame.files import REPO_ROOT, write_jsonl
@@ -80,15 +82,12 @@ def stage_inputs(folder: Path, model: Path) -> dict[str, Path]:
 
 def write_pairs(folder: Path, rows: list[dict]) -> dict[str, Path]:
     """The inputs of DPO that are its own: a preference pair of each of ``rows``, all but five held out."""
-    pairs = [
-        {
-            "id": row["id"],
-            "prompt": row["input_text"],
-            "chosen": "right<eos>",
-            "rejected": "no" * (1 + place % 3) + "<eos>",
-        }
-        for place, row in enumerate(rows)
-    ]
+    tokenizer = make_tiny_tokenizer()
+    pairs = []
+    for place, row in enumerate(rows):
+        texts = {"chosen": "right", "rejected": "no" * (1 + place % 3)}
+        ids = {f"{side}_ids": completion_ids(tokenizer, [text])[0] for side, text in texts.items()}
+        pairs.append({"id": row["id"], "prompt": row["input_text"], **texts, **ids})
     write_jsonl(folder / "pairs.jsonl", pairs[:5])
     write_jsonl(folder / "val_pairs.jsonl", pairs[5:])
     return {name: folder / f"{name}.jsonl" for name in ("pairs", "val_pairs")}

@@ -95,16 +95,19 @@ def tokenize_pairs(
     """``prompt_ids, chosen_ids, rejected_ids`` of the rows of 08: completions as they were sampled.
 
     Raises UserError where a prompt exceeds ``model.max_prompt_length`` or a completion
-    ``generation.max_new_tokens``.
+    ``generation.max_new_tokens``, or pairs were written without their tokens.
     """
+    if any("chosen_ids" not in row for row in rows):
+        raise UserError("the pairs have no token ids: run 08_build_prefs.py --overwrite")
     columns = {}
     for name, limit, key in (
         ("prompt", model.model.max_prompt_length, "model.max_prompt_length"),
         ("chosen", model.generation.max_new_tokens, "generation.max_new_tokens"),
         ("rejected", model.generation.max_new_tokens, "generation.max_new_tokens"),
     ):
-        ids = token_ids(tokenizer, [row["prompt"] for row in rows])
-        if name != "prompt":
+        if name == "prompt":
+            ids = token_ids(tokenizer, [row["prompt"] for row in rows])
+        else:
             ids = [row[f"{name}_ids"] for row in rows]
         for row, tokens in zip(rows, ids, strict=True):
             if len(tokens) > limit:
