@@ -115,7 +115,9 @@ def run_script(number: str, ctx: StageContext) -> None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    ctx.stage = module.STAGE.folder
+    others = module.STAGE.choice.others.values() if module.STAGE.choice else ()
+    of_algo = (each for each in others if isinstance(ctx.config.algo, each.tiers["algo"][0]))
+    ctx.stage = next(of_algo, module.STAGE).folder
     # Drawing all panels takes longer than the training.
     with mock.patch.object(builder(row_of(ctx.stage)), "PANELS", {"reward": ["reward", "val_reward"]}):
         module.run(ctx)
