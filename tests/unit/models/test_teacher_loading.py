@@ -136,7 +136,7 @@ def test_fewer_embeddings_than_tokens_are_refused(tiny_models, tmp_path):
     model.resize_token_embeddings(VOCABULARY - 1)
     model.save_pretrained(tmp_path)
     make_tiny_tokenizer().save_pretrained(tmp_path)
-    assert "the teacher has 258 embeddings for a tokenizer of 259 tokens" in refusal(tmp_path)
+    assert "the tokenizer has 259 tokens, the model has embeddings for 258" in refusal(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------- tokenizers

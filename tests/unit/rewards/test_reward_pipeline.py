@@ -272,7 +272,7 @@ def test_a_reward_without_weight_is_refused():
     with pytest.raises(UserError, match=r"--reward task: .*combined.yaml, or use --reward intrinsic"):
         RewardPipeline(RECORDS, alone, "task", None)
     assert RewardPipeline.needs_teacher(alone, "combined")
-    with pytest.raises(UserError, match="one of task, intrinsic, combined, found 'tsak'"):
+    with pytest.raises(UserError, match="one of combined, task, intrinsic, found 'tsak'"):
         RewardPipeline.needs_teacher(alone, "tsak")
 
 
