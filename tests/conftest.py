@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: tests run two at a time, so each keeps to one thread.
@@ -75,6 +75,16 @@ def find_shared_data() -> Path | None:
     """Return the folder with real copies of the data sets (finqa/, gsm8k/, math/), None if there is none."""
     folder = Path(os.environ.get("BELLMAN_DATA") or TESTS.parents[1] / "shared" / "data")
     return folder if (folder / "gsm8k" / "train.jsonl").is_file() else None
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Each test leaves the environment variables as it found them: TRL's vLLM sampler sets WORLD_SIZE and others."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
