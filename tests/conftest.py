@@ -79,7 +79,7 @@ def find_shared_data() -> Path | None:
 
 @pytest.fixture(autouse=True)
 def same_environment() -> Iterator[None]:
-    """Each test leaves the environment variables as it found them: TRL's vLLM sampler sets WORLD_SIZE and others."""
+    """Each test leaves the environment variables as it found them; TRL's vLLM sampler sets some for good."""
     before = dict(os.environ)
     yield
     if os.environ != before:
