@@ -1,17 +1,16 @@
 """Prepare the data: raw rows to the records that every later stage reads."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from utils.data import checks
 from utils.data.length_plot import plot_lengths
 from utils.data.preparation import Prepared, cut_statistics, dropped_counts, prepare
 from utils.data.records import HELD_OUT
-from utils.data.rendering import approximate_tokens
 from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_inputs, read_splits
+from utils.data.token_count import token_counter
 from utils.frame.config import StageConfig
-from utils.frame.files import UserError, first_line, resolve_path, shown, write_json, write_jsonl
+from utils.frame.files import UserError, write_json, write_jsonl
 from utils.frame.stage import Stage, StageContext, main
 
 
@@ -33,41 +32,34 @@ STAGE = Stage(
 )
 
 
-def token_counter(config: DatasetConfig) -> Callable[[str], int]:
-    """What measures input length: the configured tokenizer, or the tokenizer-free estimate."""
-    if not config.tokenizer:
-        return approximate_tokens
-    from transformers import AutoTokenizer
-
-    local = resolve_path(config.tokenizer)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            local if local.exists() else config.tokenizer, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        wanted = shown(config.tokenizer)
-        raise UserError(f"dataset.tokenizer: cannot load {wanted}: {first_line(error)}") from None
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def run(ctx: StageContext) -> None:
     """Read the raw splits, prepare the records, write them and say what was left out and cut."""
     from utils.grading.tasks import task_of
 
     config = ctx.config.dataset
-    raw = read_splits(config, ctx.inputs, task_of(config.dataset).gold_fault)
+    task = task_of(config.dataset)
+    raw = read_splits(config, ctx.inputs, task.gold_fault)
     if failed := checks.verdict(raw, config.error_threshold):
         raise UserError(f"the data cannot be used: {failed}; 00_check_data.py reports every problem")
-    prepared = prepare(raw, config, token_counter(config), ctx.progress)
+    prepared = prepare(raw, config, token_counter(config.tokenizer), ctx.progress, task.evidence)
     for split, records in prepared.records.items():
         if not records:
-            raise UserError(f"no records left for {split}: raise dataset.val_fraction or add data")
+            gold = config.context == "gold" and not config.derive_evidence
+            hint = "set dataset.derive_evidence" if gold else "raise dataset.val_fraction"
+            raise UserError(f"no records left for {split}: {hint} or add data")
         write_jsonl(ctx.out / f"{split}.jsonl", (record.to_json() for record in records))
         cut = cut_statistics(prepared.cuts[split])
         ctx.metrics[split] = {"records": len(records)} | cut
         over = cut["inputs_still_over_limit"]
         still = f", {over} still over the limit" if over else ""
-        ctx.log(f"{split}: {len(records)} records, {cut['inputs_cut']} over-long inputs cut{still}")
+        what = (
+            "over-long inputs cut"
+            if config.context == "full"
+            else f"with a part of the report ({config.context})"
+        )
+        ctx.log(f"{split}: {len(records)} records, {cut['inputs_cut']} {what}{still}")
+        if split in prepared.evidence:
+            report_evidence(ctx, split, prepared.evidence[split])
     write_jsonl(ctx.out / "dropped.jsonl", prepared.dropped)
     ctx.metrics["dropped"] = dropped_counts(prepared.dropped)
     for code, count in ctx.metrics["dropped"].items():
@@ -75,6 +67,15 @@ def run(ctx: StageContext) -> None:
     if prepared.held_out:
         report_held_out(ctx, prepared)
     plot_lengths(ctx.out / "length.png", prepared.records)
+
+
+def report_evidence(ctx: StageContext, split: str, evidence: dict) -> None:
+    """Say how many records have evidence, annotated or derived, and how many inputs keep all of it."""
+    ctx.metrics[split]["evidence"] = evidence
+    kinds = ", ".join(f"{evidence[kind]} {kind}" for kind in ("annotated", "derived", "unknown"))
+    share = evidence.get("share_that_keeps_all")
+    kept = "" if share is None else f"; {share:.1%} of those with evidence keep all of it"
+    ctx.log(f"{split}: evidence of records: {kinds}{kept}")
 
 
 def report_held_out(ctx: StageContext, prepared: Prepared) -> None:

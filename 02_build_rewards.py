@@ -8,6 +8,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from utils.frame.config import StageConfig, setting
@@ -67,15 +68,13 @@ def run(ctx: StageContext) -> int:
 
     from utils.data.records import load_records
     from utils.grading.tasks import task_of
+    from utils.rewards.task_reward import required_fields
     from utils.rewards.unit_cases import run_cases
     from utils.rewards.user_components import check_own, own_rewards, with_sources
 
     splits = {split: load_records(ctx.inputs[split]) for split in SPLITS}
     spec: RewardSpec = with_sources(ctx.config.reward)
-    if not spec.required_fields:
-        datasets = sorted({record.dataset for records in splits.values() for record in records})
-        fields = [field for dataset in datasets for field in task_of(dataset).response_fields]
-        spec = replace(spec, required_fields=list(dict.fromkeys(fields)))
+    spec = replace(spec, required_fields=required_fields(spec, chain(*splits.values())))
     write_reward_spec(ctx.out / "reward_spec.yaml", spec)
     if not all(splits.values()):
         raise UserError("01_preprocessing has a split without records; check the data and run 01 again")

@@ -153,6 +153,44 @@ def gsm8k_row(number: int, report: str = "", question: str = "") -> RawRow:
     )
 
 
+def test_a_gold_context_leaves_out_rows_without_evidence_or_derives_it(finqa_root, tmp_path, capsys):
+    for split in ("train", "dev", "test"):
+        items = json.loads((finqa_root / f"{split}.json").read_text())
+        for item in items[::2]:
+            item["qa"]["gold_inds"] = {"table_1": "the cash of 2010 is 5 ;"}
+        write_finqa(finqa_root, **{split: items})
+    options = ("--context", "gold", "--error_threshold", "0.5")
+    assert run(PREPARE, "finqa", finqa_root, tmp_path / "a", *options) == 0
+    metrics = read_json(tmp_path / "a" / "run_001" / "01_preprocessing" / "manifest.json")["metrics"]
+    assert metrics["test"]["records"] == 1 and metrics["dropped"]["no_evidence"] > 5
+    assert metrics["test"]["evidence"] == {
+        "annotated": 1,
+        "derived": 0,
+        "unknown": 0,
+        "keep_all": 1,
+        "share_that_keeps_all": 1.0,
+    }
+    out = tmp_path / "b" / "run_001" / "01_preprocessing"
+    assert run(PREPARE, "finqa", finqa_root, tmp_path / "b", *options, "--derive_evidence", "true") == 0
+    assert [record.evidence for record in load_records(out / "test.jsonl")] == ["annotated", "derived"]
+    assert "no_evidence" not in read_json(out / "manifest.json")["metrics"]["dropped"]
+    capsys.readouterr()
+
+
+def test_the_manifest_says_how_many_inputs_keep_their_evidence(finqa_root, tmp_path, capsys):
+    out = tmp_path / "run_001" / "01_preprocessing"
+    options = ("--context", "retrieved", "--derive_evidence", "true", "--error_threshold", "0.5")
+    for budget, share in (("15", 1.0), ("1", 0.0)):  # with the row of cash, and with nothing but the header
+        more = (*options, "--context_tokens", budget, "--overwrite")
+        assert run(PREPARE, "finqa", finqa_root, tmp_path, *more) == 0
+        evidence = read_json(out / "manifest.json")["metrics"]["test"]["evidence"]
+        assert (evidence["derived"], evidence["share_that_keeps_all"]) == (2, share)
+        assert (
+            f"test: evidence of records: 0 annotated, 2 derived, 0 unknown; {share:.1%}"
+            in capsys.readouterr().out
+        )
+
+
 def test_hold_out_is_seeded_and_keeps_groups_together():
     rows = [gsm8k_row(n, report=f"page {n // 4}") for n in range(100)]
     train, val = hold_out(rows, 0.1, seed=3)

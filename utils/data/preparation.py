@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from utils.data.checks import item_key
 from utils.data.reader import SPLITS
@@ -20,12 +20,14 @@ class Prepared:
     """The records by split, the rows left out (with the reason), and what was cut, by split.
 
     ``held_out`` counts, by split, the rows of held-out levels that it lost (train, val) or keeps (test).
+    ``evidence`` is what `evidence_statistics` says of each split; {} where nothing depends on the evidence.
     """
 
     records: dict[str, list[Record]]
     dropped: list[dict]
     cuts: dict[str, list[Cut]] = field(default_factory=dict)
     held_out: dict[str, int] = field(default_factory=dict)
+    evidence: dict[str, dict] = field(default_factory=dict)
 
 
 def prepare(
@@ -33,6 +35,7 @@ def prepare(
     config: DatasetConfig,
     count_tokens: Callable[[str], int] = approximate_tokens,
     progress: Callable[[list[RawRow]], Iterable[RawRow]] = iter,
+    find_evidence: Callable[[RawRow], tuple[str, ...]] | None = None,
 ) -> Prepared:
     """Records of every split, with a seeded part of train as val where the set has no val of its own.
 
@@ -43,6 +46,9 @@ def prepare(
 
     Rows of ``hold_out_levels`` are left out of train and val and counted in ``held_out``. They are taken out
     after val was cut from train, so that the other rows are split as without them.
+
+    With ``derive_evidence``, ``find_evidence`` gives the places of the evidence that annotators left out.
+    Under ``context: gold`` every split, test too, loses the rows whose evidence is unknown.
 
     Raises UserError where a level to hold out does not occur, or where a split would have nothing left.
     """
@@ -56,6 +62,11 @@ def prepare(
     for split in rows:
         rows[split], leaks = _without_leaks(rows, split)
         dropped += [{"split": split} | problem.to_json() for problem in leaks]
+        if config.derive_evidence:
+            rows[split] = [_with_evidence(row, find_evidence) for row in rows[split]]
+        if config.context == "gold":
+            rows[split], unknown = _evidence_known(rows[split])
+            dropped += [{"split": split} | problem.to_json() for problem in unknown]
     if "val" not in rows:
         rows["train"], rows["val"] = hold_out(rows["train"], config.val_fraction, config.val_seed)
     held_out = hold_out_levels(rows, config.hold_out_levels)
@@ -69,6 +80,8 @@ def prepare(
         rendered = [config.form.record(row, config, count_tokens) for row in progress(chosen)]
         prepared.records[split] = [record for record, _ in rendered]
         prepared.cuts[split] = [cut for _, cut in rendered if cut is not None]
+        if config.context != "full" or config.derive_evidence:
+            prepared.evidence[split] = evidence_statistics(chosen, prepared.cuts[split])
     return prepared
 
 
@@ -134,6 +147,18 @@ def cut_statistics(cuts: list[Cut]) -> dict[str, int]:
     }
 
 
+def evidence_statistics(rows: list[RawRow], cuts: list[Cut]) -> dict[str, int | float]:
+    """How many rows have evidence that annotators marked, that was derived, or none; and the share of those
+    with evidence whose input keeps all of it (absent where no row has any)."""
+    derived = sum(row.places_derived for row in rows)
+    known = sum(bool(row.gold_places) for row in rows)
+    counts = {"annotated": known - derived, "derived": derived, "unknown": len(rows) - known}
+    if not known:
+        return counts
+    lost = sum(cut.evidence_lost > 0 for cut in cuts)
+    return counts | {"keep_all": known - lost, "share_that_keeps_all": (known - lost) / known}
+
+
 def dropped_counts(dropped: list[dict]) -> dict[str, int]:
     """Rows left out, by code of the reason."""
     return dict(sorted(Counter(entry["code"] for entry in dropped).items()))
@@ -152,6 +177,19 @@ def _short_enough(
             message = f"an input of {cut.tokens_before} tokens, max_input_tokens is {config.max_input_tokens}"
             long.append(row.problem("error", "too_long", message))
     return kept, long
+
+
+def _with_evidence(row: RawRow, find_evidence: Callable[[RawRow], tuple[str, ...]]) -> RawRow:
+    if row.gold_places:
+        return row
+    places = find_evidence(row)
+    return replace(row, gold_places=places, places_derived=bool(places))
+
+
+def _evidence_known(rows: list[RawRow]) -> tuple[list[RawRow], list[Problem]]:
+    message = "no qa.gold_inds to make a context of"
+    unknown = [row.problem("error", "no_evidence", message) for row in rows if not row.gold_places]
+    return [row for row in rows if row.gold_places], unknown
 
 
 def _without_leaks(rows: dict[str, list[RawRow]], split: str) -> tuple[list[RawRow], list[Problem]]:

@@ -108,7 +108,7 @@ class Reader:
     def record(
         self, row: RawRow, config: Any, count_tokens: Callable[[str], int] = approximate_tokens
     ) -> tuple[Record, Cut | None]:
-        """The record of a row under the dataset tier, and what was cut from its context (None: nothing)."""
+        """The record of a row under the dataset tier, and what its input leaves out (None: nothing)."""
         text, cut = self.input_text(row, config, count_tokens)
         record = Record(
             id=row.id,
@@ -122,6 +122,7 @@ class Reader:
             type=row.type,
             table=[list(cells) for cells in row.table],
             source=row.source,
+            evidence=("derived" if row.places_derived else "annotated") if config.context == "gold" else "",
         )
         return record, cut
 

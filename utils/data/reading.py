@@ -50,8 +50,9 @@ class RawRow:
     (FinQA). ``solution`` is the worked solution (GSM8K, MATH). ``demonstration`` is the program an
     annotator wrote and ``evidence`` the facts it rests on, where the raw file states them.
     ``gold_places`` names the texts and table rows that hold the evidence ("text_3", "table_1"); it serves
-    to report what cutting lost, never to choose what to cut. ``traits`` are known quirks of the published
-    files that the row shows; they are counted in the data report.
+    to report what was lost, never to choose what to show, except where ``context: gold`` asks for it.
+    ``places_derived``: they are not the annotators' but found by the gold program. ``traits`` are known
+    quirks of the published files that the row shows; they are counted in the data report.
     """
 
     file: str
@@ -69,6 +70,7 @@ class RawRow:
     table: tuple[tuple[str, ...], ...] = ()
     report: str = ""
     gold_places: tuple[str, ...] = ()
+    places_derived: bool = False
     level: int | None = None
     type: str = ""
     traits: tuple[str, ...] = ()

@@ -19,6 +19,8 @@ class Record:
     ``table`` holds the cells of a FinQA table as text, header row first, for the table operations.
     ``source`` is the place in the raw file, e.g. ``train.json#12`` (row, counted from 0). ``dataset`` is
     sample, finqa, gsm8k or math, or for a named data set one of these and its name, "gsm8k:riddles".
+    ``evidence`` says whose evidence an input shows that shows nothing else of its report: "annotated" or
+    "derived" (found by the gold program); "" for any other input.
     """
 
     id: str
@@ -32,6 +34,7 @@ class Record:
     type: str = ""
     table: list[list[str]] = field(default_factory=list)
     source: str = ""
+    evidence: str = ""
 
     def to_json(self) -> dict:
         """The record as a JSON object, keys in the order of the fields."""
@@ -66,7 +69,7 @@ class Record:
 
 
 _TEXT_REQUIRED = ("id", "dataset", "question", "input_text", "target_text", "target_answer")
-_TEXT_OPTIONAL = ("target_program", "type", "source")
+_TEXT_OPTIONAL = ("target_program", "type", "source", "evidence")
 
 
 def load_records(path: str | Path) -> list[Record]:

@@ -39,6 +39,13 @@ class DatasetConfig:
         "longest input, tokens; FinQA: the least related text is cut; else: the row is left out of train",
         at_least=1,
     )
+    context: Literal["full", "retrieved", "gold"] = setting(
+        "full", "of a FinQA report: all, what is most related to the question, or the evidence alone"
+    )
+    context_tokens: int = setting(256, "context: retrieved: most tokens of it", at_least=1)
+    derive_evidence: bool = setting(
+        False, "rows without qa.gold_inds: find their evidence by the operands of the gold program"
+    )
     tokenizer: str = setting("", "counts those tokens: a folder or hub name; empty: estimate", path=True)
     response_fields: list[Literal["evidence", "program", "answer"]] = setting(
         ["program", "answer"], "fields of the taught FinQA response, in order"
@@ -55,6 +62,8 @@ class DatasetConfig:
         fields = self.response_fields
         if "program" not in fields or len(set(fields)) < len(fields):
             raise ValueError(f"response_fields must name program, and no field twice, found {fields}")
+        if self.context != "full" and not self.form.has_context:
+            raise ValueError(f"context must be full for {self.dataset}, whose questions have no report")
         self._validate_own()
 
     def _validate_own(self) -> None:

@@ -60,7 +60,8 @@ class Task:
 
     name: what data sets of this form are called, before any ":". measures: the accuracies in metrics.json,
     the official one first, each with its name among ``Grade.official`` (or "tolerant").
-    reasoning_measures: what `reasoning` gives. response_fields: the JSON fields that an answer must fill.
+    reasoning_measures: what `reasoning` gives. response_fields: the JSON fields that an answer must fill
+    where they are taught.
     whole_numbers: golds are whole numbers, to which an answer may have to be rounded. states_calculations:
     an answer that states no equation is not supported by any; else nothing is said of its support.
     """
@@ -87,6 +88,10 @@ class Task:
         """Grade a decoded completion; as `utils.grading.grade.grade`."""
         raise NotImplementedError
 
+    def required_fields(self, record: Record) -> tuple[str, ...]:
+        """The JSON fields that an answer must fill: those of `response_fields` that SFT teaches."""
+        return self.response_fields
+
     def grade_program(self, record: Record, tokens: list[str]) -> Grade:
         """Grade a prediction in FinQA's official format. Raises UserError where answers are no programs."""
         raise UserError(
@@ -105,6 +110,10 @@ class Task:
     def gold_fault(self, row: RawRow) -> str:
         """Why a row's gold cannot be graded against; "" where it can."""
         return ""
+
+    def evidence(self, row: RawRow) -> tuple[str, ...]:
+        """The places of a row's evidence, as `RawRow.gold_places`, found by its gold; () for none."""
+        return ()
 
     def gold_completion(self, record: Record) -> str:
         """The completion that must grade as right: what SFT teaches, with the gold in place of a slip."""

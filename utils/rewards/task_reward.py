@@ -16,9 +16,11 @@ equals nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from utils.data.records import Record
+from utils.frame.files import UserError
 from utils.grading.grade import grade
 from utils.grading.task import Grade
 from utils.grading.tasks import task_of
@@ -74,3 +76,17 @@ def graded_row(record: Record, completion: Completion, spec: RewardSpec) -> dict
         "parsed": graded.format_valid,
         "reward": reward_of(record, graded, spec),
     }
+
+
+def required_fields(spec: RewardSpec, records: Iterable[Record]) -> list[str]:
+    """The fields that an answer must fill: the specification's, or those that the records teach.
+
+    Raises UserError for a field of the specification that no gold answer fills.
+    """
+    taught = dict.fromkeys(field for r in records for field in task_of(r.dataset).required_fields(r))
+    if unknown := [name for name in spec.required_fields if taught and name not in taught]:
+        raise UserError(
+            f'reward.required_fields: no target has "{unknown[0]}"; dataset.response_fields of '
+            f"01_prepare_dataset.py gave {', '.join(taught)}"
+        )
+    return spec.required_fields or list(taught)

@@ -140,6 +140,69 @@ def test_limit_is_held_for_any_tokenizer():
     assert len(record.input_text) <= 150 and record.input_text.endswith("2010 ?")
 
 
+def test_a_retrieved_context_is_the_most_related_within_its_budget():
+    record, cut = render(context="retrieved", context_tokens=20)
+    assert record.input_text.split("\n") == [
+        "( in millions ) | 2010 | 2009",  # 15 of the 20 tokens
+        "cash | 5 | 3",
+        "question: what was the change in cash from 2009 to 2010 ?",
+    ]
+    assert (cut.evidence_lost, cut.still_over, record.evidence) == (0, False, "")
+    # The row of cats does not fit any more; a shorter sentence that is less related does.
+    assert render(context="retrieved", context_tokens=24)[0].input_text.startswith("it sold cats .\n( in")
+    assert render(context="retrieved", context_tokens=16)[1].evidence_lost == 1
+    assert render(context="retrieved", context_tokens=1000)[1] is None
+
+
+@given(row=ROWS, budget=st.integers(1, 80), limit=st.integers(1, 120))
+def test_a_retrieved_context_keeps_its_budget_and_the_limit_and_never_looks_at_the_gold(row, budget, limit):
+    lines = render(row, context="retrieved", context_tokens=budget)[0].input_text.split("\n")
+    header = dict(table_lines(row.table, "rows")).get("table_0", "")
+    context = sum(map(approximate_tokens, lines[:-1]))
+    assert context <= max(budget, approximate_tokens(header))
+    record, cut = render(row, context="retrieved", context_tokens=budget, limit=limit)
+    assert approximate_tokens(record.input_text) <= limit or cut.still_over
+    other = dataclasses.replace(row, answer="7", program="add(2, 2)", gold_places=("text_0", "table_1"))
+    assert render(other, context="retrieved", context_tokens=budget)[0].input_text.split("\n") == lines
+
+
+def test_a_gold_context_is_header_evidence_and_question_and_says_whose_evidence():
+    gold = dataclasses.replace(ROW, gold_places=("table_2", "text_0"), places_derived=True)
+    record, cut = render(gold, context="gold")
+    assert record.input_text.split("\n")[:-1] == [
+        "the company grew .",
+        "it sold cats .",
+        "( in millions ) | 2010 | 2009",
+        "cats |  | $ 7 ( 7 )",
+    ]
+    assert (record.evidence, cut.evidence_lost, cut.rows, cut.sentences) == ("derived", 0, 1, 2)
+    assert render(context="gold")[0].evidence == "annotated"
+    with pytest.raises(ValueError, match="context must be full for gsm8k"):
+        DatasetConfig(dataset="gsm8k", context="gold").validate()
+
+
+def test_each_line_is_tokenised_once_where_lines_add_up():
+    counted = []
+
+    def words(text: str) -> int:  # every word and every line break is a token
+        counted.append(text)
+        return len(text.replace("\n", " . ").split())
+
+    render(limit=30, count_tokens=words)
+    lines = [text for text in counted if "cash was held" in text]
+    assert lines == ["cash was held in banks .\n"]  # neither alone again, nor within the whole
+
+
+def test_the_whole_decides_where_lines_do_not_add_up():
+    def marked(text: str) -> int:  # every text begins with a token of its own
+        return 1 + approximate_tokens(text)
+
+    for limit in range(36, 80):
+        record, cut = render(limit=limit, count_tokens=marked)
+        assert marked(record.input_text) <= limit
+        assert cut is None or cut.tokens_after == marked(record.input_text)
+
+
 # ---------------------------------------------------------------------------------- records, prompts
 
 

@@ -371,6 +371,23 @@ def run_stage(tmp_path, records: list[Record], spec=SPEC, **options) -> tuple[in
     return stage.run(ctx), ctx
 
 
+@pytest.mark.parametrize("taught", [["program"], ["program", "answer"], ["evidence", "answer", "program"]])
+def test_the_fields_to_fill_are_those_that_are_taught(tmp_path, taught):
+    target = json.loads(FINQA.target_text) | {"evidence": "cash 2010 5"}
+    record = replace(FINQA, target_text=json.dumps({name: target[name] for name in taught}))
+    code, ctx = run_stage(tmp_path, [record, replace(record, id="other")])
+    wanted = [name for name in ("program", "answer") if name in taught]
+    assert code == 0
+    assert load_reward_spec(ctx.out / "reward_spec.yaml").required_fields == wanted
+    assert grade(record, json.dumps({name: target[name] for name in wanted})).format_valid
+
+
+def test_a_field_to_fill_that_is_not_taught_is_named(tmp_path):
+    record = replace(FINQA, target_text=json.dumps({"program": FINQA.target_program}))
+    with pytest.raises(UserError, match='no target has "answer"; dataset.response_fields .* gave program'):
+        run_stage(tmp_path, [record], replace(SPEC, required_fields=["program", "answer"]))
+
+
 @pytest.mark.parametrize("record", [FINQA, SAMPLE, GSM8K, MATH], ids=lambda record: record.dataset)
 def test_stage_writes_the_specification_and_passes_its_tests(tmp_path, record):
     code, ctx = run_stage(tmp_path, [record, replace(record, id="other")])

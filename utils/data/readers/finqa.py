@@ -68,9 +68,8 @@ class FinqaReader(Reader):
         return replace(found, level=found.level if level is None else level, traits=())
 
     def input_text(self, row, config, count_tokens):
-        """The instruction, the report and the question, which comes last; of a long report not all of it."""
-        style, limit = config.table_style, config.max_input_tokens
-        return render_report(row, style, config.instruction, limit, count_tokens)
+        """The instruction, the report or a part of it, and the question, which comes last."""
+        return render_report(row, config, count_tokens)
 
     def target_text(self, row, config) -> str:
         """The JSON object: evidence, the annotator's program and the answer, in the order asked for."""

@@ -14,6 +14,7 @@ from functools import lru_cache
 from utils.data.reading import RawRow
 from utils.data.records import Record
 from utils.frame.files import UserError
+from utils.grading.derived_evidence import derived_places
 from utils.grading.equivalence import program_match
 from utils.grading.execute import execute, execution_match, is_close, parse_gold_value, tolerant_match
 from utils.grading.failure_reasons import ROUNDING, is_scale_slip
@@ -53,7 +54,7 @@ class FinqaTask(Task):
     response_fields = ("program", "answer")
 
     def grade(self, record, completion, required_fields=(), program_accuracy=True) -> Grade:
-        fields, format_error = parse_completion(completion, required_fields or self.response_fields)
+        fields, format_error = parse_completion(completion, required_fields or self.required_fields(record))
         if "program" in fields:
             tokens = tokenize_program(fields["program"])
             return _grade_tokens(record, tokens, fields, format_error, program_accuracy)
@@ -61,6 +62,10 @@ class FinqaTask(Task):
         failure = format_error or "missing_field:program"
         official = {"execution_match": False} | ({"program_match": False} if program_accuracy else {})
         return Grade(False, False, None, None, failure, failure, parsed=fields, official=official)
+
+    def required_fields(self, record: Record) -> tuple[str, ...]:
+        taught = _taught_fields(record.target_text)
+        return tuple(name for name in self.response_fields if name in taught) or self.response_fields
 
     def grade_program(self, record, tokens) -> Grade:
         return _grade_tokens(record, tokens, {}, "", True)
@@ -72,6 +77,9 @@ class FinqaTask(Task):
         if execution.error is not None:
             return f"the gold program cannot be executed ({execution.error.value}): {row.program[:80]!r}"
         return f"the gold program gives {execution.value}, but exe_ans is {row.answer}: {row.program[:80]!r}"
+
+    def evidence(self, row: RawRow) -> tuple[str, ...]:
+        return derived_places(row)
 
     def gold_completion(self, record) -> str:
         return json.dumps(_gold_fields(record), ensure_ascii=False)
@@ -218,6 +226,14 @@ def _gold_value(record: Record) -> Value:
 def _gold_fields(record: Record) -> dict[str, str]:
     gold = {"program": record.target_program, "answer": record.target_answer}
     return {name: gold.get(name, text) for name, text in json.loads(record.target_text).items()}
+
+
+@lru_cache(maxsize=4096)
+def _taught_fields(target_text: str) -> tuple[str, ...]:
+    try:
+        return tuple(json.loads(target_text))
+    except ValueError:
+        return ()
 
 
 def _steps(graded: Grade) -> Steps:
