@@ -13,6 +13,7 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
+from utils.data.prompts import template_facts
 from utils.data.records import Record, load_records
 from utils.documents.training_curves import plot_curves
 from utils.frame.files import TEMPORARY_PREFIX, UserError, write_jsonl
@@ -166,6 +167,7 @@ def train_stage(
 
     def attempt() -> tuple[Trainer, list[dict[str, Any]]]:
         trainer, tokenizer = build(load_records(ctx.inputs["train"]) if "train" in ctx.inputs else [], spec)
+        ctx.metrics |= template_facts(tokenizer)
         validate = getattr(trainer, "validation", GenerationValidation)
         validation = validate(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
         return trainer, run_training(ctx, trainer, validation)
