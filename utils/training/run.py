@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import datasets
@@ -77,17 +78,25 @@ class ResumeExactly(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """One line per validation."""
+    """One line per validation: with the mean loss since the last one, where it is not a policy gradient's
+    surrogate, whose level says nothing."""
 
     def __init__(self, ctx: StageContext):
         self.ctx = ctx
+        self.losses: list[float] = []
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "val_reward" in logs:
-            self.ctx.log(
-                f"step {state.global_step}/{state.max_steps}: val reward {logs['val_reward']:.3f}, "
-                f"val accuracy {100 * logs['val_accuracy']:.1f} %"
-            )
+        logs = logs or {}
+        if "loss" in logs and "reward" not in logs:
+            self.losses.append(logs["loss"])
+        if "val_reward" not in logs:
+            return
+        loss = f"loss {fmean(self.losses):.4g}, " if self.losses else ""
+        self.losses.clear()
+        self.ctx.log(
+            f"step {state.global_step}/{state.max_steps}: {loss}val reward {logs['val_reward']:.3f}, "
+            f"val accuracy {100 * logs['val_accuracy']:.1f} %"
+        )
 
 
 def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
