@@ -218,15 +218,7 @@ def run_training(
     history = [row for row in history if set(row) - {"step", "epoch", "sampled_completions"}]
     ctx.runtime["train_seconds"] = round(output.metrics["train_runtime"], 1)
     trainer.cost.report(ctx)
-    last = [row for row in history if "val_reward" in row][-1]
-    best = best_row(history)
-    ctx.metrics |= {
-        "steps": trainer.state.global_step,
-        "best_step": best["step"],
-        "best_val_reward": best["val_reward"],
-        "final_val_reward": last["val_reward"],
-        "final_val_accuracy": last["val_accuracy"],
-    }
+    ctx.metrics |= {"steps": trainer.state.global_step} | outcome(history, trainer.state.global_step)
     if is_main_process():
         write_jsonl(ctx.out / "logs" / "metrics.jsonl", history)
         # Out of sight first: a resume point that is half deleted must not be taken for a complete one.
@@ -234,6 +226,22 @@ def run_training(
         os.replace(ctx.out / "resume", spent)
         shutil.rmtree(spent)
     return history
+
+
+def outcome(history: Sequence[dict[str, Any]], last_step: int) -> dict[str, Any]:
+    """For the manifest: which step's policy is the best checkpoint, and what validation said of it and of the
+    last; without validations the last step's.
+    """
+    validated = [row for row in history if "val_reward" in row]
+    if not validated:
+        return {"best_step": last_step}
+    best, last = best_row(history), validated[-1]
+    return {
+        "best_step": best["step"],
+        "best_val_reward": best["val_reward"],
+        "final_val_reward": last["val_reward"],
+        "final_val_accuracy": last["val_accuracy"],
+    }
 
 
 def stable(row: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ROLLOUTS = {"num_rollouts", "curriculum", "rollout_batch_size"}
 # Settings class -> the configuration that its trainer takes, and the settings that have no field there.
 CONFIGS = {
     SftAlgo: (SFTConfig, set()),
-    DpoAlgo: (DPOConfig, set()),
+    DpoAlgo: (DPOConfig, {"validation_kl"}),
     DistillAlgo: (GroupDistillationConfig, ROLLOUTS),
     PpoAlgo: (PPOConfig, ROLLOUTS | {"value_model"}),
     GrpoAlgo: (GRPOConfig, ROLLOUTS | {"supervision"}),
