@@ -48,7 +48,7 @@ def run(ctx: StageContext) -> None:
     from utils.data.records import load_records
     from utils.frame.files import write_json, write_jsonl
     from utils.frame.processes import is_main_process
-    from utils.rewards.audit.audit import write_audit
+    from utils.rewards.audit.audit import audit_lines, write_audit
     from utils.rewards.spec import load_reward_spec
     from utils.rollouts.candidates import sample_candidates, summarize_candidates
     from utils.rollouts.prompt_order import prompt_order
@@ -63,8 +63,8 @@ def run(ctx: StageContext) -> None:
     summary = summarize_candidates(rows, options.num_candidates, ctx.seed)
     write_jsonl(ctx.out / "candidates.jsonl", rows)
     write_json(ctx.out / "summary.json", summary)
-    for component in write_audit(rows, ctx.out, ctx.seed)["components"].values():
-        ctx.log(f"  {component['sentence']}")
+    for line in audit_lines(write_audit(rows, ctx.out, ctx.seed)["components"]):
+        ctx.log(f"  {line}")
     ctx.metrics |= {
         key: summary[key] for key in ("prompts", "candidates", "mean_reward", "parse_rate", "accuracy")
     }

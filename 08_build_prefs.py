@@ -75,7 +75,7 @@ def run(ctx: StageContext) -> None:
     write_jsonl(ctx.out / "val_pairs.jsonl", (pair.row() for pair in found.held_out))
     pairs = [*found.train, *found.held_out]
     rules = rules_in_force(algo.rules, paid_weights(spec, reward))
-    write_text(ctx.out / "stats.txt", describe(found, reward, rules, algo.min_margin))
+    write_text(ctx.out / "stats.txt", describe(found, reward, rules, algo))
     plot_margins(ctx.out / "margins.png", pairs, algo.min_margin)
     ctx.metrics |= {
         "pairs": len(found.train),

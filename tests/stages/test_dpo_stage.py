@@ -101,6 +101,28 @@ def test_the_log_has_preferences_and_distance_at_every_validation(context):
     assert ctx.runtime["seconds_by_phase"]["scoring"] >= 0
 
 
+def test_validations_and_their_samples_can_be_left_out(context):
+    """Training is the same without them; without any validation the last checkpoint is the best."""
+    trained = {}
+    for name, items, kl in (("plain", 3, True), ("no_kl", 3, False), ("none", 0, True)):
+        ctx = context(name, algo=replace(DPO, validation_kl=kl))
+        ctx.config.model.validation.num_items = items
+        train(ctx)
+        rows = read_jsonl(ctx.out / "logs" / "metrics.jsonl")
+        trained[name] = [row for row in rows if "loss" in row]
+        assert any("val_kl" in row for row in rows) == (name == "plain")
+        assert any("val_preference_accuracy" in row for row in rows) == (items > 0)
+        assert ("val_kl_sequence" in ctx.metrics) == (name == "plain")
+        if not items:
+            assert ctx.metrics["best_step"] == ctx.metrics["steps"] > 0
+            weights = [
+                (ctx.out / "ckpt_dpo" / point / "adapter_model.safetensors") for point in ("best", "final")
+            ]
+            assert weights[0].read_bytes() == weights[1].read_bytes()
+            assert not (ctx.out / "valid_samples").exists()
+    assert trained["plain"] == trained["no_kl"] == trained["none"]
+
+
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_checkpoints_are_plain_policies(context, tiny_models, tmp_path, lora):
     """The adapter alone, or all weights; never the reference, which full training keeps as a second model."""

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from utils.comparison import topics
+from utils.comparison.caveats import caveats
 from utils.comparison.over_seeds import SeedPair
 from utils.comparison.paired import ALPHA, Pair
 from utils.comparison.topic import Comparison, Topic
@@ -29,7 +30,16 @@ def report_of(comparison: Comparison, found: Mapping[str, Topic]) -> Document:
 
 
 def conclusions(comparison: Comparison) -> Bullets | Paragraph:
-    """A finding per difference that the corrected test supports, or one that says there is none."""
+    """What is to be known first (`caveats`), then a finding per difference that the corrected test supports,
+    or one that says there is none."""
+    found, first = _findings(comparison), caveats(comparison)
+    if not first:
+        return found
+    rest = found.lines if isinstance(found, Bullets) else [Finding(found.line)]
+    return Bullets([*first, *rest])
+
+
+def _findings(comparison: Comparison) -> Bullets | Paragraph:
     pairs, seeds = comparison.pairs, comparison.experiment is not None
     if not pairs:
         everywhere = " in every run" if seeds else ""

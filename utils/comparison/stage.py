@@ -125,11 +125,16 @@ def _of_both(ctx: StageContext) -> dict[str, Any]:
 
 
 def _say(ctx: StageContext, comparison: Comparison, conclusions: list[str]) -> None:
-    """Log every policy's accuracy with its interval, what failed, then the conclusions."""
+    """Log what is to be known first, every accuracy with its interval, what failed, then the conclusions."""
+    from utils.comparison.caveats import caveats
+
+    first = len(caveats(comparison))
+    for line in conclusions[:first]:
+        ctx.log(line)
     for name, share in comparison.accuracies.items():
         ends = " to ".join(f"{100 * end:.1f}" for end in share.ci95)
         ctx.log(f"  {name:<20} {100 * share.value:5.1f} % ({ends}, n = {share.n})")
     for policy, reason in comparison.failed.items():
         ctx.log(f"  {policy:<20} failed: {reason}")
-    for line in conclusions:
+    for line in conclusions[first:]:
         ctx.log(line)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -133,6 +135,18 @@ def _end_of_turn_of_template(tokenizer: Any) -> int | None:
     tail = tokenizer(rendered.rpartition(words)[2], add_special_tokens=False)["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     return next((token for token in tail if token in special), None)
+
+
+def template_facts(tokenizer: Any) -> dict[str, dict[str, str]]:
+    """The chat template's hash and the token that ends a turn, for manifests, which have no other trace of a
+    hub model's template; {} without one.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return {}
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)  # several, by name
+    ends = tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer))
+    return {"chat_template": {"sha256": hashlib.sha256(text.encode()).hexdigest(), "end_of_turn": ends}}
 
 
 def completion_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

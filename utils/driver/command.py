@@ -52,6 +52,8 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages, deleting their files")
     parser.add_argument("--dry_run", action="store_true", help="say what would run, and run nothing")
+    name = "a shipped model tier by its name (smollm2-135m), or the policy as a folder or hub name"
+    parser.add_argument("--model", metavar="NAME", help=name)
     for tier, flag in FLAG_OF_TIER.items():
         parser.add_argument(flag, help=f"{tier} tier (YAML)")
     return parser
@@ -103,6 +105,8 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     for tier, flag in FLAG_OF_TIER.items():
         if value := getattr(known, flag[2:]):
             overrides.tiers[tier] = [flag, value]
+    if known.model:
+        overrides.tiers.setdefault("model", []).extend(["--model", known.model])
     while rest:
         key, values = rest.pop(0), []
         if not key.startswith("--"):

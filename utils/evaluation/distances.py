@@ -20,6 +20,7 @@ from utils.statistics.accuracy_tests import ratios
 TOP_K = 5
 # In nats per token, except agreement and overlap (shares) and the cosine.
 NAMES = ("forward_kl", "reverse_kl", "jsd", "top1_agreement", "top5_overlap", "centred_cosine")
+ROUNDING = 1e-6  # nats per token: a policy against itself is not further off, in float32
 WITHOUT = "--teacher_metrics false evaluates without a teacher"
 
 
@@ -107,9 +108,10 @@ def _lines(metrics: Mapping[str, Any], whom: str) -> list[str]:
         agreement, *nats = (
             part[key]["value"] for key in ("top1_agreement", "forward_kl", "reverse_kl", "jsd")
         )
+        forward, reverse, jsd = (f"{value:.4g}" if value >= ROUNDING else "0" for value in nats)
         lines.append(
-            f"  against {whom} on {title}: agreement {100 * agreement:.1f} %, forward KL {nats[0]:.4g}, "
-            f"reverse KL {nats[1]:.4g}, JSD {nats[2]:.4g} nats per token "
+            f"  against {whom} on {title}: agreement {100 * agreement:.1f} %, forward KL {forward}, "
+            f"reverse KL {reverse}, JSD {jsd} nats per token "
             f"({part['tokens']} tokens of {part['items']} items{left})"
         )
     return lines

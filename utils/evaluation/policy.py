@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.data.prompts import template_facts
 from utils.data.records import Record
 from utils.data.settings import DatasetConfig
 from utils.evaluation.metrics import compute_metrics
@@ -89,6 +90,7 @@ def evaluate_policy(
     answers = answer_records(
         records, checkpoint, config.model, count, ctx.seed, journal, ctx.runtime, progress
     )
+    ctx.metrics |= template_facts(answers.tokenizer)
     if unanswered := answers.unanswered:
         ctx.log(
             f"WARNING: {len(unanswered)} prompts leave no room for generation.max_new_tokens in the model's "

@@ -21,6 +21,8 @@ from utils.frame.typed_settings import (
     type_name,
 )
 
+MODEL_TIERS = "configs/models"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?")
 TIER_FLAGS = {
     "model": "config",
     "algo": "algo_config",
@@ -36,6 +38,9 @@ class FrameOptions:
     run_id: str = setting("run_001", "name of the run; its folder below the outputs folder")
     config: str | None = setting(
         None, "model tier (YAML); a stage without models reads its paths section alone"
+    )
+    model: str | None = setting(
+        None, "a shipped tier by its name (smollm2-135m), or the policy as a folder or hub name"
     )
     algo_config: str | None = setting(None, "algorithm tier (YAML)")
     dataset_config: str | None = setting(None, "dataset tier (YAML)")
@@ -78,9 +83,34 @@ def parse(stage: Any, argv: list[str]) -> Arguments:
             owner, key = _locate(name, keys, frame_keys)
             overrides.setdefault(owner, {})[key] = value
     arguments = Arguments(build(FrameOptions, frame, "command line"), overrides)
+    _apply_model(stage, arguments)
     if arguments.frame.quick_test:
         _apply_quick(stage, arguments, keys)
     return arguments
+
+
+def _apply_model(stage: Any, arguments: Arguments) -> None:
+    """Put --model where it belongs: a shipped tier's name is its file; a folder or hub name is the policy,
+    and without a tier or teacher of the user's its own teacher (the default one has another vocabulary).
+    """
+    frame, name = arguments.frame, arguments.frame.model
+    if name is None:
+        return
+    shipped = sorted(file.stem for file in (REPO_ROOT / MODEL_TIERS).glob("*.yaml"))
+    if name.lower() in shipped:
+        if frame.config is not None:
+            raise UserError(f"--model {name} is a tier, and so is --config {frame.config}: give one of them")
+        frame.config = f"{MODEL_TIERS}/{name.lower()}.yaml"
+        return
+    near = suggestion(name, shipped)
+    slip = "/" not in name and near  # no hub name of today, and almost a tier's
+    if not Path(name).expanduser().is_dir() and (slip or not _HUB_NAME.fullmatch(name)):
+        raise UserError(f'--model: "{name}" is no shipped tier, no folder and no hub name{near}')
+    if "model" in stage.tiers:
+        given = arguments.overrides.setdefault("model", {})
+        given.setdefault("model.name_or_path", Text(name))
+        if frame.config is None:
+            given.setdefault("model.teacher_name_or_path", Text(name))
 
 
 def _apply_quick(stage: Any, arguments: Arguments, keys: dict[str, Any]) -> None:

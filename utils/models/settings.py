@@ -90,7 +90,9 @@ class ValidationSection:
     """Validation by generation and reward during training."""
 
     eval_steps: int = setting(20, "steps (RL, distillation: rollouts) between validations", at_least=1)
-    num_items: int = setting(128, "validation items generated for", at_least=1)
+    num_items: int = setting(
+        128, "validation items generated for; 0: no validation, best is the last checkpoint", at_least=0
+    )
     num_saved_samples: int = setting(8, "generations written out per validation", at_least=0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data.prompts import render_prompt, token_ids
+from utils.data.prompts import render_prompt, template_facts, token_ids
 from utils.data.records import Record
 from utils.frame.files import derive_seed
 from utils.frame.stage import StageContext
@@ -38,6 +38,7 @@ def sample_candidates(
     """
     config = ctx.config.model
     model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
+    ctx.metrics |= template_facts(tokenizer)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
     prompt_ids = token_ids(tokenizer, prompts)
     announce_sampler(ctx)

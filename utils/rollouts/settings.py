@@ -65,13 +65,32 @@ class RolloutAlgo(OptimizerSettings):
 
 @dataclass
 class MicroBatchAlgo(RolloutAlgo):
-    """What GRPO, RLOO and distillation share: rollouts that are described by their micro-batches."""
+    """What GRPO, RLOO and distillation share: rollouts that are described by their micro-batches, or by their
+    size as in PPO (``rollout_batch_size``), which ``steps_per_generation`` micro-batches then share.
+    """
 
+    rollout_batch_size: int | None = setting(
+        None,
+        "completions per rollout; null: per_device_train_batch_size x steps_per_generation",
+        at_least=1,
+    )
     per_device_train_batch_size: int = setting(
         64, "completions per micro-batch, shared by the processes", above=0
     )
     steps_per_generation: int = setting(2, "micro-batches a rollout is split into", above=0)
     num_iterations: int = setting(2, "passes over each rollout (mu)", above=0)
+
+    def __post_init__(self) -> None:
+        if self.rollout_batch_size and self.steps_per_generation > 0:
+            self.per_device_train_batch_size = max(1, self.rollout_batch_size // self.steps_per_generation)
+
+    def validate(self) -> None:
+        if self.rollout_batch_size and self.rollout_batch_size % self.steps_per_generation:
+            raise ValueError(
+                f"rollout_batch_size ({self.rollout_batch_size}) must be a multiple of steps_per_generation "
+                f"({self.steps_per_generation})"
+            )
+        super().validate()
 
 
 @dataclass

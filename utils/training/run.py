@@ -7,12 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import datasets
 import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 
+from utils.data.prompts import template_facts
 from utils.data.records import Record, load_records
 from utils.documents.training_curves import plot_curves
 from utils.frame.files import TEMPORARY_PREFIX, UserError, write_jsonl
@@ -76,17 +78,25 @@ class ResumeExactly(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """One line per validation."""
+    """One line per validation: with the mean loss since the last one, where it is not a policy gradient's
+    surrogate, whose level says nothing."""
 
     def __init__(self, ctx: StageContext):
         self.ctx = ctx
+        self.losses: list[float] = []
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "val_reward" in logs:
-            self.ctx.log(
-                f"step {state.global_step}/{state.max_steps}: val reward {logs['val_reward']:.3f}, "
-                f"val accuracy {100 * logs['val_accuracy']:.1f} %"
-            )
+        logs = logs or {}
+        if "loss" in logs and "reward" not in logs:
+            self.losses.append(logs["loss"])
+        if "val_reward" not in logs:
+            return
+        loss = f"loss {fmean(self.losses):.4g}, " if self.losses else ""
+        self.losses.clear()
+        self.ctx.log(
+            f"step {state.global_step}/{state.max_steps}: {loss}val reward {logs['val_reward']:.3f}, "
+            f"val accuracy {100 * logs['val_accuracy']:.1f} %"
+        )
 
 
 def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
@@ -166,6 +176,7 @@ def train_stage(
 
     def attempt() -> tuple[Trainer, list[dict[str, Any]]]:
         trainer, tokenizer = build(load_records(ctx.inputs["train"]) if "train" in ctx.inputs else [], spec)
+        ctx.metrics |= template_facts(tokenizer)
         validate = getattr(trainer, "validation", GenerationValidation)
         validation = validate(records, spec, ctx.config.model, tokenizer, ctx.out, method, unit)
         return trainer, run_training(ctx, trainer, validation)
@@ -207,15 +218,7 @@ def run_training(
     history = [row for row in history if set(row) - {"step", "epoch", "sampled_completions"}]
     ctx.runtime["train_seconds"] = round(output.metrics["train_runtime"], 1)
     trainer.cost.report(ctx)
-    last = [row for row in history if "val_reward" in row][-1]
-    best = best_row(history)
-    ctx.metrics |= {
-        "steps": trainer.state.global_step,
-        "best_step": best["step"],
-        "best_val_reward": best["val_reward"],
-        "final_val_reward": last["val_reward"],
-        "final_val_accuracy": last["val_accuracy"],
-    }
+    ctx.metrics |= {"steps": trainer.state.global_step} | outcome(history, trainer.state.global_step)
     if is_main_process():
         write_jsonl(ctx.out / "logs" / "metrics.jsonl", history)
         # Out of sight first: a resume point that is half deleted must not be taken for a complete one.
@@ -223,6 +226,22 @@ def run_training(
         os.replace(ctx.out / "resume", spent)
         shutil.rmtree(spent)
     return history
+
+
+def outcome(history: Sequence[dict[str, Any]], last_step: int) -> dict[str, Any]:
+    """For the manifest: which step's policy is the best checkpoint, and what validation said of it and of the
+    last; without validations the last step's.
+    """
+    validated = [row for row in history if "val_reward" in row]
+    if not validated:
+        return {"best_step": last_step}
+    best, last = best_row(history), validated[-1]
+    return {
+        "best_step": best["step"],
+        "best_val_reward": best["val_reward"],
+        "final_val_reward": last["val_reward"],
+        "final_val_accuracy": last["val_accuracy"],
+    }
 
 
 def stable(row: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class GenerationValidation(TrainerCallback):
     is the task's alone (``verified``), whatever is trained on. What is best so far is read from the trainer's
     own log, which every resume point holds, so a resumed run chooses as an uninterrupted one.
 
+    Without records nothing is validated, and ``best`` is ``final``.
+
     Set ``trainer`` before training starts.
     """
 
@@ -51,16 +53,17 @@ class GenerationValidation(TrainerCallback):
         self.out, self.checkpoints = out, out / f"ckpt_{method}"
         self.every = config.validation.eval_steps * unit
         # Every process is to have a part of the records.
-        self.batch_size = min(config.generation.largest_batch, -(-len(records) // num_processes()))
+        self.batch_size = min(config.generation.largest_batch, -(-len(records) // num_processes()) or 1)
         self.room = Room(config.generation)
         self.trainer: Trainer | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0:
+        if state.global_step == 0 and self.records:
             self.validate()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+        due = state.global_step % self.every == 0 or state.global_step == state.max_steps
+        if due and self.records:
             should_log = control.should_log
             self.validate()
             control.should_log = should_log  # the log of the validation is not the log of the training step
@@ -111,6 +114,8 @@ class GenerationValidation(TrainerCallback):
     def save_final(self) -> None:
         """Write ``final``: the policy as training left it."""
         self._write(self.checkpoints / "final")
+        if not self.records:
+            self._write(self.checkpoints / "best")
 
     def _whole_policy(self) -> nn.Module:
         """The policy, or where its weights are spread over processes a copy of it, by way of a checkpoint."""

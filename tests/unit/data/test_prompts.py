@@ -11,6 +11,7 @@ from utils.data.prompts import (
     end_of_turn,
     render_prompt,
     set_prompt_format,
+    template_facts,
 )
 
 PLAIN = (
@@ -60,6 +61,17 @@ def test_the_template_says_what_ends_a_turn(tokenizer):
         [*tokenizer("42")["input_ids"], end],
     ]
     assert completion_ids(tokenizer, []) == []
+
+
+def test_a_manifest_can_name_the_template(tokenizer):
+    assert template_facts(tokenizer) == {}
+    found = []
+    for template in (PLAIN, PLAIN.replace("<end>", "<end> ")):
+        tokenizer.chat_template = template
+        set_prompt_format(tokenizer, PromptFormat())
+        found.append(template_facts(tokenizer)["chat_template"])
+    assert [facts["end_of_turn"] for facts in found] == ["<end>", "<end>"]
+    assert found[0]["sha256"] != found[1]["sha256"]
 
 
 def test_a_template_that_ends_no_turn_leaves_the_end_of_sequence(tokenizer):

@@ -201,6 +201,12 @@ def test_a_tiers_file_goes_before_its_keys():
     assert words["check"] == []
 
 
+def test_a_model_by_name_goes_to_every_stage_that_has_models():
+    words = routed("--model", "smollm2-135m", "--model.lora.r", "8")
+    assert words["grpo"] == ["--model", "smollm2-135m", "--model.lora.r", "8"]
+    assert words["check"] == []
+
+
 def test_options_of_all_stages_go_everywhere(tmp_path):
     known, wanted, overrides = parse(
         *("--method", "all", "--run_id", "mine", "--seed", "7", "--output_dir", str(tmp_path), "--quick_test")

@@ -289,6 +289,39 @@ def test_a_path_typed_on_the_command_line_is_meant_from_where_the_user_is(tmp_pa
     assert "outputs" not in config.to_dict()["model"]["paths"]
 
 
+def test_a_model_is_named_by_its_tier_a_folder_or_a_hub_name(tmp_path, monkeypatch):
+    (tmp_path / "my_model").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def models(*argv: str) -> tuple[str, str]:
+        section = resolve(*argv).model.model
+        return section.name_or_path, section.teacher_name_or_path
+
+    tier = cli.parse(SECOND, ["--model", "SmolLM2-135m"])
+    assert tier.frame.config == "configs/models/smollm2-135m.yaml" and not tier.overrides
+    assert models("--model", "my_model") == (str(tmp_path / "my_model"),) * 2
+    assert models("--model", "Qwen/Qwen3-0.6B") == ("Qwen/Qwen3-0.6B",) * 2
+    assert models("--model", "gpt2", "--teacher_name_or_path", "gpt2-xl") == ("gpt2", "gpt2-xl")
+    assert (
+        models("--model", "gpt2", "--config", "tests/support/toy_model.yaml")[1]
+        == models("--config", "tests/support/toy_model.yaml")[1]
+    )
+    for argv, words in (
+        (
+            ["smollm-135m"],
+            '"smollm-135m" is no shipped tier, no folder and no hub name; did you mean "smollm2-',
+        ),
+        (["models/none/at all"], "is no shipped tier, no folder and no hub name"),
+        (
+            ["smollm2-135m", "--config", "tests/support/toy_model.yaml"],
+            "--model smollm2-135m is a tier, and so is --config",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            resolve("--model", *argv)
+    assert not cli.parse(dataclasses.replace(SECOND, tiers={}), ["--model", "my_model"]).overrides
+
+
 def test_float_text_is_finite():
     assert math.isfinite(resolve("--learning_rate", "1E-4").algo.learning_rate)
     with pytest.raises(UserError):

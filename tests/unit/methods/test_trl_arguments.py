@@ -1,13 +1,14 @@
 """Settings reach TRL's configurations by their names; what does not is listed here."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
 import pytest
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from utils.frame.config import StageConfig
+from utils.frame.config import StageConfig, load_tier
+from utils.frame.files import UserError
 from utils.frame.typed_settings import field_types, fields_of
 from utils.methods.distill.settings import DistillAlgo
 from utils.methods.distill.trainer import GroupDistillationConfig
@@ -21,13 +22,13 @@ from utils.methods.sft.settings import SftAlgo
 from utils.models.settings import GenerationSection, ModelConfig
 from utils.rollouts.start import rollout_arguments
 
-ROLLOUTS = {"num_rollouts", "curriculum"}
+ROLLOUTS = {"num_rollouts", "curriculum", "rollout_batch_size"}
 # Settings class -> the configuration that its trainer takes, and the settings that have no field there.
 CONFIGS = {
     SftAlgo: (SFTConfig, set()),
-    DpoAlgo: (DPOConfig, set()),
+    DpoAlgo: (DPOConfig, {"validation_kl"}),
     DistillAlgo: (GroupDistillationConfig, ROLLOUTS),
-    PpoAlgo: (PPOConfig, ROLLOUTS | {"rollout_batch_size", "value_model"}),
+    PpoAlgo: (PPOConfig, ROLLOUTS | {"value_model"}),
     GrpoAlgo: (GRPOConfig, ROLLOUTS | {"supervision"}),
     RlooAlgo: (BaselineRLOOConfig, ROLLOUTS | {"num_samples"}),
 }
@@ -69,6 +70,19 @@ def test_what_is_set_arrives(cls, tmp_path):
     assert {name: getattr(made, name) for name in SAMPLING} == SAMPLING  # not the divergence's
     assert (made.num_generations, made.max_completion_length, made.seed) == (8, 11, 4)
     assert made.max_steps == 3 * 4 and made.generation_batch_size == algo.rollout_size == 128
+
+
+@pytest.mark.parametrize("cls", WITH_ROLLOUTS, ids=lambda cls: cls.__name__)
+def test_the_size_of_a_rollout_is_one_option_everywhere(cls, tmp_path):
+    algo = load_tier(cls, None, {"rollout_batch_size": 32, "num_rollouts": 3})
+    assert (algo.rollout_size, algo.per_device_train_batch_size, algo.num_prompts) == (32, 16, 12)
+    assert replace(algo, num_rollouts=1).rollout_size == 32
+    config, _ = CONFIGS[cls]
+    ctx = SimpleNamespace(config=StageConfig(model=ModelConfig(), algo=algo), seed=4, out=tmp_path)
+    made = config(**rollout_arguments(ctx, config))
+    assert (made.generation_batch_size, made.max_steps) == (32, 3 * 4)
+    with pytest.raises(UserError, match="rollout_batch_size .33. must be a multiple of"):
+        load_tier(cls, None, {"rollout_batch_size": 33})
 
 
 def test_ppos_configuration_has_ppos_defaults():

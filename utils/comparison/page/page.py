@@ -17,10 +17,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from utils.comparison.caveats import caveats
 from utils.comparison.page.page_data import pack, page_data
 from utils.comparison.page.provenance import provenance
 from utils.comparison.topic import Comparison
-from utils.documents.document import Bullets, Document, Table, block_html, line_html, section_html
+from utils.documents.document import Bullets, Document, Table, block_html, line_html, plain, section_html
 from utils.documents.text import interval, p_cell, percent, points
 from utils.frame.files import write_text
 
@@ -78,7 +79,9 @@ def write_page(
         "report": report,
         "figures": path.parent,
         "facts": _facts(data.index),
-        "lead": _lead(comparison.pairs),
+        "lead": " ".join(
+            [*(f"{plain(each.claim)}." for each in caveats(comparison)), _lead(comparison.pairs)]
+        ).strip(),
         "verdict": lead,
         "findings": lead.lines if isinstance(lead, Bullets) else (),
         "comparison": comparison,

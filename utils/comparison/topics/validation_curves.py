@@ -75,6 +75,9 @@ def read_curves(trained: Mapping[str, Sequence[Trained]]) -> tuple[list[Curve], 
             left_out[name] = f"which is a checkpoint of the training shown as {drawn[tuple(logs)]}"
         else:
             by_run = [_points(each) for each in of_policy]
+            if [] in by_run:
+                left_out[name] = f"as {of_policy[by_run.index([])].training} did not validate"
+                continue
             if None in by_run:
                 training = of_policy[by_run.index(None)].training
                 left_out[name] = f"as the log of {training} does not say how many completions were sampled"
@@ -92,7 +95,7 @@ def _curve(name: str, trained: Trained, by_run: list[list[Point]]) -> Curve:
 
 
 def _points(trained: Trained) -> list[Point] | None:
-    """The validations in a training log; None where they cannot be placed."""
+    """The validations in a training log, [] for none; None where they cannot be placed."""
     before = _sampled_before(trained)
     points = []
     for row in read_jsonl(trained.log):
@@ -101,7 +104,7 @@ def _points(trained: Trained) -> list[Point] | None:
         if samples_while_training(trained.training) and "sampled_completions" not in row:
             return None
         points.append(read_point(row, before, trained.log))
-    return points if points and before is not None else None
+    return points if before is not None or not points else None
 
 
 def read_point(row: dict[str, Any], before: int | None, log: Path) -> Point:

@@ -53,13 +53,16 @@ class PreferenceValidation(GenerationValidation):
 
     Logs ``val_preference_{accuracy,margin,loss}`` (`PairTrainer.held_out_metrics`) and, from one sample of
     each validation prompt at ``generation.temperature``, ``val_kl_sequence`` (k1, nats per completion) and
-    ``val_kl`` (k3, nats per token). The samples come from the same random numbers every time.
+    ``val_kl`` (k3, nats per token). The samples come from the same random numbers every time; without
+    ``algo.validation_kl`` they are left out.
     """
 
     def validate(self) -> dict[str, float]:
         """As GenerationValidation's; then the row of preferences."""
         metrics = super().validate()
-        more = self.trainer.held_out_metrics() | self.measure_kl()
+        more = self.trainer.held_out_metrics()
+        if self.trainer.validation_kl:
+            more |= self.measure_kl()
         Trainer.log(self.trainer, {name: round(value, 6) for name, value in more.items()})
         return metrics | more
 
@@ -162,7 +165,7 @@ def build_dpo_trainer(
         eval_dataset=datasets["val_pairs"],
         processing_class=tokenizer,
     )
-    trainer.validation = PreferenceValidation
+    trainer.validation, trainer.validation_kl = PreferenceValidation, algo.validation_kl
     if trainer.stock:
         ctx.log(f"prompts are encoded once per completion: {trainer.stock}")
     ctx.metrics |= {"pairs": len(datasets["pairs"]), "held_out_pairs": len(datasets["val_pairs"])}

@@ -38,17 +38,37 @@ from utils.rewards.spec import RewardSpec, RewardWeights, own_weights, paid_weig
 
 RULE_OF_GOLD = "gold_over_wrong"  # correct_over_wrong, where the demonstration is what is chosen
 
-# Why a prompt has no pair, in the order in which the reasons are looked for, and what helps against it.
+# Why a prompt has no pair, in the order in which the reasons are looked for.
+REASONS = (
+    "fewer than two candidates",
+    "all right",
+    "none in valid form",
+    "all wrong",
+    "no rule applies",
+    "below the margin",
+    "near-duplicates",
+)
 _SAMPLE_MORE = "sample more in 04 (--num_candidates, --max_items)"
-REASONS = {
-    "fewer than two candidates": _SAMPLE_MORE,
-    "all right": _SAMPLE_MORE,
-    "none in valid form": "train 03 for longer, or set algo.gold_as_chosen true",
-    "all wrong": _SAMPLE_MORE,
-    "no rule applies": "add higher_reward to algo.rules",
-    "below the margin": "lower algo.min_margin",
-    "near-duplicates": "raise algo.max_similarity",
-}
+
+
+def remedies(reason: str, algo: PreferencesAlgo) -> list[str]:
+    """What helps against one of `REASONS`, the likeliest first; never what is set already."""
+    gold = [] if algo.gold_as_chosen else ["set algo.gold_as_chosen true"]
+    rule = [] if "higher_reward" in algo.rules else ["add higher_reward to algo.rules"]
+    alike = [
+        f"raise algo.{name}"
+        for name in ("max_similarity", "max_repeat_similarity")
+        if getattr(algo, name) < 1
+    ]
+    return {
+        "fewer than two candidates": ["sample more in 04 (--num_candidates)"],
+        "all right": [_SAMPLE_MORE],
+        "none in valid form": ["train 03 for longer", *gold],
+        "all wrong": [*gold, _SAMPLE_MORE],
+        "no rule applies": [*rule, _SAMPLE_MORE],
+        "below the margin": ["lower algo.min_margin"] if algo.min_margin > 0 else [_SAMPLE_MORE],
+        "near-duplicates": alike or [_SAMPLE_MORE],
+    }[reason]
 
 
 @dataclass(frozen=True)
@@ -362,13 +382,18 @@ def too_few(found: PreferenceSet, algo: PreferencesAlgo) -> str:
     sampled = {each.sampled for each in found.prompts} or {0}
     each_has = " to ".join(dict.fromkeys((str(min(sampled)), str(max(sampled)))))
     reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.items()) or "none"
-    needed = f"algo.min_pairs is {algo.min_pairs}"
-    if algo.val_fraction > 0 and not found.held_out:
-        needed += ", and one prompt must be held out"
     commonest = sorted(found.reasons, key=found.reasons.get, reverse=True)
-    remedies = list(dict.fromkeys(REASONS[reason] for reason in commonest))[:2] or [_SAMPLE_MORE]
+    tries = [remedies(reason, algo)[0] for reason in commonest]
+    tries += [remedy for reason in commonest for remedy in remedies(reason, algo)[1:]]
+    tries = list(dict.fromkeys(tries))[:2] or [_SAMPLE_MORE]
+    if len(found.train) >= algo.min_pairs:  # there are enough, but one prompt cannot be on both sides
+        needed = "algo.val_fraction holds one prompt out, and only one has pairs"
+        tries = [*tries, "or set algo.val_fraction 0"]
+    else:
+        needed = f"algo.min_pairs is {algo.min_pairs}"
+        tries += ["or lower algo.min_pairs"] if len(found.train) > 0 else []
     return (
         f"too few preference pairs: {len(found.train)} to train on, {needed}; {with_pairs} of "
         f"{len(found.prompts)} prompts ({each_has} candidates each) have pairs, the others: {reasons}"
-        f". Try: {'; '.join(remedies)}; or lower algo.min_pairs"
+        f". Try: {'; '.join(tries)}"
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.documents.figures import PALETTE, drawing
-from utils.methods.dpo.pairs import REASONS, RULE_OF_GOLD, PreferencePair, PreferenceSet
+from utils.methods.dpo.pairs import RULE_OF_GOLD, PreferencePair, PreferenceSet, remedies
+from utils.methods.dpo.settings import PreferencesAlgo
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 LENGTH_BIAS = 0.6  # share of pairs whose chosen (or rejected) completion is the longer one, ties as halves
@@ -40,13 +41,13 @@ def length_warning(pairs: Sequence[PreferencePair]) -> str:
     )
 
 
-def describe(found: PreferenceSet, reward: str, rules: Sequence[str], min_margin: float) -> str:
-    """The summary as text: counts, reasons, quantiles and lengths."""
+def describe(found: PreferenceSet, reward: str, rules: Sequence[str], algo: PreferencesAlgo) -> str:
+    """The summary as text: counts, reasons, quantiles and lengths. ``rules`` are those in force."""
     pairs = [*found.train, *found.held_out]
     prompts = found.prompts
     sampled = sum(each.sampled for each in prompts)
     lines = [
-        f"Preference pairs by --reward {reward}, margin {min_margin:g} or more",
+        f"Preference pairs by --reward {reward}, margin {algo.min_margin:g} or more",
         "",
         f"prompts      {len(prompts):6}   with pairs {sum(bool(each.pairs) for each in prompts)}",
         f"candidates   {sampled:6}   different within their prompt {sum(each.different for each in prompts)}",
@@ -67,7 +68,10 @@ def describe(found: PreferenceSet, reward: str, rules: Sequence[str], min_margin
             f"{sum(bool(each.pairs) for each in members):12}{sum(len(each.pairs) for each in members):8}"
         )
     lines += ["", f"prompts without a pair: {sum(found.reasons.values())}"]
-    lines += [f"  {reason:<38}{count:6}   {REASONS[reason]}" for reason, count in found.reasons.items()]
+    lines += [
+        f"  {reason:<38}{count:6}   {', or '.join(remedies(reason, algo))}"
+        for reason, count in found.reasons.items()
+    ]
     lines += ["", "quantiles, %    " + "".join(f"{quantile:>9}" for quantile in QUANTILES)]
     for name, decimals, values in (
         ("margin", 3, [pair.margin for pair in pairs]),

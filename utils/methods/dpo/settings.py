@@ -86,6 +86,10 @@ class DpoAlgo(EpochSettings):
         0.0, "share of wrong labels assumed (robust, exo_pair, aot)", at_least=0, below=0.5
     )
 
+    validation_kl: bool = setting(
+        True, "sample the validation prompts for the KL to the reference, each time it validates"
+    )
+
     def validate(self) -> None:
         if not self.loss_type:
             raise ValueError("loss_type must name one loss at least")

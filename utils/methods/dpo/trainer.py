@@ -195,8 +195,10 @@ class PairTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, DPOTrainer):
 
     def end_stage(self, ctx: StageContext) -> None:
         """Leave the last validation's preference accuracy and KL for the manifest."""
-        last = [row for row in self.state.log_history if "val_kl" in row][-1]
-        ctx.metrics |= {name: last[name] for name in ("val_preference_accuracy", "val_kl_sequence")}
+        rows = [row for row in self.state.log_history if "val_preference_accuracy" in row]
+        last = rows[-1] if rows else {}
+        names = ("val_preference_accuracy", "val_kl_sequence")
+        ctx.metrics |= {name: last[name] for name in names if name in last}
 
     @torch.no_grad()
     def held_out_metrics(self) -> dict[str, float]:

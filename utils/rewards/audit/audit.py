@@ -17,7 +17,7 @@ with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,25 @@ def audit_stage(ctx: StageContext) -> int:
     components = write_audit(rows, ctx.out, ctx.seed)["components"]
     if otherwise := paid_otherwise(rows, load_reward_spec(ctx.inputs["reward_spec"])):
         ctx.log(f"warning: {otherwise}")
+    for line in audit_lines(components):
+        ctx.log(f"  {line}")
     for name, found in components.items():
-        ctx.log(f"  {found['sentence']}")
         ctx.metrics[name] = {key: found[key]["value"] for key in ("pair_accuracy", "auroc")}
     return 0
+
+
+def audit_lines(components: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the stages say of an audit: a line per component, and one for all that cannot be audited for one
+    reason.
+    """
+    lines, alike = [], {}
+    for name, found in components.items():
+        if found["verdict"] == "not_auditable":
+            alike.setdefault(found["pair_accuracy"]["reason"], []).append(name.replace("_", " "))
+        elif found["verdict"] != "reference" or found["pair_accuracy"]["value"] is not None:
+            lines.append(found["sentence"])
+    unable = VERDICTS["not_auditable"]
+    return lines + [f"{', '.join(names)}: {unable} ({reason})" for reason, names in alike.items()]
 
 
 def write_audit(rows: Sequence[dict[str, Any]], folder: Path, seed: int) -> dict[str, Any]:

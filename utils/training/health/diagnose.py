@@ -103,7 +103,7 @@ def diagnose_command(argv: Sequence[str]) -> int:
         folder, file = _arguments(argv)
         log = load_log(resolve_path(folder))
         found = checks(log.rows)
-        if not found:
+        if not any(check.judged for check in found):
             raise UserError(f"{shown(log.source)}: too few logs, or none of the keys that can be judged")
         if file:
             write_json(resolve_path(file), as_json(log, found))
@@ -156,12 +156,16 @@ def _print(log: TrainingLog, found: Sequence[Check]) -> None:
     colours = {"serious": "red", "warning": "yellow"}
     for check in found:
         severity = check.finding.severity if check.finding else None
-        verdict = f"[{colours[severity]}]{severity}[/]" if severity else "[green]ok[/]"
+        fine = "[green]ok[/]" if check.judged else "[dim]too few[/]"
+        verdict = f"[{colours[severity]}]{severity}[/]" if severity else fine
         table.add_row(check.name.replace("_", " "), verdict, escape(check.figures))
     console.print(table)
     problems = [check.finding for check in found if check.finding]
     for finding in problems:
         console.print(f"[{colours[finding.severity]}]{finding.severity}[/]: {escape(finding.message)}.")
         console.print(f"  try: {escape(finding.remedy)}")
+    judged = sum(check.judged for check in found)
     last = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "healthy"
-    console.print(f"{last} by {len(found)} rules; others need keys or more rows than this log has")
+    few = f"; {len(found) - judged} had too few rows to tell" if judged < len(found) else ""
+    rules = f"{judged} rule{'s' * (judged != 1)}"
+    console.print(f"{last} by {rules}{few}; others need keys that this log does not have")

@@ -24,6 +24,14 @@ class TrainingHealth(TrainerCallback):
         self.seen: set[str] = set()
         self.logs = 0
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        warm_up = args.get_warmup_steps(state.max_steps)
+        if state.is_world_process_zero and warm_up >= state.max_steps > 0:
+            self.ctx.log(
+                f"warning: the warm-up takes {warm_up} optimizer steps, the training {state.max_steps}: its "
+                f"learning rate never reaches {args.learning_rate:g}. Try: lower algo.warmup_steps"
+            )
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.logs += 1
         if self.logs % self.EVERY == 0:

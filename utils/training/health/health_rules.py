@@ -8,32 +8,13 @@ medians over the last logged values, so that a single outlier decides nothing. L
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from utils.training.health.health_check import Check, HealthFinding, Rule, needs, too_few
 from utils.training.health.log_curves import LAST, P_BOTH, P_TREND, STRETCH, History, LogCurve, is_finite
-
-
-@dataclass(frozen=True)
-class HealthFinding:
-    """Something unhealthy: ``message`` has the figures and steps, ``remedy`` what to try, with key names."""
-
-    name: str
-    severity: Literal["serious", "warning"]
-    message: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one rule that applies: the figures it looked at, and what it found (None: healthy)."""
-
-    name: str
-    figures: str
-    finding: HealthFinding | None
 
 
 def checks(history: Sequence[dict[str, Any]]) -> list[Check]:
@@ -49,7 +30,6 @@ def findings(history: Sequence[dict[str, Any]]) -> list[HealthFinding]:
 
 # ------------------------------------------------------------------------------------------------- rules
 
-Rule = Callable[[History], Iterator[Check]]
 
 # Keys that must be numbers in every row that has them; others may have no value in a step.
 _MUST_BE_FINITE = ("loss", "grad_norm", "reward", "kl", "entropy", "approx_kl", "returns/mean", "values/mean")
@@ -91,6 +71,7 @@ def accuracy(log: History) -> Iterator[Check]:
     for key, ends, trend_from, p in curves:
         whole = log.curve(key)
         if len(whole) <= ends:
+            yield from too_few(key, whole, ends + 1)
             continue
         parts = [part for part in (whole, whole[len(whole) // 2 :]) if len(part) >= trend_from]
         found = [*(_fall(log, key, part, p) for part in parts), _collapse(key, whole, ends)]
@@ -161,7 +142,8 @@ def no_signal(log: History) -> Iterator[Check]:
         return
     groups, spread, reward = log.curve("frac_reward_zero_std"), log.curve("reward_std"), log.curve("reward")
     message = None
-    if len(groups) >= 3 and groups.last >= 0.9:
+    dead = len(groups) > 0 and groups.values.min() == 1  # certain, however few rows there are
+    if dead or len(groups) >= 3 and groups.last >= 0.9:
         message = f"in {100 * groups.last:.0f} % of the prompts all completions get the same reward"
     elif len(spread) >= 3 and spread.last <= 1e-6:
         message = "all completions of a rollout get the same reward"
@@ -169,7 +151,7 @@ def no_signal(log: History) -> Iterator[Check]:
         message = f"the mean reward has been {reward.values[-1]:g} in each of the last {LAST} logs"
     finding = message and HealthFinding(
         "no_signal",
-        "serious",
+        "serious" if len(reward) >= 3 else "warning",
         f"{message} (step {reward.steps[-1] if len(reward) else 0:g}): there is nothing to learn from",
         "train SFT longer so that some answers are right, or choose easier prompts; raise "
         "algo.num_generations or model.generation.temperature; with --reward combined the teacher tells "
@@ -178,14 +160,13 @@ def no_signal(log: History) -> Iterator[Check]:
     figures = f"reward {reward.first:.3g} -> {reward.last:.3g}" if len(reward) else "no reward"
     if len(groups):
         figures += f", {100 * groups.last:.0f} % of groups without signal"
-    yield Check("no_signal", figures, finding or None)
+    judged = bool(finding) or max(len(groups), len(spread)) >= 3 or len(reward) >= LAST
+    yield Check("no_signal", figures + ("" if judged else "; 3 logs needed"), finding or None, judged)
 
 
-def kl_runaway(log: History) -> Iterator[Check]:
+@needs(LAST, "kl")
+def kl_runaway(log: History, curve: LogCurve) -> Iterator[Check]:
     """KL to the reference that is large, or that multiplies."""
-    curve = log.curve("kl")
-    if len(curve) < LAST:
-        return
     level, quarter, half = curve.last, len(curve) // 4, len(curve) // 2
     middle = float(np.median(curve.values[quarter:half]))
     multiplies = len(curve) >= 2 * STRETCH and level > max(0.1, 3 * middle)
@@ -208,11 +189,9 @@ def kl_runaway(log: History) -> Iterator[Check]:
     yield Check("kl_runaway", figures, finding or None)
 
 
-def entropy(log: History) -> Iterator[Check]:
+@needs(STRETCH, "entropy", when=History.is_rl)
+def entropy(log: History, curve: LogCurve) -> Iterator[Check]:
     """A policy that no longer explores, or dissolves into noise. Not for SFT, where entropy should fall."""
-    curve = log.curve("entropy")
-    if not log.is_rl() or len(curve) < STRETCH:
-        return
     first, last = curve.first, curve.last
     span = f"from {first:.3g} to {last:.3g} nats per token (steps {curve.steps[0]:g} to {curve.steps[-1]:g})"
     finding = None
@@ -234,11 +213,9 @@ def entropy(log: History) -> Iterator[Check]:
     yield Check("entropy", span, finding)
 
 
-def length(log: History) -> Iterator[Check]:
+@needs(STRETCH, "completions/mean_length", when=lambda log: not prompts_change(log))
+def length(log: History, curve: LogCurve) -> Iterator[Check]:
     """Completions that get much longer or shorter while accuracy does not rise."""
-    curve = log.curve("completions/mean_length")
-    if len(curve) < STRETCH or prompts_change(log):
-        return
     first, last = curve.first, curve.last
     span = f"from {first:.1f} to {last:.1f} tokens (steps {curve.steps[0]:g} to {curve.steps[-1]:g})"
     drifts = (last > 1.5 * first and curve.trend().rises()) or (last < first / 1.5 and curve.trend().falls())
@@ -254,11 +231,9 @@ def length(log: History) -> Iterator[Check]:
     yield Check("length", span, finding)
 
 
-def truncation(log: History) -> Iterator[Check]:
+@needs(LAST, "completions/clipped_ratio")
+def truncation(log: History, curve: LogCurve) -> Iterator[Check]:
     """Completions cut at the limit, many or ever more of them."""
-    curve = log.curve("completions/clipped_ratio")
-    if len(curve) < LAST:
-        return
     first, last = curve.first, curve.last
     rises = len(curve) >= STRETCH and last > first + 0.1 and curve.trend().rises()
     finding = None
@@ -274,11 +249,9 @@ def truncation(log: History) -> Iterator[Check]:
     yield Check("truncation", f"{100 * first:.1f} % -> {100 * last:.1f} %", finding)
 
 
-def explained_variance(log: History) -> Iterator[Check]:
+@needs(2 * STRETCH, "explained_variance")
+def explained_variance(log: History, curve: LogCurve) -> Iterator[Check]:
     """A critic that is worse than a constant for long; its first values, before it learned, do not count."""
-    curve = log.curve("explained_variance")
-    if len(curve) < 2 * STRETCH:
-        return
     later = curve[STRETCH:]
     bad = np.flatnonzero(np.convolve(later.values < 0, np.ones(STRETCH), mode="valid") >= 0.85 * STRETCH)
     finding = None
@@ -296,24 +269,22 @@ def explained_variance(log: History) -> Iterator[Check]:
     yield Check("explained_variance", f"{curve.first:.2f} -> {curve.last:.2f}", finding)
 
 
-def value_loss(log: History) -> Iterator[Check]:
+@needs(2 * STRETCH, "loss/value")
+def value_loss(log: History, curve: LogCurve) -> Iterator[Check]:
     """A value loss that grows while the critic explains little."""
-    curve, explains = log.curve("loss/value"), log.curve("explained_variance")
     remedy = (
         "lower algo.value_learning_rate, widen algo.cliprange_value, or bound the returns by "
         "reward.intrinsic.normaliser and reward.intrinsic.clip"
     )
-    if len(curve) >= 2 * STRETCH:
-        explained = len(explains) and explains.last > 0.3
-        finding = None if explained else _growth("value_loss", curve[len(curve) // 4 :], 3, remedy)
-        yield Check("value_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
+    explains = log.curve("explained_variance")
+    explained = len(explains) and explains.last > 0.3
+    finding = None if explained else _growth("value_loss", curve[len(curve) // 4 :], 3, remedy)
+    yield Check("value_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
 
 
-def clip_fraction(log: History) -> Iterator[Check]:
+@needs(LAST, "clip_ratio/policy", "clip_ratio/region_mean")
+def clip_fraction(log: History, curve: LogCurve) -> Iterator[Check]:
     """Too many tokens whose ratio is clipped: the policy moves too far on one rollout."""
-    curve = log.curve("clip_ratio/policy", "clip_ratio/region_mean")
-    if len(curve) < LAST:
-        return
     finding, share = None, 100 * curve.last
     if curve.last > 0.3:
         finding = HealthFinding(
@@ -326,11 +297,9 @@ def clip_fraction(log: History) -> Iterator[Check]:
     yield Check("clip_fraction", f"{share:.1f} % of tokens", finding)
 
 
-def gradient_spikes(log: History) -> Iterator[Check]:
+@needs(2 * STRETCH, "grad_norm")
+def gradient_spikes(log: History, curve: LogCurve) -> Iterator[Check]:
     """Gradient norms far above those of the steps before."""
-    curve = log.curve("grad_norm")
-    if len(curve) < 2 * STRETCH:
-        return
     before = np.lib.stride_tricks.sliding_window_view(curve.values, STRETCH)[:-1]
     later = curve[STRETCH:]
     times = later.values / np.maximum(np.median(before, axis=1), 1e-12)
@@ -348,11 +317,9 @@ def gradient_spikes(log: History) -> Iterator[Check]:
     yield Check("gradient_spikes", f"median {np.median(curve.values):.3g}, {spikes} spikes", finding)
 
 
-def updates_skipped(log: History) -> Iterator[Check]:
+@needs(STRETCH, "updates_skipped")
+def updates_skipped(log: History, curve: LogCurve) -> Iterator[Check]:
     """Rollouts that are often left early because the policy moved beyond algo.target_kl."""
-    curve = log.curve("updates_skipped")
-    if len(curve) < STRETCH:
-        return
     finding, share = None, float(np.mean(curve.values[-STRETCH:] > 0))
     if share >= 0.5:
         finding = HealthFinding(
@@ -365,12 +332,12 @@ def updates_skipped(log: History) -> Iterator[Check]:
     yield Check("updates_skipped", f"in {100 * share:.0f} % of rollouts", finding)
 
 
-def supervised_loss(log: History) -> Iterator[Check]:
+@needs(2 * STRETCH, "loss", when=lambda log: not log.is_rl())
+def supervised_loss(log: History, curve: LogCurve) -> Iterator[Check]:
     """A supervised loss that grows (a policy's surrogate loss says nothing by its level)."""
-    curve, remedy = log.curve("loss"), "lower algo.learning_rate or raise algo.warmup_steps"
-    if not log.is_rl() and len(curve) >= 2 * STRETCH:
-        finding = _growth("supervised_loss", curve[len(curve) // 2 :], 1.2, remedy)
-        yield Check("supervised_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
+    remedy = "lower algo.learning_rate or raise algo.warmup_steps"
+    finding = _growth("supervised_loss", curve[len(curve) // 2 :], 1.2, remedy)
+    yield Check("supervised_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)
 
 
 def _growth(name: str, part: LogCurve, times: float, remedy: str) -> HealthFinding | None:

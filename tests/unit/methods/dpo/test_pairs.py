@@ -28,6 +28,7 @@ from utils.methods.dpo.pairs import (
     check_components,
     gold_answers,
     pair_prompt,
+    remedies,
     reward_under,
     rules_in_force,
     similarity,
@@ -170,7 +171,7 @@ def test_pairs_of_real_candidates(real, reward, rules):
         assert chosen["parsed"] and not chosen["truncated"] and chosen is not rejected
         if pair.rule != "higher_reward":
             assert chosen["correct"] >= rejected["correct"]
-    assert found.reasons.keys() <= REASONS.keys()
+    assert found.reasons.keys() <= set(REASONS)
     assert all(bool(each.pairs) != bool(each.reason) for each in found.prompts)
     assert sum(found.reasons.values()) + sum(bool(each.pairs) for each in found.prompts) == len(real.rows)
 
@@ -383,11 +384,11 @@ def test_rules_that_come_first_are_filled_first():
 def test_near_duplicates_are_left_out():
     """Texts of equal words, always; with a lower limit also those that differ in one word of five."""
     rows = [row(0, candidate("a b c d e", correct=True), candidate("a  b c d e"))]
-    with pytest.raises(UserError, match="1 near-duplicates.*raise algo.max_similarity"):
+    with pytest.raises(UserError, match="1 near-duplicates. Try: sample more in 04"):
         build(rows, NO_SPLIT)
     rows = [row(0, candidate("a b c d e", correct=True), candidate("a b c d f"))]
     assert len(build(rows, NO_SPLIT).train) == 1
-    with pytest.raises(UserError, match="1 near-duplicates"):
+    with pytest.raises(UserError, match="1 near-duplicates. Try: raise algo.max_similarity"):
         build(rows, replace(NO_SPLIT, max_similarity=0.8))
     wrong = [candidate(text) for text in ("a b c d f", "a b c d g", "x y")]
     found = build(
@@ -458,11 +459,37 @@ def test_too_few_pairs_say_why():
     assert str(caught.value) == (
         "too few preference pairs: 1 to train on, algo.min_pairs is 50; 1 of 6 prompts (1 to 2 candidates "
         "each) have pairs, the others: 1 fewer than two candidates, 1 all right, 1 none in valid form, 2 all "
-        "wrong. Try: sample more in 04 (--num_candidates, --max_items); train 03 for longer, or set "
-        "algo.gold_as_chosen true; or lower algo.min_pairs"
+        "wrong. Try: set algo.gold_as_chosen true; sample more in 04 (--num_candidates); or lower "
+        "algo.min_pairs"
     )
-    with pytest.raises(UserError, match="1 to train on, .* is 1, and one prompt must be held out"):
-        build([row(4, RIGHT, WRONG)])
+
+
+def test_one_prompt_with_pairs_is_the_cause_where_it_is():
+    with pytest.raises(UserError) as caught:
+        build([row(4, RIGHT, WRONG), row(5, RIGHT, RIGHT)])
+    assert str(caught.value) == (
+        "too few preference pairs: 1 to train on, algo.val_fraction holds one prompt out, and only one has "
+        "pairs; 1 of 2 prompts (2 candidates each) have pairs, the others: 1 all right. Try: sample more in "
+        "04 (--num_candidates, --max_items); or set algo.val_fraction 0"
+    )
+
+
+def test_no_remedy_is_what_is_set_already():
+    done = replace(
+        ALGO,
+        gold_as_chosen=True,
+        rules=["correct_over_wrong", "higher_reward"],
+        min_margin=0.0,
+        max_similarity=1.0,
+        max_repeat_similarity=1.0,
+    )
+    for reason in REASONS:
+        assert remedies(reason, done)
+        assert "algo." not in " ".join(remedies(reason, done)), reason
+    undone = replace(done, gold_as_chosen=False, rules=["correct_over_wrong"], min_margin=0.1)
+    assert "algo.gold_as_chosen true" in remedies("all wrong", undone)[0]
+    assert "higher_reward" in remedies("no rule applies", undone)[0]
+    assert remedies("below the margin", undone) == ["lower algo.min_margin"]
 
 
 @pytest.mark.parametrize(
@@ -556,7 +583,7 @@ def test_unfit_candidates_have_one_clear_line(stage, options, message):
 def test_the_report_counts_what_is_there(tmp_path):
     rows = [row(n, RIGHT, WRONG, BROKEN, level=n % 2) for n in range(4)] + [row(4, RIGHT, RIGHT, level=None)]
     found = build(rows, replace(ALGO, val_fraction=0.25))
-    text = describe(found, "combined", ALGO.rules, ALGO.min_margin)
+    text = describe(found, "combined", ALGO.rules, ALGO)
     squeezed = " ".join(text.split())
     for part in (
         "prompts 5 with pairs 4",

@@ -14,7 +14,7 @@ from scipy import stats
 from tests.support.scripts import execute_stage
 from utils.frame import manifest as manifests
 from utils.frame.files import UserError, read_json, write_jsonl
-from utils.rewards.audit.audit import FEWEST_PROMPTS, RESAMPLES, audit, write_audit
+from utils.rewards.audit.audit import FEWEST_PROMPTS, RESAMPLES, audit, audit_lines, write_audit
 from utils.rewards.audit.audit_candidates import paid_otherwise
 from utils.rewards.spec import RewardSpec, RewardWeights, write_reward_spec
 from utils.statistics.ranking import auroc, within_group_accuracy
@@ -401,6 +401,16 @@ def audit_stage(tmp_path, *options):
     return execute_stage("02_build_rewards.py", ["--audit", "--output_dir", tmp_path, *options])
 
 
+def test_what_cannot_be_audited_is_said_once(tmp_path):
+    rows = noisy_rows()
+    for row in rows:
+        row["candidates"] = [each | {"correct": False} for each in row["candidates"]]
+    components = audit(rows, 0, resamples=10)["components"]
+    [line] = audit_lines(components)
+    assert line.endswith(": cannot be audited (no candidate is right)")
+    assert line.count(", ") + 1 == len(components) - 1 and "brevity" not in line  # which is no reward
+
+
 @pytest.mark.usefixtures("unrendered")
 def test_stage_audits_the_runs_candidates(tmp_path, capsys):
     run_dir = stage_run(tmp_path, noisy_rows(levels=[1, 2] * 20))
@@ -408,7 +418,9 @@ def test_stage_audits_the_runs_candidates(tmp_path, capsys):
     out = run_dir / "02_rewards_audit"
     result = read_json(out / "reward_audit.json")
     said = capsys.readouterr().out
-    assert all(found["sentence"] in said for found in result["components"].values())
+    able = [each for each in result["components"].values() if each["verdict"] != "not_auditable"]
+    assert len(able) > 3 and all(f"  {each['sentence']}\n" in said for each in able)
+    assert said.count("cannot be audited (every candidate gets 0)") == 1
     assert "warning" not in said
     manifest = read_json(out / "manifest.json")
     assert set(manifest["inputs"]) == {"02_rewards/reward_spec.yaml", "04_candidates/candidates.jsonl"}

@@ -452,6 +452,16 @@ def test_the_callback_says_at_the_end_what_it_saw_once():
     assert len(ctx.lines) == 1
 
 
+@pytest.mark.parametrize(("warm_up", "said"), [(24, 1), (100, 1), (23, 0)])
+def test_a_warm_up_longer_than_the_training_is_said(warm_up, said):
+    ctx = Log()
+    args = SimpleNamespace(get_warmup_steps=lambda steps: warm_up, learning_rate=2e-4)
+    state = SimpleNamespace(max_steps=24, is_world_process_zero=True)
+    TrainingHealth(ctx).on_train_begin(args, state, None)
+    assert len(ctx.lines) == said
+    assert all("never reaches 0.0002. Try: lower algo.warmup_steps" in line for line in ctx.lines)
+
+
 def test_only_the_main_process_speaks():
     ctx = Log()
     follow(run(kl=2.0), ctx, main=False)
@@ -478,6 +488,24 @@ def test_diagnose_a_healthy_stage(tmp_path, capsys):
     out = capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
     assert "finished, 105 logs, steps 1 to 100" in out
     assert "kl runaway" in out and "serious" not in out and "healthy by 13 rules" in out
+
+
+def test_diagnose_a_dead_run_of_few_steps(tmp_path, capsys):
+    """Every group without signal is no health, however short the run."""
+    dead = {"reward": -0.2, "reward_std": 0.0, "frac_reward_zero_std": 1.0, "loss": 0.0, "grad_norm": 0.0}
+    write_rows(tmp_path / "metrics.jsonl", [{"step": 4, "kl": 0.0, "entropy": 1.0} | dead])
+    assert diagnose_command(["--diagnose", str(tmp_path)]) == 1
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "warning: in 100 % of the prompts all completions get the same reward" in out
+    assert "too few" in out and "1 logged, 10 needed" in out
+    assert "1 problem by 2 rules; 3 had too few rows to tell" in out
+
+
+def test_diagnose_few_rows_without_a_problem_says_what_it_could_not_tell(tmp_path, capsys):
+    write_rows(tmp_path / "metrics.jsonl", run(steps=2))
+    assert diagnose_command(["--diagnose", str(tmp_path)]) == 0
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "3 logs needed" in out and "healthy by 1 rule; 11 had too few rows to tell" in out
 
 
 def test_diagnose_a_sick_one(tmp_path, capsys):
