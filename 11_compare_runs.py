@@ -36,9 +36,14 @@ class Options:
     efficiency_fraction: float = setting(
         0.9, "sample efficiency: completions to this fraction of the best mean validation accuracy"
     )
+    looks: int = setting(
+        1, "how often these policies are compared while results come in; corrected p-values are times it"
+    )
     diff_json: str = setting("", "with --diff: also write the differences to this file", path=True)
 
     def validate(self) -> None:
+        if self.looks < 1:
+            raise ValueError(f"looks must be at least 1, found {self.looks}")
         if not 0 < self.efficiency_fraction <= 1:
             raise ValueError(
                 f"efficiency_fraction must be above 0 and at most 1, found {self.efficiency_fraction}"
@@ -61,7 +66,7 @@ STAGE = Stage(
     "failed.json, where the driver noted what failed",
     writes="11_comparison/: report.{html,md}, summary.csv, changes.jsonl, curves.csv, timing.{csv,md}, "
     "{comparison,level_heatmap,curves,efficiency,timing}.png, and frontier.png, reward_audit.png and "
-    "curriculum.png where there is something to draw; with --by_seed also by_seed.csv, pairs.csv",
+    "curriculum.png where there is something to draw; pairs.csv; with --by_seed also by_seed.csv",
     tiers={},
     options=Options,
     inputs=comparison_inputs,

@@ -86,7 +86,7 @@ def _policies(ctx: StageContext) -> Comparison:
         folders={name: [folder] for name, folder in found.items()},
         results={result.name: [result] for result in results},
         accuracies={result.name: result.accuracy for result in results},
-        pairs=compare_all(results, ctx.seed),
+        pairs=compare_all(results, ctx.seed, ctx.config.options.looks),
         failed=failed,
         **_of_both(ctx),
     )
@@ -107,7 +107,7 @@ def _means_over_seeds(ctx: StageContext) -> Comparison:
         folders=runs.folders,
         results=experiment.results,
         accuracies=dict(zip(experiment.policies, experiment.means, strict=True)),
-        pairs=compare_seeds(experiment),
+        pairs=compare_seeds(experiment, ctx.config.options.looks),
         failed=runs.failed,
         experiment=experiment,
         seed_runs=runs,
@@ -121,6 +121,7 @@ def _of_both(ctx: StageContext) -> dict[str, Any]:
     return {
         "audits": {name.removeprefix(AUDIT_INPUT): path for name, path in audits.items()},
         "efficiency_fraction": ctx.config.options.efficiency_fraction,
+        "looks": ctx.config.options.looks,
     }
 
 
@@ -129,6 +130,8 @@ def _say(ctx: StageContext, comparison: Comparison, conclusions: list[str]) -> N
     for name, share in comparison.accuracies.items():
         ends = " to ".join(f"{100 * end:.1f}" for end in share.ci95)
         ctx.log(f"  {name:<20} {100 * share.value:5.1f} % ({ends}, n = {share.n})")
+    if comparison.clusters:
+        ctx.log(f"  intervals and tests count the {comparison.clusters} reports that the items come from")
     for policy, reason in comparison.failed.items():
         ctx.log(f"  {policy:<20} failed: {reason}")
     for line in conclusions:

@@ -120,6 +120,7 @@ class Reader:
             target_program=row.program,
             level=row.level,
             type=row.type,
+            report=row.report,
             table=[list(cells) for cells in row.table],
             source=row.source,
             evidence=("derived" if row.places_derived else "annotated") if config.context == "gold" else "",
