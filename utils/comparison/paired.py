@@ -102,13 +102,15 @@ def side_by_side(a: PolicyResult, b: PolicyResult, named: str) -> pd.DataFrame:
     ``named`` says which two these are. Raises UserError where data set, split or an item's gold differ.
     """
     for key in ("dataset", "split"):
-        if a.metrics.get(key) != b.metrics.get(key):
+        # Results of others may not say what they are of.
+        if a.metrics.get(key) != b.metrics.get(key) and a.metrics.get(key) and b.metrics.get(key):
             raise UserError(
                 f"cannot compare {named}: {key} is {a.metrics.get(key)!r} for one and "
                 f"{b.metrics.get(key)!r} for the other; evaluate both on the same items"
             )
     both = a.items.add_suffix("_a").join(b.items.add_suffix("_b"), how="inner")
-    for item, row in both[both["gold_a"] != both["gold_b"]].iterrows():
+    stated = (both["gold_a"] != "") & (both["gold_b"] != "")
+    for item, row in both[stated & (both["gold_a"] != both["gold_b"])].iterrows():
         raise UserError(
             f"cannot compare {named}: item '{item}' has gold {row['gold_a']!r} for one and {row['gold_b']!r} "
             "for the other; evaluate both on the same data"

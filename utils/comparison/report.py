@@ -23,7 +23,8 @@ def report_of(comparison: Comparison, found: Mapping[str, Topic]) -> Document:
     """The report: its title, the conclusions, the sections of all topics."""
     first = next(iter(comparison.results.values()))[0].metrics
     seeds = f" over {comparison.runs} seeds" if comparison.experiment else ""
-    title = f"Comparison{seeds} on {first['dataset']}, {first['split']} split"
+    where = f"{first['dataset']}, {first['split']} split" if first["split"] else first["dataset"]
+    title = f"Comparison{seeds}" + f" on {where}" * bool(where)
     sections = [section for topic in found.values() for section in topic.sections]
     return Document(title, [conclusions(comparison)], sections)
 
