@@ -4,6 +4,7 @@
     python 11_compare_runs.py --policies sft,grpo --runs run_001,run_002
     python 11_compare_runs.py --runs 'sweep_*' --run_id sweep
     python 11_compare_runs.py --metrics '../theirs/*/metrics.json',outputs/run_001/10_evaluation/sft
+    python 11_compare_runs.py --results a=samples_gsm8k_a.jsonl,b=samples_gsm8k_b.jsonl
     python 11_compare_runs.py --by_seed --runs seed_0,seed_1,seed_2 --run_id seeds
     python 11_compare_runs.py --diff run_001 run_002 [--diff_json FILE] [--output_dir DIR]
 
@@ -32,13 +33,24 @@ class Options:
     metrics: list[str] = setting(
         [], "metrics.json files of 10, or quoted globs; compared with what --runs and --policies name, if any"
     )
+    results: list[str] = setting(
+        [], "results of others, FILE or NAME=FILE: CSV with id,correct, lm-eval samples, Inspect logs"
+    )
+    results_metric: str = setting(
+        "", "which metric or scorer of theirs says who is right; with a filter: exact_match,strict-match"
+    )
     by_seed: bool = setting(False, "take the runs as seeds of one experiment")
     efficiency_fraction: float = setting(
         0.9, "sample efficiency: completions to this fraction of the best mean validation accuracy"
     )
+    looks: int = setting(
+        1, "how often these policies are compared while results come in; corrected p-values are times it"
+    )
     diff_json: str = setting("", "with --diff: also write the differences to this file", path=True)
 
     def validate(self) -> None:
+        if self.looks < 1:
+            raise ValueError(f"looks must be at least 1, found {self.looks}")
         if not 0 < self.efficiency_fraction <= 1:
             raise ValueError(
                 f"efficiency_fraction must be above 0 and at most 1, found {self.efficiency_fraction}"
@@ -58,10 +70,10 @@ STAGE = Stage(
     "what differs between the manifests of two runs, most consequential first, and write nothing else.",
     reads="10_evaluation/<policy>/{metrics.json,breakdown.csv,samples/} of this run, --runs or --metrics; of "
     "the stages that trained them manifest.json, runtime.json, logs/metrics.jsonl and the reward audit; "
-    "failed.json, where the driver noted what failed",
+    "failed.json, where the driver noted what failed; --results files of others",
     writes="11_comparison/: report.{html,md}, summary.csv, changes.jsonl, curves.csv, timing.{csv,md}, "
     "{comparison,level_heatmap,curves,efficiency,timing}.png, and frontier.png, reward_audit.png and "
-    "curriculum.png where there is something to draw; with --by_seed also by_seed.csv, pairs.csv",
+    "curriculum.png where there is something to draw; pairs.csv; with --by_seed also by_seed.csv",
     tiers={},
     options=Options,
     inputs=comparison_inputs,

@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import sqrt
 from pathlib import Path
 
@@ -27,18 +28,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.statistics.accuracy_tests import (
     bootstrap_difference,
     bootstrap_ratios,
-    crossed_test,
     fraction,
-    hierarchical_bootstrap,
     mcnemar_power,
     percentiles,
+    wilson_interval,
+)
+from utils.statistics.clusters import cluster_bootstrap, clustered_rate
+from utils.statistics.seed_tests import (
+    crossed_test,
+    hierarchical_bootstrap,
     seed_test,
     sign_flip_test,
-    wilson_interval,
 )
 
 RESAMPLES = 1000  # of the bootstraps: the percentiles of 10,000 differ by less than the Monte-Carlo error
 ITEMS = (100, 500, 1147)  # of Wilson's interval; 1147 is FinQA's test split
+# Questions per report in the proportions of FinQA's test split (431 of 149 reports).
+REPORT_SIZES = (4, 2, 3, 4, 2, 4, 1, 2, 4, 3)
+REPORTS = (150, 40, 10)
+ALIKE = (0.0, 1.0, 2.0)  # logits: answers to one report correlate by 0, 0.15 and 0.37
 SPREADS = (0.0, 0.1, 0.2, 0.4)  # logits; 0.1 is about 1.7 points of accuracy
 
 
@@ -123,8 +131,13 @@ def answers(
 
 def accuracy(spread: float) -> float:
     """The true mean accuracy of ``answers``, by quadrature over the sum of its normal terms."""
+    return logistic_mean(sqrt(1.5**2 + 0.5**2 + spread**2))
+
+
+def logistic_mean(deviation: float) -> float:
+    """The mean of 1 / (1 + exp(-x)) for x normal about 0.3, by quadrature."""
     points, weights = np.polynomial.hermite_e.hermegauss(80)
-    logits = 0.3 + sqrt(1.5**2 + 0.5**2 + spread**2) * points
+    logits = 0.3 + deviation * points
     return float((weights / weights.sum()) @ (1 / (1 + np.exp(-logits))))
 
 
@@ -161,7 +174,76 @@ def seeds_alone(runs: int, rng: np.random.Generator) -> Iterator[Row]:
             yield simulated("seeds only (paired t)", setting, hits, "5 %")
 
 
-PARTS = {f.__name__: f for f in (wilson, fractions, mcnemar, paired_bootstrap, over_seeds, seeds_alone)}
+def answers_on_reports(
+    rng: np.random.Generator, runs: int, seeds: int, reports: int, alike: float, spread: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Answers of two equally good methods to questions about reports, and the number of each item's report.
+
+    Reports have as many questions as those of FinQA's test split. ``alike`` is the standard deviation in
+    logits of what a report does to all its questions, for both methods; another half as large is a method's
+    own. Returns bool [runs, 2, seeds, items] and int [items].
+    """
+    clusters = np.repeat(np.arange(reports), np.resize(REPORT_SIZES, reports))
+    items = len(clusters)
+    of_report = rng.normal(0, 1, (runs, 1, 1, reports)) + 0.5 * rng.normal(0, 1, (runs, 2, 1, reports))
+    ease = 0.3 + rng.normal(0, 1, (runs, 1, 1, items)) + rng.normal(0, 0.5, (runs, 2, 1, items))
+    luck = rng.normal(0, spread, (runs, 2, seeds, 1)) if spread else 0.0
+    logits = ease + alike * of_report[..., clusters] + luck
+    return rng.random((runs, 2, seeds, items)) < 1 / (1 + np.exp(-logits)), clusters
+
+
+def accuracy_on_reports(alike: float, spread: float = 0.0) -> float:
+    """The true mean accuracy of ``answers_on_reports``."""
+    return logistic_mean(sqrt(1.25 + 1.25 * alike**2 + spread**2))
+
+
+def on_reports(runs: int, rng: np.random.Generator) -> Iterator[Row]:
+    """Intervals and tests of items that share reports: taken as independent, and by report."""
+    for reports, alike in product(REPORTS, ALIKE):
+        answered, clusters = answers_on_reports(rng, runs, 1, reports, alike)
+        right, truth = answered[:, :, 0], accuracy_on_reports(alike)
+        setting = f"{len(clusters)} items of {reports} reports, alike {alike:g}"
+        rates = [clustered_rate(row, clusters) for row in right[:, 0]]
+        for kind, key in (("plain", "plain95"), ("by report", "ci95")):
+            hits = np.array([each[key][0] <= truth <= each[key][1] for each in rates])
+            yield simulated(f"Wilson interval, {kind}", setting, hits, "95 %")
+        few = right[: runs // 2]
+        plain = [bootstrap_difference(a, b, rng, RESAMPLES) for a, b in few]
+        whole = [cluster_bootstrap(b.astype(int) - a, clusters, rng, RESAMPLES) for a, b in few]
+        for kind, ends in (("plain", plain), ("by report", whole)):
+            hits = np.array([low <= 0 <= high for low, high in ends])
+            yield simulated(f"bootstrap of a difference, {kind}", setting, hits, "95 %")
+        differences = right[:, 1].astype(int) - right[:, 0]
+        for kind, of in (("McNemar", None), ("by report", clusters)):
+            hits = np.array([sign_flip_test([row], of) <= 0.05 for row in differences])
+            yield simulated(f"exact test, {kind}", setting, hits, "<= 5 %")
+
+
+def seeds_on_reports(runs: int, rng: np.random.Generator) -> Iterator[Row]:
+    """The tests over seeds and items, where items share reports."""
+    for reports, alike, spread in product(REPORTS[:1], ALIKE, (0.0, 0.2)):
+        answered, clusters = answers_on_reports(rng, runs, 3, reports, alike, spread)
+        setting = f"3 seeds, {reports} reports, alike {alike:g}, spread {spread:g}"
+        tables = answered[:, 1].astype(int) - answered[:, 0]
+        truth = accuracy_on_reports(alike, spread)
+        for kind, of in (("plain", None), ("by report", clusters)):
+            tests = [crossed_test(table, of) for table in tables]
+            rejected = np.array([test.p_value <= 0.05 for test in tests])
+            yield simulated(f"seeds and items (crossed t), {kind}", setting, rejected, "<= 5 %")
+            flips = np.array([sign_flip_test(table, of) <= 0.05 for table in tables])
+            yield simulated(f"items only (sign flip), {kind}", setting, flips, "<= 5 % at spread 0")
+            drawn = [hierarchical_bootstrap(c[:1], rng, RESAMPLES, of)[:, 0] for c in answered[: runs // 4]]
+            hits = np.array([low <= truth <= high for low, high in map(percentiles, drawn)])
+            yield simulated(f"hierarchical bootstrap of a mean, {kind}", setting, hits, "95 %")
+
+
+PARTS = {
+    part.__name__: part
+    for part in (
+        *(wilson, fractions, mcnemar, paired_bootstrap),
+        *(over_seeds, seeds_alone, on_reports, seeds_on_reports),
+    )
+}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from utils.comparison.paired import PolicyResult
 from utils.statistics.accuracy_tests import rate
 
 
-def result(name, correct, levels=None, **changes):
+def result(name, correct, levels=None, reports=None, **changes):
     ids = [f"test-{i}" for i in range(len(correct))]
     correct = [bool(c) for c in correct]
     metrics = {
@@ -18,7 +18,8 @@ def result(name, correct, levels=None, **changes):
         "failure_reasons": {"wrong_operand": correct.count(False)},
     }
     columns = {"correct": correct, "level": pd.Series(levels or [None] * len(ids), ids, dtype=object)}
-    return PolicyResult(name, pd.DataFrame(columns | {"gold": "3"}, ids), metrics | changes)
+    columns |= {"gold": "3", "report": reports or ""}
+    return PolicyResult(name, pd.DataFrame(columns, ids), metrics | changes)
 
 
 RUNS, SEEDS = ["s0", "s1", "s2"], [0, 1, 2]

@@ -14,7 +14,7 @@ from utils.frame.files import UserError, read_jsonl, shown
 from utils.frame.manifest import read_manifest
 
 _FLAGS = {"0": False, "1": True}
-_TEXTS = ("type", "failure_reason", "failure_detail", "value")
+_TEXTS = ("type", "report", "failure_reason", "failure_detail", "value")
 
 
 @dataclass(frozen=True)

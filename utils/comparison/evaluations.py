@@ -19,6 +19,7 @@ STAGE = "10_evaluation"
 SAMPLES = ("samples/predictions.jsonl", "samples/tokens.jsonl")
 AUDITED = ("04_candidates", "02_rewards_audit")
 _WILD = re.compile(r"[*?\[]")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def chosen_evaluations(run_dir: Path, options: Any, failures: Collection[str] = ()) -> dict[str, Path]:
@@ -26,12 +27,13 @@ def chosen_evaluations(run_dir: Path, options: Any, failures: Collection[str] = 
 
     Names are the policies' where they are of one run, "<run>/<policy>" where of several, and longer where
     these are not unique. ``metrics`` alone is all that is compared; with ``runs`` or ``policies``, both are.
+    None where ``results`` alone, of others, are compared.
 
     Raises UserError where anything that was asked for is not there, or is named twice.
     """
     runs = expand_runs(run_dir, options.runs)
     folders: list[Path] = []
-    if runs or options.policies or not options.metrics:
+    if runs or options.policies or not (options.metrics or options.results):
         for run in runs or [run_dir.name]:
             of_run = [run] if runs else []
             folders += find_evaluations(run_dir, of_run, options.policies, failures).values()
@@ -68,6 +70,30 @@ def expand_runs(run_dir: Path, runs: Sequence[str]) -> list[str]:
         found += [
             path.name if path.parent == run_dir.parent else str(path) for path in matches if path not in known
         ]
+    return found
+
+
+def files_of_others(results: Sequence[str]) -> dict[str, Path]:
+    """Name -> file, of ``FILE`` (named after it) or ``NAME=FILE`` each.
+
+    Raises UserError for a file that is not there, and a name that is used twice or holds what no file name
+    should.
+    """
+    found: dict[str, Path] = {}
+    for entry in results:
+        name, given, file = entry.rpartition("=")
+        path = resolve_path(file)
+        if not path.is_file():
+            raise UserError(f"--results {entry}: there is no file {shown(path)}")
+        name = name if given else path.stem
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f'--results {entry}: "{name}" is no name for a policy (letters, digits, ".", "_" and "-"); '
+                "give one as NAME=FILE"
+            )
+        if name in found:
+            raise UserError(f"--results names '{name}' twice: give each file a name, as NAME=FILE")
+        found[name] = path
     return found
 
 

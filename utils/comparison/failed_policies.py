@@ -17,7 +17,8 @@ def failed_policies(run_dir: Path, options: Any) -> dict[str, str]:
     its reasons name the runs: "no pairs (seed_0, seed_1)".
     """
     found: dict[str, dict[str, list[str]]] = {}
-    for failure in read_failures(run_dir) if options.runs or options.policies or not options.metrics else ():
+    elsewhere = options.metrics or options.results
+    for failure in read_failures(run_dir) if options.runs or options.policies or not elsewhere else ():
         wanted = not options.policies or failure.policy in ("", *options.policies)
         if wanted and bool(failure.run) == bool(options.runs):
             of_policy = found.setdefault(failure.policy or failure.run, {})

@@ -15,6 +15,8 @@ from utils.comparison.answer_files import read_breakdown
 from utils.comparison.estimates import Estimate, estimate_of
 from utils.frame.files import UserError, derive_seed, read_json
 from utils.statistics.accuracy_tests import bootstrap_difference, holm, mcnemar, minimum_detectable_difference
+from utils.statistics.clusters import cluster_bootstrap, cluster_numbers, design_effect
+from utils.statistics.seed_tests import sign_flip_test
 
 ALPHA = 0.05
 POWER = 0.8
@@ -25,7 +27,8 @@ class PolicyResult:
     """What stage 10 found for one policy.
 
     Attributes:
-        items: by id in file order, the columns ``correct`` (bool), ``level`` (int or None) and ``gold``.
+        items: by id in file order, the columns ``correct`` (bool), ``level`` (int or None), ``gold`` and
+            ``report`` ("" where the evaluation names none).
         metrics: metrics.json.
     """
 
@@ -38,6 +41,11 @@ class PolicyResult:
         """The share of items answered correctly, as stage 10 states it."""
         return estimate_of(self.metrics["accuracy"])
 
+    @property
+    def clusters(self) -> np.ndarray | None:
+        """The number of each item's report; None where no two items share one."""
+        return cluster_numbers(self.items["report"])
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -45,11 +53,16 @@ class Pair:
 
     Attributes:
         difference: accuracy of B minus accuracy of A on the shared items.
-        ci95: paired bootstrap interval of the difference.
+        ci95: interval of the difference: of a bootstrap that draws reports with all their items where items
+            share one, else of ``plain95``.
         fixed, broken: ids that B gains and loses against A.
-        p_value, p_holm: exact McNemar, raw and corrected over all pairs of the comparison.
+        p_value, p_holm: of the exact test that exchanges whole reports where items share one, else exact
+            McNemar; raw, and corrected over all pairs and looks of the comparison.
+        clusters: how many reports the items come from, None where each is on its own.
+        plain95, p_plain: paired bootstrap of items and exact McNemar, for which all items are independent.
         detectable: smallest true difference that the test finds with 80 % power at the level of Holm's
-            strictest step (0.05 / number of pairs), None where no difference could be significant.
+            strictest step (0.05 / number of pairs and looks), None where no difference could be significant.
+            Items that share reports count as the smaller number of independent ones that tell as much.
     """
 
     a: str
@@ -60,6 +73,9 @@ class Pair:
     ci95: tuple[float, float]
     p_value: float
     detectable: float | None
+    plain95: tuple[float, float]
+    p_plain: float
+    clusters: int | None = None
     fixed: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     p_holm: float = 1.0
@@ -76,7 +92,7 @@ class Pair:
 def load_result(name: str, metrics_path: Path, breakdown_path: Path) -> PolicyResult:
     """Read one policy's metrics.json and breakdown.csv; UserError as `read_breakdown` has it."""
     rows = pd.DataFrame(read_breakdown(breakdown_path), dtype=object).set_index("id")
-    items = rows[["correct", "level", "gold"]].astype({"correct": bool})
+    items = rows[["correct", "level", "gold", "report"]].astype({"correct": bool})
     return PolicyResult(name, items, read_json(metrics_path))
 
 
@@ -86,13 +102,15 @@ def side_by_side(a: PolicyResult, b: PolicyResult, named: str) -> pd.DataFrame:
     ``named`` says which two these are. Raises UserError where data set, split or an item's gold differ.
     """
     for key in ("dataset", "split"):
-        if a.metrics.get(key) != b.metrics.get(key):
+        # Results of others may not say what they are of.
+        if a.metrics.get(key) != b.metrics.get(key) and a.metrics.get(key) and b.metrics.get(key):
             raise UserError(
                 f"cannot compare {named}: {key} is {a.metrics.get(key)!r} for one and "
                 f"{b.metrics.get(key)!r} for the other; evaluate both on the same items"
             )
     both = a.items.add_suffix("_a").join(b.items.add_suffix("_b"), how="inner")
-    for item, row in both[both["gold_a"] != both["gold_b"]].iterrows():
+    stated = (both["gold_a"] != "") & (both["gold_b"] != "")
+    for item, row in both[stated & (both["gold_a"] != both["gold_b"])].iterrows():
         raise UserError(
             f"cannot compare {named}: item '{item}' has gold {row['gold_a']!r} for one and {row['gold_b']!r} "
             "for the other; evaluate both on the same data"
@@ -111,26 +129,42 @@ def compare_pair(a: PolicyResult, b: PolicyResult, seed: int, alpha: float = ALP
     if len(both) < 2:
         raise UserError(f"cannot compare {named}: {len(both)} items in common, need 2")
     right_a, right_b = both["correct_a"].to_numpy(), both["correct_b"].to_numpy()
-    test = mcnemar(right_a, right_b)
+    test, differences = mcnemar(right_a, right_b), right_b.astype(int) - right_a
     discordance = (test.fixed + test.broken) / len(both)
     rng = np.random.default_rng(derive_seed(seed, "bootstrap", a.name, b.name))
+    plain95 = ci95 = bootstrap_difference(right_a, right_b, rng)
+    p_value, effective = test.p_value, len(both)
+    # One of the two may be an older evaluation, which names no reports.
+    clusters = cluster_numbers(both["report_a"].where(both["report_a"] != "", both["report_b"]))
+    if clusters is not None:
+        ci95 = cluster_bootstrap(differences, clusters, rng)
+        p_value = sign_flip_test(differences, clusters)
+        effective = int(len(both) / design_effect(differences, clusters))
     return Pair(
         a=a.name,
         b=b.name,
         n=len(both),
         accuracy_a=float(right_a.mean()),
         accuracy_b=float(right_b.mean()),
-        ci95=bootstrap_difference(right_a, right_b, rng),
-        p_value=test.p_value,
-        detectable=minimum_detectable_difference(len(both), discordance, alpha, POWER),
+        ci95=ci95,
+        p_value=p_value,
+        detectable=minimum_detectable_difference(effective, discordance, alpha, POWER),
+        plain95=plain95,
+        p_plain=test.p_value,
+        clusters=None if clusters is None else int(clusters.max()) + 1,
         fixed=both.index[right_b & ~right_a].tolist(),
         broken=both.index[right_a & ~right_b].tolist(),
     )
 
 
-def compare_all(results: Sequence[PolicyResult], seed: int) -> list[Pair]:
-    """Every pair of policies, in order, with Holm's correction over all of them."""
+def compare_all(results: Sequence[PolicyResult], seed: int, looks: int = 1) -> list[Pair]:
+    """Every pair of policies, in order, corrected over all of them and over ``looks`` (``corrected``)."""
     couples = list(combinations(results, 2))
-    pairs = [compare_pair(a, b, seed, ALPHA / len(couples)) for a, b in couples]
-    corrected = holm([pair.p_value for pair in pairs])
-    return [replace(pair, p_holm=p) for pair, p in zip(pairs, corrected, strict=True)]
+    pairs = [compare_pair(a, b, seed, ALPHA / len(couples) / looks) for a, b in couples]
+    p_values = corrected([pair.p_value for pair in pairs], looks)
+    return [replace(pair, p_holm=p) for pair, p in zip(pairs, p_values, strict=True)]
+
+
+def corrected(p_values: Sequence[float], looks: int) -> list[float]:
+    """Holm's correction over pairs, and Bonferroni's over the looks at results that are still coming in."""
+    return [min(1.0, looks * p) for p in holm(p_values)]

@@ -24,7 +24,8 @@ def report_of(comparison: Comparison, found: Mapping[str, Topic]) -> Document:
     """The report: its title, the conclusions, the sections of all topics."""
     first = next(iter(comparison.results.values()))[0].metrics
     seeds = f" over {comparison.runs} seeds" if comparison.experiment else ""
-    title = f"Comparison{seeds} on {first['dataset']}, {first['split']} split"
+    where = f"{first['dataset']}, {first['split']} split" if first["split"] else first["dataset"]
+    title = f"Comparison{seeds}" + f" on {where}" * bool(where)
     sections = [section for topic in found.values() for section in topic.sections]
     return Document(title, [conclusions(comparison)], sections)
 
@@ -50,16 +51,16 @@ def _findings(comparison: Comparison) -> Bullets | Paragraph:
         here = [pair for pair in pairs if pair.significant_here and not pair.significant]
         lines = [_finding_over_seeds(comparison, pair) for pair in supported]
         if len(here) > SPELT_OUT:
-            lines.append(_findings_here(here))
+            lines.append(_findings_here(comparison, here))
         else:
             lines += [_finding_here(comparison, pair) for pair in here]
     else:
         # That an untrained model is worse than any other goes without saying, and is said last.
         here, lines = [], [_finding(pair) for pair in sorted(supported, key=_with_base)]
-    support = "The tests support" if seeds else "The test supports"
+    support, several = "The tests support" if seeds else "The test supports", comparison.looks > 1
     rest, at_level = (
         len(pairs) - len(supported) - len(here),
-        f"at the {ALPHA:g} level after Holm's correction",
+        f"at the {ALPHA:g} level after Holm's correction" + f" and for {comparison.looks} looks" * several,
     )
     if rest == len(pairs):
         lines.append(Finding(f"{support} no difference between the policies {at_level}."))
@@ -92,10 +93,12 @@ def _best_first(pair: Pair | SeedPair) -> tuple[str, str, str, str]:
 def _finding(pair: Pair) -> Finding:
     better, worse, points, ends = _best_first(pair)
     high, low = sorted((pair.accuracy_a, pair.accuracy_b), reverse=True)
+    test = "exact test by report" if pair.clusters else "exact McNemar"
+    of_reports = f" of {pair.clusters} reports" if pair.clusters else ""
     return Finding(
         sentence(MORE, strong(better), strong(worse)),
         f"{percent(high)} against {percent(low)}, a difference of {points} points (95 % interval {ends}; "
-        f"exact McNemar, Holm-corrected p {p_text(pair.p_holm)}; n = {pair.n}).",
+        f"{test}, Holm-corrected p {p_text(pair.p_holm)}; n = {pair.n}{of_reports}).",
     )
 
 
@@ -104,7 +107,7 @@ def _finding_over_seeds(comparison: Comparison, pair: SeedPair) -> Finding:
     return Finding(
         sentence(MORE, strong(better), strong(worse)),
         f"{_means_of(comparison, better, worse)} on average over {comparison.runs} seeds, a difference of "
-        f"{points} points (95 % interval {ends}; test over seeds and items, Holm-corrected p "
+        f"{points} points (95 % interval {ends}; test over seeds and {_units(comparison)}, Holm-corrected p "
         f"{p_text(pair.p_holm)}).",
     )
 
@@ -114,13 +117,13 @@ def _finding_here(comparison: Comparison, pair: SeedPair) -> Finding:
     claim = "The policies trained here as {} answer more items correctly than those trained as {}"
     return Finding(
         sentence(claim, strong(better), strong(worse)),
-        f"{_means_of(comparison, better, worse)}, a difference of {points} points (exact test over items, "
-        f"Holm-corrected p {p_text(pair.p_items_holm)}). That other seeds would show it too is not "
-        f"supported: 95 % interval {ends}, Holm-corrected p {p_text(pair.p_holm)}.",
+        f"{_means_of(comparison, better, worse)}, a difference of {points} points (exact test over "
+        f"{_units(comparison)}, Holm-corrected p {p_text(pair.p_items_holm)}). That other seeds would show "
+        f"it too is not supported: 95 % interval {ends}, Holm-corrected p {p_text(pair.p_holm)}.",
     )
 
 
-def _findings_here(pairs: Sequence[SeedPair]) -> Finding:
+def _findings_here(comparison: Comparison, pairs: Sequence[SeedPair]) -> Finding:
     largest = p_text(max(pair.p_items_holm for pair in pairs))
     found = [(strong(better), strong(worse), points) for better, worse, points, _ in map(_best_first, pairs)]
     listing = (
@@ -128,10 +131,15 @@ def _findings_here(pairs: Sequence[SeedPair]) -> Finding:
         + " points. That other seeds would show it too is not supported."
     )
     return Finding(
-        f"For {len(pairs)} pairs only the policies trained here are shown to differ (exact test over items, "
-        f"largest Holm-corrected p {largest})",
+        f"For {len(pairs)} pairs only the policies trained here are shown to differ (exact test over "
+        f"{_units(comparison)}, largest Holm-corrected p {largest})",
         sentence(listing, *(part for each in found for part in each)),
     )
+
+
+def _units(comparison: Comparison) -> str:
+    """What is sampled besides seeds."""
+    return "reports" if comparison.clusters else "items"
 
 
 def _means_of(comparison: Comparison, better: str, worse: str) -> str:

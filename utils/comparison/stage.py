@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.comparison.answer_files import records_file
-from utils.comparison.evaluations import audit_files, chosen_evaluations, expand_runs, input_files
+from utils.comparison.evaluations import (
+    audit_files,
+    chosen_evaluations,
+    expand_runs,
+    files_of_others,
+    input_files,
+)
 from utils.comparison.failed_policies import failed_policies
 from utils.comparison.lineage import trained_policies, training_logs
 from utils.comparison.seed_runs import SeedRuns, find_seed_runs
@@ -20,6 +26,8 @@ if TYPE_CHECKING:  # the driver imports this to see what stage 11 would read
     from utils.comparison.topic import Comparison
 
 AUDIT_INPUT = "reward audit of "  # then the run: how the stage's inputs name one
+OTHERS_INPUT = "results of "  # then the name that they are compared by
+OTHERS = "results_of_others"  # folder of what was made of them
 
 
 def comparison_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
@@ -35,13 +43,15 @@ def comparison_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     audits = {f"{AUDIT_INPUT}{run}": path for run, path in audit_files(found.values()).items()}
     logs = training_logs(trained_policies(folders))
     failures = {"failures": run_dir / FAILED} if failed else {}
-    return input_files(found) | logs | audits | records_file(found.values()) | failures
+    others = {f"{OTHERS_INPUT}{name}": path for name, path in files_of_others(options.results).items()}
+    return input_files(found) | logs | audits | records_file(found.values()) | failures | others
 
 
 def seed_runs(run_dir: Path, options: Any) -> SeedRuns:
     """The runs that stage 11's options name as seeds of one experiment."""
-    if options.metrics:
-        raise UserError("--by_seed compares runs, which have a seed: leave out --metrics, or --by_seed")
+    if options.metrics or options.results:
+        option = "--metrics" if options.metrics else "--results"
+        raise UserError(f"--by_seed compares runs, which have a seed: leave out {option}, or --by_seed")
     failed = failed_policies(run_dir, options)
     return find_seed_runs(run_dir, expand_runs(run_dir, options.runs), options.policies, failed)
 
@@ -76,17 +86,28 @@ def compare(ctx: StageContext) -> None:
 def _policies(ctx: StageContext) -> Comparison:
     """Policies as they are, each from one run."""
     from utils.comparison.paired import compare_all, load_result
+    from utils.comparison.results_of_others import write_others
     from utils.comparison.topic import Comparison
 
-    failed = failed_policies(ctx.run_dir, ctx.config.options)
-    found = chosen_evaluations(ctx.run_dir, ctx.config.options, failed)
+    options = ctx.config.options
+    failed = failed_policies(ctx.run_dir, options)
+    found = chosen_evaluations(ctx.run_dir, options, failed)
     results = [load_result(name, *evaluation_files(folder)) for name, folder in found.items()]
+    if options.results:
+        files = files_of_others(options.results)
+        if twice := sorted(files.keys() & found.keys()):
+            raise UserError(
+                f"--results: there is another policy '{twice[0]}'; give the file a name, as NAME=FILE"
+            )
+        others = write_others(ctx.out / OTHERS, files, options.results_metric, results)
+        results += [load_result(name, *evaluation_files(folder)) for name, folder in others.items()]
+        found |= others
     ctx.log(f"comparing {', '.join(found)}")
     return Comparison(
         folders={name: [folder] for name, folder in found.items()},
         results={result.name: [result] for result in results},
         accuracies={result.name: result.accuracy for result in results},
-        pairs=compare_all(results, ctx.seed),
+        pairs=compare_all(results, ctx.seed, options.looks),
         failed=failed,
         **_of_both(ctx),
     )
@@ -107,7 +128,7 @@ def _means_over_seeds(ctx: StageContext) -> Comparison:
         folders=runs.folders,
         results=experiment.results,
         accuracies=dict(zip(experiment.policies, experiment.means, strict=True)),
-        pairs=compare_seeds(experiment),
+        pairs=compare_seeds(experiment, ctx.config.options.looks),
         failed=runs.failed,
         experiment=experiment,
         seed_runs=runs,
@@ -121,6 +142,7 @@ def _of_both(ctx: StageContext) -> dict[str, Any]:
     return {
         "audits": {name.removeprefix(AUDIT_INPUT): path for name, path in audits.items()},
         "efficiency_fraction": ctx.config.options.efficiency_fraction,
+        "looks": ctx.config.options.looks,
     }
 
 
@@ -134,6 +156,8 @@ def _say(ctx: StageContext, comparison: Comparison, conclusions: list[str]) -> N
     for name, share in comparison.accuracies.items():
         ends = " to ".join(f"{100 * end:.1f}" for end in share.ci95)
         ctx.log(f"  {name:<20} {100 * share.value:5.1f} % ({ends}, n = {share.n})")
+    if comparison.clusters:
+        ctx.log(f"  intervals and tests count the {comparison.clusters} reports that the items come from")
     for policy, reason in comparison.failed.items():
         ctx.log(f"  {policy:<20} failed: {reason}")
     for line in conclusions[first:]:

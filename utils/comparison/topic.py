@@ -36,7 +36,7 @@ class Comparison:
         failed: policy -> reason, for those that could not be compared.
         experiment, seed_runs: of a comparison over seeds, else None.
         audits: run -> its reward_audit.json.
-        efficiency_fraction: the option of 11.
+        efficiency_fraction, looks: the options of 11.
     """
 
     folders: Mapping[str, Sequence[Path]]
@@ -48,6 +48,7 @@ class Comparison:
     seed_runs: SeedRuns | None = None
     audits: Mapping[str, Path] = field(default_factory=dict)
     efficiency_fraction: float = 0.9
+    looks: int = 1
 
     @property
     def policies(self) -> list[str]:
@@ -57,6 +58,15 @@ class Comparison:
     def runs(self) -> int:
         """How many runs a policy has: seeds, or one."""
         return max(map(len, self.results.values()))
+
+    @cached_property
+    def clusters(self) -> int | None:
+        """How many reports the items come from; None where no two items share one."""
+        if self.experiment:
+            found = [self.experiment.clusters]
+        else:
+            found = [result.clusters for of_runs in self.results.values() for result in of_runs]
+        return max((int(each.max()) + 1 for each in found if each is not None), default=None)
 
     @cached_property
     def trained(self) -> dict[str, list[Trained]]:
@@ -79,6 +89,11 @@ class Comparison:
     def intervals(self, single: str) -> str:
         """What intervals of means are: t intervals over seeds, or ``single`` with one run."""
         return f"t intervals over {self.runs} seeds" if self.runs > 1 else single
+
+    @property
+    def wilson(self) -> str:
+        """What the interval of a share is."""
+        return "Wilson intervals" + (" that count reports" if self.clusters else "")
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from utils.data.layouts import parts_of, read_items
 from utils.data.reading import (
     Notes,
     Problem,
     RawItem,
     RawRow,
     describe,
-    read_jsonl_items,
     usable_rows,
 )
 from utils.data.records import Record
@@ -31,13 +31,15 @@ class Reader:
     of the user's own has (docs/extending.md), and an input the question with the instruction after it.
 
     name: what data sets of this form are called, before any ":". files: the names below the data root that
-    the raw file of a split may have; without one, val is cut from train. row_keys: the keys of a row of the
+    the raw file of a split has in the published layout (others: utils/data/layouts.py); without a file, val
+    is cut from train. markers: keys of which every raw row has one. row_keys: the keys of a row of the
     user's own; none where there cannot be such a set. has_context: an input is more than its question, and
     can be cut. quirks_known: quirks of the published files are worth a table in the data report.
     """
 
     name: ClassVar[str]
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {split: (f"{split}.jsonl",) for split in SPLITS}
+    markers: ClassVar[tuple[str, ...]] = ("question",)
     row_keys: ClassVar[tuple[str, ...]] = ("id", "question", "answer", "level", "type", "solution")
     has_context: ClassVar[bool] = False
     quirks_known: ClassVar[bool] = True
@@ -56,8 +58,12 @@ class Reader:
 
         Rows without an id of their own are called ``<split>-<row>``, counting from 0.
         """
-        items, problems = read_jsonl_items(path)
+        items, problems = read_items(self.parts(path), self.markers)
         return self.own_rows(items, problems, split, required), problems
+
+    def parts(self, path: Path) -> list[Path]:
+        """All files of a split, whose first (or only) one is ``path``."""
+        return parts_of(path)
 
     def own_rows(
         self, items: list[RawItem], problems: list[Problem], split: str, required: tuple[str, ...]
@@ -120,6 +126,7 @@ class Reader:
             target_program=row.program,
             level=row.level,
             type=row.type,
+            report=row.report,
             table=[list(cells) for cells in row.table],
             source=row.source,
             evidence=("derived" if row.places_derived else "annotated") if config.context == "gold" else "",

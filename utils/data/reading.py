@@ -8,7 +8,7 @@ one for everything it could not use (severity error: the row is left out) or had
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -132,11 +132,9 @@ class Notes:
         return ""
 
 
-def read_json_items(path: Path, marker: str) -> tuple[list[RawItem], list[Problem]]:
-    """The items of a JSON array of objects, parsed one by one.
-
-    After a syntax error reading goes on at the next object that parses and holds the key ``marker``, so a
-    truncated or damaged array still yields its whole items.
+def read_json_items(path: Path, markers: Sequence[str]) -> tuple[list[RawItem], list[Problem]]:
+    """The items of a JSON array of objects, parsed one by one. After a syntax error reading goes on at the
+    next object that parses and holds one of ``markers``, so a damaged array still yields its whole items.
     """
     text, items, problems, fault = _opened(path, path.name)
     if not text:
@@ -145,12 +143,15 @@ def read_json_items(path: Path, marker: str) -> tuple[list[RawItem], list[Proble
     budget = RESYNC_BUDGET
     position, row, closed = _skip_space(text, 0), 0, False
 
+    def holds(value: Any) -> bool:
+        return isinstance(value, dict) and not value.keys().isdisjoint(markers)
+
     def resync(start: int) -> int:
         nonlocal budget
         while budget > 0 and (start := text.find("{", start)) >= 0:
             try:
                 value, end = decoder.raw_decode(text, start)
-                if isinstance(value, dict) and marker in value:
+                if holds(value):
                     return start
             except json.JSONDecodeError as error:
                 end = error.pos
@@ -182,7 +183,7 @@ def read_json_items(path: Path, marker: str) -> tuple[list[RawItem], list[Proble
             fault("bad_json", _syntax_message(text, position, error), item.place)
             position = resync(position + 1)
             continue
-        if isinstance(value, list) and any(isinstance(entry, dict) and marker in entry for entry in value):
+        if isinstance(value, list) and any(map(holds, value)):
             # A stray bracket has swallowed the items after it: they are read one by one all the same.
             message = f"a list stands where an object belongs, at {_line_column(text, position)}"
             fault("not_an_object", message, item.place)

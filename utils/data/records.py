@@ -16,6 +16,7 @@ class Record:
     ``target_answer`` and ``target_program`` are the golds used for grading (never what is taught, where
     an annotator's demonstration differs from the gold). ``level`` is the difficulty: program steps
     (FinQA), solution steps (GSM8K) or Level 1-5 (MATH); None where the raw file states none.
+    ``report`` names what several questions share, in FinQA the page of a report: they are not independent.
     ``table`` holds the cells of a FinQA table as text, header row first, for the table operations.
     ``source`` is the place in the raw file, e.g. ``train.json#12`` (row, counted from 0). ``dataset`` is
     sample, finqa, gsm8k or math, or for a named data set one of these and its name, "gsm8k:riddles".
@@ -32,6 +33,7 @@ class Record:
     target_program: str = ""
     level: int | None = None
     type: str = ""
+    report: str = ""
     table: list[list[str]] = field(default_factory=list)
     source: str = ""
     evidence: str = ""
@@ -69,7 +71,7 @@ class Record:
 
 
 _TEXT_REQUIRED = ("id", "dataset", "question", "input_text", "target_text", "target_answer")
-_TEXT_OPTIONAL = ("target_program", "type", "source", "evidence")
+_TEXT_OPTIONAL = ("target_program", "type", "report", "source", "evidence")
 
 
 def load_records(path: str | Path) -> list[Record]:

@@ -1,15 +1,19 @@
 """Where each data set's raw files are, and which reader takes them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from utils.data.layouts import files_below, find_file
 from utils.data.reader import SPLITS
 from utils.data.reading import FILE, Problem, RawRow
 from utils.data.records import Record
 from utils.data.settings import DatasetConfig
 from utils.data.user_reader import read_own
-from utils.frame.files import UserError, resolve_path
+from utils.frame.files import UserError, resolve_path, shown
+
+TEST_ALONE = " (a set of a test split alone takes another's train, as configs/datasets/math-500.yaml does)"
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class RawSplit:
 def raw_files(config: DatasetConfig) -> dict[str, Path]:
     """The raw file (or folder) of each split; without "val" where the set has none.
 
-    What ``files`` names comes before the names that the published sets have. The embedded set is generated
+    What ``files`` names comes before the names that the published sets and other layouts have; where nothing
+    is found it is the published name. Of a file in parts it is the first. The embedded set is generated
     here where it is missing: it is the same for every run seed, so that runs with different seeds are
     compared on the same items.
     """
@@ -49,16 +54,40 @@ def raw_files(config: DatasetConfig) -> dict[str, Path]:
     for split in SPLITS:
         names = (f"{split}.jsonl",) if config.reader else reader.files[split]
         if split in config.files:
-            names = (config.files[split],)
-        found = [root / name for name in names if (root / name).exists()]
-        if found or split != "val" or "val" in config.files:
-            files[split] = found[0] if found else root / names[0]
+            files[split] = Path(os.path.normpath(root / config.files[split]))  # "../gsm8k/train.jsonl"
+        elif found := find_file(root, split, names):
+            files[split] = found
+        elif split != "val":
+            files[split] = root / names[0]
     return files
 
 
 def raw_inputs(config: DatasetConfig) -> dict[str, Path]:
-    """What a stage reads that reads raw data: the raw files by split, and the reader where there is one."""
-    return raw_files(config) | ({"reader": resolve_path(config.reader)} if config.reader else {})
+    """What a stage reads that reads raw data: the raw files by split ("train", and "train_2" … where it is in
+    parts), and the reader where there is one.
+
+    Raises UserError where the folder has other files than a split's, saying which.
+    """
+    files, root = raw_files(config), resolve_path(config.data_root)
+    for split, path in files.items():
+        if not path.exists() and root.is_dir() and any(root.iterdir()):
+            name = path.relative_to(root) if path.is_relative_to(root) else path
+            raise UserError(
+                f"{shown(root)} holds no {split} split of {config.label}, such as {name}: found "
+                f"{files_below(root)}; name the file: --files.{split} FILE"
+                + TEST_ALONE
+                * (split == "train" and files["test"].exists())
+            )
+    parts = {
+        f"{split}_{number}": part
+        for split, path in files.items()
+        for number, part in enumerate(_parts(config, path)[1:], start=2)
+    }
+    return files | parts | ({"reader": resolve_path(config.reader)} if config.reader else {})
+
+
+def _parts(config: DatasetConfig, path: Path) -> list[Path]:
+    return [path] if config.reader else config.form.parts(path)
 
 
 def read_split(config: DatasetConfig, split: str, path: Path) -> RawSplit:

@@ -1,12 +1,15 @@
 """Metrics of one evaluation. Every rate is ``{"value", "ci95": [lo, hi], "n"}``, with Wilson's interval.
 
+Where items share a report, its interval counts reports, and the rate has two more keys: "clusters", how many
+reports there are, and "plain95", the interval that takes the items as independent.
+
 The denominator of every accuracy is the number of gold items: FinQA's released evaluator divides by the
 number of predictions, so that items left out raise the score; here they count as wrong and are named.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +17,7 @@ import numpy as np
 
 from utils.grading.graded_item import GradedItem
 from utils.grading.tasks import task_of
-from utils.statistics.accuracy_tests import fraction, rate
+from utils.statistics.clusters import cluster_numbers, clustered_rate, share
 
 SCHEMA_VERSION = 1
 
@@ -30,7 +33,7 @@ def compute_metrics(
     dataset = items[0].record.dataset
     task = task_of(dataset)
     answered = [item.prediction for item in items if item.prediction is not None]
-    generated = [p for p in answered if p.truncated is not None]
+    generated = [item for item in items if item.prediction and item.prediction.truncated is not None]
     missing = [item.record.id for item in items if item.prediction is None]
     metrics: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -39,10 +42,10 @@ def compute_metrics(
         "split": split,
         "n": len(items),
         "missing": {"count": len(missing), "ids": missing},
-        "accuracy": rate(sum(item.correct for item in items), len(items)),
+        "accuracy": _rate([item.correct for item in items], items),
         "accuracy_by_level": _accuracy_by(items, lambda item: item.record.level),
         "accuracy_by_type": _accuracy_by(items, lambda item: item.record.type or None),
-        "format_validity": rate(sum(item.format_valid for item in items), len(items)),
+        "format_validity": _rate([item.format_valid for item in items], items),
         "failure_reasons": _counts(item.reason for item in items),
         "failure_details": _counts(f"{i.reason}:{i.detail}" for i in items if i.detail),
         "response_chars": _lengths([len(p.response) for p in answered if p.response is not None]),
@@ -50,20 +53,20 @@ def compute_metrics(
     }
     measures = [item.measures() for item in items]
     for name in task.measures:
-        metrics[name] = rate(sum(measure[name] for measure in measures), len(items))
+        metrics[name] = _rate([measure[name] for measure in measures], items)
     metrics["reasoning"] = {
-        name: fraction(values)
+        name: share([item.reasoning[name] for item in having], clusters_of(having))
         for name in task.reasoning_measures
-        if (values := [item.reasoning[name] for item in items if item.reasoning[name] is not None])
+        if (having := [item for item in items if item.reasoning[name] is not None])
     }
     if held_out_levels:
         metrics["held_out_levels"] = sorted(held_out_levels)
         for name, held_out in (("accuracy_trained_levels", False), ("accuracy_held_out_levels", True)):
-            part = [item.correct for item in items if (item.record.level in held_out_levels) == held_out]
+            part = [item for item in items if (item.record.level in held_out_levels) == held_out]
             if part:
-                metrics[name] = rate(sum(part), len(part))
+                metrics[name] = _rate([item.correct for item in part], part)
     if generated:
-        metrics["truncation_rate"] = rate(sum(p.truncated for p in generated), len(generated))
+        metrics["truncation_rate"] = _rate([item.prediction.truncated for item in generated], generated)
     return metrics
 
 
@@ -80,12 +83,23 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _accuracy_by(items: Sequence[GradedItem], key: Callable[[GradedItem], Any]) -> dict[str, Any]:
     """Accuracy of each group of items; items whose key is None belong to none."""
-    total, right = Counter(), Counter()
+    groups = defaultdict(list)
     for item in items:
         if (group := key(item)) is not None:
-            total[group] += 1
-            right[group] += item.correct
-    return {str(group): rate(right[group], total[group]) for group in sorted(total)}
+            groups[group].append(item)
+    return {
+        str(group): _rate([item.correct for item in members], members)
+        for group, members in sorted(groups.items())
+    }
+
+
+def clusters_of(items: Sequence[GradedItem]) -> np.ndarray | None:
+    """The number of each item's report; None where no two items share one."""
+    return cluster_numbers([item.record.report for item in items])
+
+
+def _rate(flags: Sequence[bool], items: Sequence[GradedItem]) -> dict[str, Any]:
+    return clustered_rate(flags, clusters_of(items))
 
 
 def _counts(names: Any) -> dict[str, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from utils.data.prompts import template_facts
 from utils.data.records import Record
 from utils.data.settings import DatasetConfig
-from utils.evaluation.metrics import compute_metrics
+from utils.evaluation.metrics import clusters_of, compute_metrics
 from utils.frame.files import UserError, derive_seed, write_csv, write_json, write_jsonl
 from utils.frame.processes import is_main_process, merge_shares, share
 from utils.grading.graded_item import (
@@ -109,7 +109,7 @@ def evaluate_policy(
     columns = {"token_ids": [each and each.token_ids for each in answers.completions], "rewards": rewards}
     if samples is not None:
         rng = np.random.default_rng(derive_seed(ctx.seed, "samples"))
-        metrics["samples"] = sample_metrics(samples, count, config.model.generation, rng)
+        metrics["samples"] = sample_metrics(samples, count, config.model.generation, rng, clusters_of(items))
         columns["samples"] = [[sample.row() for sample in of_item] for of_item in samples]
     write_evaluation(out, items, metrics, columns, passed.rows)
     return metrics
@@ -161,7 +161,7 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
             low, high = value["ci95"]
             lines.append(
                 f"  {name.replace('_', ' '):<20} {100 * value['value']:5.1f} % "
-                f"({100 * low:.1f} to {100 * high:.1f}, n = {value['n']})"
+                f"({100 * low:.1f} to {100 * high:.1f}, n = {value['n']}{_of_reports(value)})"
             )
     if "teacher" in metrics or "reference" in metrics:
         from utils.evaluation.distances import distance_lines
@@ -178,3 +178,7 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
     if reasons:
         lines.append("  failures: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in reasons))
     return lines
+
+
+def _of_reports(rate: dict[str, Any]) -> str:
+    return f" of {rate['clusters']} reports" if "clusters" in rate else ""

@@ -74,10 +74,12 @@ def sample_metrics(
     num_samples: int,
     generation: GenerationSection,
     rng: np.random.Generator,
+    clusters: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What metrics.json says of the samples, over all items; one without samples counts as wrong.
 
-    ``pass_at_k`` and ``majority_at_k`` have, by k, the mean over items (`mean_shares`).
+    ``pass_at_k`` and ``majority_at_k`` have, by k, the mean over items (`mean_shares`), which may come in
+    ``clusters``.
     """
     ks = sample_ks(num_samples)
     table = np.zeros((len(samples), 2 * len(ks)))
@@ -87,7 +89,7 @@ def sample_metrics(
             table[number] = [pass_at_k(num_samples, right, k) for k in ks] + [
                 majority_at_k(right, wrong, unreadable, k) for k in ks
             ]
-    means = mean_shares(table, rng)
+    means = mean_shares(table, rng, clusters)
     drawn = [sample for of_item in samples for sample in of_item]
     return {
         "num_samples": num_samples,

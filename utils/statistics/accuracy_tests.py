@@ -1,8 +1,8 @@
 """Uncertainty of accuracies and of their differences on the same items.
 
 Two policies answer the same questions, so every test here is paired: an unpaired test on paired items
-throws away the agreement between them and with it most of the power. Where policies were trained from several
-seeds, the seeds are crossed with the items: every seed's policy answers every item.
+throws away the agreement between them and with it most of the power. Items that share a source are the
+matter of ``clusters``, policies that were trained from several seeds that of ``seed_tests``.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ def fraction(values: Sequence[float]) -> dict[str, object]:
     v = np.asarray(values, dtype=float)
     if not len(v) or not ((v >= 0) & (v <= 1)).all():
         raise ValueError("need at least one value, each in [0, 1]")
-    mean, n, z = float(v.mean()), len(v), float(stats.norm.ppf(0.975))
+    mean, n = float(v.mean()), len(v)
+    return {"value": mean, "ci95": list(wilson_ends(mean, n, float(stats.norm.ppf(0.975)))), "n": n}
+
+
+def wilson_ends(mean: float, n: float, z: float) -> tuple[float, float]:
+    """Wilson's interval of a mean in [0, 1] for any number of items and any quantile."""
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)))
     # At 0 and 1 an end is there exactly, up to rounding.
-    return {
-        "value": mean,
-        "ci95": [max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))],
-        "n": n,
-    }
+    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 
 
 @dataclass(frozen=True)
@@ -165,151 +166,6 @@ def minimum_detectable_difference(
     return float(optimize.brentq(excess, 1e-9, 1.0, xtol=1e-6))
 
 
-@dataclass(frozen=True)
-class CrossedTest:
-    """Whether a mean difference differs from zero where both seeds and items are samples.
-
-    Attributes:
-        difference: mean over seeds and items.
-        ci95: its t interval.
-        p_value: two-sided; 1.0 where nothing differs, 0.0 where every difference is the same.
-        df: degrees of freedom (Hillis), at least seeds - 1; infinite where the seeds' means are all equal.
-        error: standard error of the difference.
-    """
-
-    difference: float
-    ci95: tuple[float, float]
-    p_value: float
-    df: float
-    error: float
-
-    def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float | None:
-        """Smallest true difference that a t test with this error and df finds at level alpha with this power.
-
-        From the noncentral t distribution, taking the estimated error for the true one. None where no spread
-        was seen to judge by, or where even a difference of 1 would be too small.
-        """
-        if not self.error:
-            return None
-        critical = stats.t.isf(alpha / 2, self.df)
-
-        def excess(shift: float) -> float:
-            # What is rejected on the wrong side adds nothing that counts at any power worth asking for.
-            t = stats.norm(shift) if np.isinf(self.df) else stats.nct(self.df, shift)
-            return t.sf(critical) - power
-
-        found = self.error * float(optimize.brentq(excess, 0.0, 10 * critical))
-        return found if found <= 1 else None
-
-
-def crossed_test(differences: Sequence[Sequence[int]]) -> CrossedTest:
-    """t test of a mean over seeds and items that were crossed: every seed answered every item.
-
-    The variance of the mean is estimated from the mean squares of the two-way table without replication,
-    (MS_seeds + max(MS_items - MS_rest, 0)) / (seeds * items): what a seed does to all items and what an item
-    does to all seeds are no averages over both. Its degrees of freedom are those of Hillis (2007, Statistics
-    in Medicine 26:596-619), made for the same layout (few readers, many cases): seeds - 1 where the seeds'
-    spread dominates, many where the items' does. In the variance MS_seeds counts for no less than MS_rest,
-    so that few seeds which agree by luck make nothing surer than the items alone would.
-
-    Args:
-        differences: [seeds, items] whole numbers, e.g. correct of B minus correct of A; both sides >= 2.
-    """
-    d = _table(differences)
-    seeds, items = d.shape
-    # Sums of squares times seeds * items, in whole numbers: no spread is exactly none.
-    total = int(d.sum())
-    by_seed = seeds * int((d.sum(1) ** 2).sum()) - total**2
-    by_item = items * int((d.sum(0) ** 2).sum()) - total**2
-    rest = seeds * items * int((d**2).sum()) - total**2 - by_seed - by_item
-    cells = seeds * items
-    ms_seed = by_seed / cells / (seeds - 1)
-    ms_item = by_item / cells / (items - 1)
-    ms_rest = rest / cells / ((seeds - 1) * (items - 1))
-    spread = max(ms_seed, ms_rest) + max(ms_item - ms_rest, 0.0)
-    mean, error = total / cells, float(np.sqrt(spread / cells))
-    df = (seeds - 1) * (spread / ms_seed) ** 2 if ms_seed else np.inf
-    if not spread:
-        return CrossedTest(mean, (mean, mean), 0.0 if total else 1.0, df, 0.0)
-    half = float(stats.t.ppf(0.975, df)) * error
-    p_value = 2 * float(stats.t.sf(abs(mean) / error, df))
-    return CrossedTest(mean, (mean - half, mean + half), p_value, float(df), error)
-
-
-def sign_flip_test(differences: Sequence[Sequence[int]]) -> float:
-    """Two-sided p of the paired permutation test over items, exact: no resampling and no random numbers.
-
-    Under the null hypothesis the two policies' answers to an item can be exchanged, in all seeds at once, so
-    that an item's sum of differences is as likely positive as negative. The sums are whole numbers: the
-    distribution of their total over all 2^items flips is a convolution of binomials. With one seed this is
-    the exact McNemar test. The seeds are taken as they are: nothing is said about other seeds.
-
-    Args:
-        differences: [seeds, items] whole numbers, e.g. correct of B minus correct of A.
-    """
-    d = np.atleast_2d(np.asarray(differences, dtype=np.int64))
-    sizes = np.bincount(np.abs(d.sum(0)))
-    observed = abs(int(d.sum()))
-    # Of the items whose sum is +-size, Binomial(count, 1/2) are positive; their share of the total's
-    # positive part is that number times size.
-    flips = np.ones(1)
-    for size, count in enumerate(sizes):
-        if size and count:
-            steps = np.zeros(size * count + 1)
-            steps[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
-            flips = np.convolve(flips, steps)
-    most = len(flips) - 1
-    return min(1.0, float(flips[np.abs(2 * np.arange(most + 1) - most) >= observed].sum()))
-
-
-@dataclass(frozen=True)
-class SeedTest:
-    """Paired t test over seeds alone, the items taken as they are; df is the number of seeds minus one."""
-
-    ci95: tuple[float, float]
-    p_value: float
-
-
-def seed_test(differences: Sequence[Sequence[int]]) -> SeedTest | None:
-    """Paired t test on the seeds' mean differences; None where they are all equal and no spread is seen.
-
-    Args:
-        differences: [seeds, items] whole numbers, e.g. correct of B minus correct of A; both sides >= 2.
-    """
-    d = _table(differences)
-    if not np.ptp(d.sum(1)):
-        return None
-    result = stats.ttest_1samp(d.sum(1) / d.shape[1], 0.0)
-    low, high = result.confidence_interval(0.95)
-    return SeedTest((float(low), float(high)), float(result.pvalue))
-
-
-def hierarchical_bootstrap(
-    correct: Sequence[Sequence[Sequence[bool]]], rng: np.random.Generator, resamples: int = 10_000
-) -> np.ndarray:
-    """Resampled mean accuracies: seeds drawn with replacement, and items with replacement.
-
-    One draw of seeds and items serves all policies, so that differences of columns are paired. All seeds of
-    a draw get the same items, because they answered the same: fresh items for each seed would take three
-    answers to one question for three questions (Owen 2007, Annals of Applied Statistics 1:386-411).
-
-    Args:
-        correct: [policies, seeds, items].
-
-    Returns:
-        float64 [resamples, policies]; a policy's draws do not depend on which others are there.
-    """
-    c = np.asarray(correct, dtype=float)
-    policies, seeds, items = c.shape
-    draws, batch = [], max(1, 2_000_000 // items)
-    for start in range(0, resamples, batch):
-        rows = min(batch, resamples - start)
-        drawn = _counts(rng, rows, seeds), _counts(rng, rows, items)
-        right = (c.reshape(policies * seeds, items) @ drawn[1].T).reshape(policies, seeds, rows)
-        draws.append(np.einsum("psr,rs->rp", right, drawn[0]) / (seeds * items))
-    return np.concatenate(draws)
-
-
 def t_interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % t interval of the mean of n values, n at least 2."""
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
@@ -317,22 +173,27 @@ def t_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def bootstrap_ratios(
-    sums: np.ndarray, weights: np.ndarray, rng: np.random.Generator, resamples: int = 10_000
+    sums: np.ndarray,
+    weights: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = 10_000,
+    tail: float = 0.025,
 ) -> list[tuple[float, float]]:
-    """Percentile 95 % intervals of sum(sums) / sum(weights), resampling items with both of theirs together.
+    """Percentile intervals of sum(sums) / sum(weights), resampling items with both of theirs together.
 
     Args:
         sums: [items, M], e.g. sums over an item's tokens; one draw of items serves all M columns.
         weights: [items], at least 0 and not all 0, e.g. its number of tokens.
+        tail: what is cut off at either end.
     """
     draws, items = [], len(weights)
     batch = max(1, 2_000_000 // items)
     for start in range(0, resamples, batch):
-        drawn = _counts(rng, min(batch, resamples - start), items)
+        drawn = draw_counts(rng, min(batch, resamples - start), items)
         # A draw of items without weight says nothing; it is 0/0 there and is left out of the percentiles.
         with np.errstate(invalid="ignore"):
             draws.append((drawn @ sums) / (drawn @ weights)[:, None])
-    low, high = np.nanquantile(np.concatenate(draws), [0.025, 0.975], axis=0)
+    low, high = np.nanquantile(np.concatenate(draws), [tail, 1 - tail], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
@@ -354,17 +215,10 @@ def percentiles(draws: np.ndarray, confidence: float = 0.95) -> tuple[float, flo
     return float(low), float(high)
 
 
-def _counts(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
+def draw_counts(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
     """How often each of ``size`` things comes up in ``size`` draws with replacement: float64 [rows, size]."""
     drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(float)
-
-
-def _table(differences: Sequence[Sequence[int]]) -> np.ndarray:
-    d = np.asarray(differences, dtype=np.int64)
-    if d.ndim != 2 or min(d.shape) < 2:
-        raise ValueError(f"need differences of at least 2 seeds and 2 items, got {d.shape}")
-    return d
 
 
 def _paired(a: Sequence, b: Sequence, dtype: type = bool) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.statistics.accuracy_tests import bootstrap_ratios, wilson_interval
+from utils.statistics.clusters import cluster_bootstrap, share
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -70,12 +71,16 @@ def sample_ks(num_samples: int) -> list[int]:
     return sorted({1 << power for power in range(num_samples.bit_length())} | {num_samples})
 
 
-def mean_shares(table: np.ndarray, rng: np.random.Generator) -> list[dict[str, Any]]:
+def mean_shares(
+    table: np.ndarray, rng: np.random.Generator, clusters: np.ndarray | None = None
+) -> list[dict[str, Any]]:
     """Means over items of the columns of shares, float [items, M], as {"value", "ci95", "n"}.
 
     The interval is the percentile one of a bootstrap over items, and Wilson's where all items agree: a
-    bootstrap sees nothing there.
+    bootstrap sees nothing there. With the clusters of the items it is `cluster_bootstrap`'s, and `share`'s.
     """
+    if clusters is not None:
+        return [_clustered_mean(column, rng, clusters) for column in table.T]
     n = len(table)
     ends = bootstrap_ratios(table, np.ones(n), rng) if n > 1 else [(0.0, 0.0)] * table.shape[1]
     means = []
@@ -84,3 +89,11 @@ def mean_shares(table: np.ndarray, rng: np.random.Generator) -> list[dict[str, A
             low, high = wilson_interval(round(column.mean() * n), n)
         means.append({"value": float(column.mean()), "ci95": [low, high], "n": n})
     return means
+
+
+def _clustered_mean(column: np.ndarray, rng: np.random.Generator, clusters: np.ndarray) -> dict[str, Any]:
+    mean = share(column.tolist(), clusters)
+    if np.ptp(column) and mean["clusters"] > 1:
+        low, high = cluster_bootstrap(column, clusters, rng)
+        mean["ci95"] = [max(0.0, low), min(1.0, high)]
+    return mean

@@ -38,7 +38,8 @@ def outside(folder, policy="theirs", right=33):
 
 
 def chosen(run_dir, runs=(), policies=(), metrics=()):
-    return chosen_evaluations(run_dir, SimpleNamespace(runs=runs, policies=policies, metrics=metrics))
+    options = SimpleNamespace(runs=runs, policies=policies, metrics=metrics, results=())
+    return chosen_evaluations(run_dir, options)
 
 
 def refused(*args, **kwargs):

@@ -19,12 +19,14 @@ from utils.comparison.topics.method_cost import Cost
 from utils.documents.document import block_markdown
 from utils.frame.files import UserError
 from utils.statistics.accuracy_tests import (
-    crossed_test,
-    hierarchical_bootstrap,
     holm,
     mcnemar,
     percentiles,
     rate,
+)
+from utils.statistics.seed_tests import (
+    crossed_test,
+    hierarchical_bootstrap,
     seed_test,
     sign_flip_test,
 )
@@ -89,7 +91,7 @@ def test_pairs_hold_every_test_on_the_differences():
     assert pair.difference == pytest.approx(34 / 180)
     assert (pair.ci95, pair.p_value) == (crossed_test(d).ci95, crossed_test(d).p_value)
     assert (pair.p_items, pair.over_seeds) == (sign_flip_test(d), seed_test(d))
-    assert pair.p_mcnemar == [mcnemar(a, b).p_value for a, b in zip(*right, strict=True)]
+    assert pair.p_mcnemar == pair.p_each_seed == [mcnemar(a, b).p_value for a, b in zip(*right, strict=True)]
     assert [p.p_holm for p in pairs] == holm([p.p_value for p in pairs])
     assert [p.p_items_holm for p in pairs] == holm([p.p_items for p in pairs])
     draws = hierarchical_bootstrap(right, np.random.default_rng(8))
@@ -137,6 +139,32 @@ def test_other_items_are_refused():
     other.items.loc["test-7", "gold"] = "4"
     with pytest.raises(UserError, match="'sft' of s0 with 'grpo' of s1: item 'test-7' has gold '3' .* '4'"):
         gather({"sft": [full, full], "grpo": [full, other]}, RUNS[:2], SEEDS[:2], seed=0)
+
+
+def test_items_that_share_a_report_are_tested_by_report():
+    reports = [f"page_{number // 2}" for number in range(60)]
+    results = {
+        name: [result(name, answers(right), LEVELS, reports) for right in THREE[name]] for name in THREE
+    }
+    found, plain = gather(results, RUNS, SEEDS, seed=0), experiment(**THREE)
+    clusters = np.arange(60) // 2
+    assert np.array_equal(found.clusters, clusters) and plain.clusters is None
+    pair, beside = compare_seeds(found)[1], compare_seeds(plain)[1]
+    d = found.correct[2].astype(int) - found.correct[0]
+    assert pair.ci95 == crossed_test(d, clusters).ci95 and pair.clusters == 30
+    assert pair.p_items == sign_flip_test(d, clusters) > beside.p_items
+    assert (pair.plain95, pair.p_plain) == (beside.ci95, beside.p_value)
+    assert pair.p_each_seed == [sign_flip_test(row, clusters) for row in d]
+    assert pair.p_mcnemar == beside.p_mcnemar
+    draws = hierarchical_bootstrap(found.correct, np.random.default_rng(8), clusters=clusters)
+    assert found.means[0].ci95 == pytest.approx(percentiles(draws[:, 0]), abs=0.02)
+    text = report(found, seed_runs())
+    assert "test over seeds and reports, Holm-corrected p" in text and "exact p by report" in text
+    assert "seeds and reports are both drawn anew. The items come from 30 reports" in text
+    assert "reports" not in report(plain, seed_runs())
+    # A report has one question of each level, so that within a level all items are independent.
+    levels = levels_of(comparison_over_seeds(found)).parts[1]
+    assert levels == levels_of(comparison_over_seeds(plain)).parts[1]
 
 
 # -------------------------------------------------------------------------------------------- report
@@ -242,7 +270,7 @@ def test_tables_to_compute_with(tmp_path):
     topics["difference_tests"].files["pairs.csv"](tmp_path / "pairs.csv")
     rows = read_csv(tmp_path / "pairs.csv")
     assert float(rows[0]["difference"]) == pytest.approx(34 / 180) and rows[0]["b"] == "ppo"
-    assert len(rows) == 3 and all(rows[0][key] for key in rows[0] if key != "detectable")
+    assert len(rows) == 3 and all(rows[0][key] for key in rows[0] if key not in ("detectable", "reports"))
 
 
 def test_rates_that_a_run_lacks_are_blank_and_the_others_averaged():

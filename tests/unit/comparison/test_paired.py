@@ -5,19 +5,24 @@ import json
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from tests.support.comparisons import comparison_of
+from tests.support.finished_runs import read_csv
 from tests.support.policy_results import result
 from utils.comparison.paired import PolicyResult, compare_all, compare_pair, load_result
 from utils.comparison.report import conclusions, report_of, summary_table
 from utils.comparison.topic import topics_of
 from utils.comparison.topics import accuracy
+from utils.comparison.topics.levels import levels_of
 from utils.documents.document import block_markdown
+from utils.documents.text import p_cell, p_text, points_interval
 from utils.frame.files import UserError
 from utils.frame.pipeline import policy_order
 from utils.statistics.accuracy_tests import holm, rate
+from utils.statistics.seed_tests import sign_flip_test
 
 # 60 items: 30 right for both, 4 broken, 16 fixed, 10 wrong for both.
 OLD = result("sft", [1] * 30 + [1] * 4 + [0] * 16 + [0] * 10, levels=[1, 2] * 30)
@@ -136,11 +141,20 @@ def write_evaluation(folder, rows):
 
 
 def test_results_are_read_from_the_files_of_an_evaluation(tmp_path):
-    rows = [["id", "correct", "level", "gold"], ["test-0", 1, "", "3"], ["a,\nb", 0, 2, 'say "3"']]
+    rows = [
+        ["id", "correct", "level", "gold", "report"],
+        ["test-0", 1, "", "3", "A/1"],
+        ["a,\nb", 0, 2, 'say "3"'],
+    ]
     read = load_result("sft", *write_evaluation(tmp_path, rows))
     items = {name: column.tolist() for name, column in read.items.items()}
     assert read.items.index.tolist() == ["test-0", "a,\nb"]
-    assert items == {"correct": [True, False], "level": [None, 2], "gold": ["3", 'say "3"']}
+    assert items == {
+        "correct": [True, False],
+        "level": [None, 2],
+        "gold": ["3", 'say "3"'],
+        "report": ["A/1", ""],
+    }
 
 
 @pytest.mark.parametrize("bad", [["test-0", "yes", "", "3"], ["test-0", 1, "high", "3"], ["test-0"]])
@@ -166,3 +180,55 @@ def test_plot_is_the_same_bytes_and_holds_no_date_or_version(tmp_path):
     assert not {b"tEXt", b"iTXt", b"zTXt", b"tIME"} & set(chunks)
     width, height = struct.unpack(">II", chunks[b"IHDR"][:8])
     assert width > 1000 and height > 400
+
+
+# ------------------------------------------------------------------------------ items that share a report
+
+REPORTS = [f"page_{number // 4}" for number in range(60)]
+BY_REPORT = [
+    result(each.name, each.items["correct"], levels=[1, 2] * 30, reports=REPORTS) for each in (OLD, NEW)
+]
+
+
+def test_items_that_share_a_report_are_tested_by_report():
+    pair, plain = compare_pair(*BY_REPORT, seed=0), compare_pair(OLD, NEW, seed=0)
+    d = BY_REPORT[1].items["correct"].to_numpy().astype(int) - BY_REPORT[0].items["correct"]
+    clusters = np.arange(60) // 4
+    assert (pair.clusters, plain.clusters) == (15, None)
+    assert pair.p_value == sign_flip_test([d], clusters) > pair.p_plain == plain.p_value
+    assert (pair.plain95, plain.ci95) == (plain.plain95, plain.plain95)
+    assert pair.ci95[1] - pair.ci95[0] > plain.ci95[1] - plain.ci95[0]
+    assert pair.detectable > plain.detectable
+    # An older evaluation names no reports; the other's hold for both.
+    assert compare_pair(OLD, BY_REPORT[1], seed=0) == pair
+
+
+def test_the_report_gives_the_test_by_report_first_and_the_plain_one_beside_it(tmp_path):
+    better = result("grpo", [1] * 50 + [0] * 10, levels=[1, 2] * 30, reports=REPORTS)
+    worse = result("sft", [1] * 14 + [0] * 46, levels=[1, 2] * 30, reports=REPORTS)
+    pair = compare_all([worse, better], seed=0)[0]
+    text = report(worse, better)
+    assert f"exact test by report, Holm-corrected p {p_text(pair.p_holm)}; n = 60 of 15 reports" in text
+    assert "p by report" in text and "The items come from 15 reports" in text
+    assert f"| 15 | {points_interval(pair.plain95)} | {p_cell(pair.p_plain)} |" in text
+    assert "by report" not in report(OLD, NEW) and "reports" not in report(OLD, NEW)
+    comparison = comparison_of({each.name: [each] for each in (worse, better)})
+    topics_of(comparison)["difference_tests"].files["pairs.csv"](tmp_path / "pairs.csv")
+    [row] = read_csv(tmp_path / "pairs.csv")
+    assert (float(row["p"]), float(row["p_plain"])) == (pair.p_value, pair.p_plain)
+    assert (row["reports"], row["fixed"], row["broken"]) == ("15", "36", "0")
+
+
+def test_levels_count_reports_as_well():
+    levels = levels_of(comparison_of({each.name: [each] for each in BY_REPORT}))
+    plain = levels_of(comparison_of({each.name: [each] for each in (OLD, NEW)}))
+    assert levels.parts[1]["sft"].ci95[0] < plain.parts[1]["sft"].ci95[0]
+
+
+def test_planned_looks_multiply_what_is_corrected():
+    once, thrice = compare_all([OLD, NEW, SAME], 0), compare_all([OLD, NEW, SAME], 0, looks=3)
+    assert [p.p_holm for p in thrice] == [min(1.0, 3 * p.p_holm) for p in once]
+    assert thrice[0].detectable > once[0].detectable
+    comparison = comparison_of({each.name: [each] for each in (OLD, NEW)}, looks=3)
+    assert "This is one of 3 looks" in report_of(comparison, topics_of(comparison)).markdown()
+    assert "such sequential looks" in report(OLD, NEW) and "one of" not in report(OLD, NEW)

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -10,9 +12,11 @@ from utils.data.records import Record
 from utils.evaluation.metrics import compute_metrics, headline
 from utils.evaluation.policy import summary_lines, write_evaluation
 from utils.frame.files import UserError
-from utils.grading.graded_item import grade_items
+from utils.grading.graded_item import breakdown_row, grade_items
 from utils.grading.outside_predictions import Prediction
 from utils.grading.program import tokenize_program
+from utils.statistics.accuracy_tests import rate
+from utils.statistics.clusters import share
 
 
 def record(number, level, kind="", **changes):
@@ -71,6 +75,22 @@ def test_rates_are_over_all_gold_items(metrics):
     assert metrics["missing"] == {"count": 1, "ids": ["t-4"]}
 
 
+def test_items_that_share_a_report_widen_every_interval():
+    records = [replace(each, report=name) for each, name in zip(RECORDS, "AAABB", strict=True)]
+    shared = grade_items(records, PREDICTIONS)
+    found = compute_metrics(shared, "sft", "test")
+    accuracy = found["accuracy"]
+    assert accuracy == share([True, True, False, False, False], np.array([0, 0, 0, 1, 1]))
+    assert (accuracy["value"], accuracy["n"], accuracy["clusters"]) == (0.4, 5, 2)
+    assert accuracy["plain95"] == pytest.approx(rate(2, 5)["ci95"])
+    assert accuracy["ci95"][1] > accuracy["plain95"][1]
+    assert (found["format_validity"]["clusters"], found["accuracy_by_level"]["1"]["clusters"]) == (2, 1)
+    assert "clusters" not in found["accuracy_by_level"]["2"]  # one item of each report
+    assert "n = 5 of 2 reports" in summary_lines(found)[0]
+    assert headline(found)["accuracy"] == 0.4
+    assert [row["report"] for row in map(breakdown_row, shared)] == list("AAABB")
+
+
 def test_levels_and_types_count_only_their_own_items(metrics):
     by_level = {key: (share["value"], share["n"]) for key, share in metrics["accuracy_by_level"].items()}
     assert by_level == {"1": (1.0, 2), "2": (0.0, 2)}
@@ -125,7 +145,8 @@ def test_files_have_one_row_per_gold_item_in_file_order(tmp_path, items, metrics
     measures = ["execution", "program", "tolerant"]
     reasoning = ["step_coverage", "step_order", "operand_grounding", "answer_support"]
     assert list(rows[0]) == [
-        *("id", "correct", "level", "type", "failure_reason", "failure_detail", "format_valid"),
+        *("id", "correct", "level", "type", "report"),
+        *("failure_reason", "failure_detail", "format_valid"),
         *(*measures, "value", "gold", "tokens", "truncated", *reasoning),
     ]
     assert [(row["id"], row["correct"]) for row in rows] == list(

@@ -12,17 +12,19 @@ from scipy import stats
 
 from utils.statistics.accuracy_tests import (
     bootstrap_difference,
-    crossed_test,
-    hierarchical_bootstrap,
     holm,
     mcnemar,
     mcnemar_power,
     minimum_detectable_difference,
     percentiles,
     rate,
+    wilson_interval,
+)
+from utils.statistics.seed_tests import (
+    crossed_test,
+    hierarchical_bootstrap,
     seed_test,
     sign_flip_test,
-    wilson_interval,
 )
 
 

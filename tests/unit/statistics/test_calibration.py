@@ -12,15 +12,17 @@ from scipy import stats
 from benchmarks import calibration
 from utils.statistics.accuracy_tests import (
     bootstrap_difference,
-    crossed_test,
     fraction,
-    hierarchical_bootstrap,
     holm,
     mcnemar,
     rate,
-    seed_test,
     t_interval,
     wilson_interval,
+)
+from utils.statistics.seed_tests import (
+    crossed_test,
+    hierarchical_bootstrap,
+    seed_test,
 )
 
 # ------------------------------------------------------------------------------------------- statsmodels

@@ -39,7 +39,7 @@ def topic(comparison: Comparison) -> Topic:
         blocks += level_blocks(comparison, "method")
         alternative = f"Mean accuracy of every policy over {len(seeds.seeds)} seeds with 95 % intervals"
     else:
-        blocks = [_table(comparison), *level_blocks(comparison, "policy")]
+        blocks = [_table(comparison), *_of_reports(comparison), *level_blocks(comparison, "policy")]
         alternative = "Accuracy of every policy with 95 % intervals"
     return Topic(
         sections=[Section("Accuracy", [*blocks, Figure(FIGURE, alternative)])],
@@ -64,6 +64,19 @@ def _table(comparison: Comparison) -> Table:
         rows.append([*row, "" if tokens is None else f"{tokens:.1f}"])
     heads = ["policy", "n", "accuracy", "95 % interval", *map(_SCORES.get, scores), "mean tokens"]
     return Table(heads, _with_failed(comparison, rows, place=2))
+
+
+def _of_reports(comparison: Comparison) -> list[Paragraph]:
+    """What the intervals count, where items share reports."""
+    if not comparison.clusters:
+        return []
+    return [
+        Paragraph(
+            f"The items come from {comparison.clusters} reports. Items of one report are answered rightly or "
+            "wrongly together more often than chance, so intervals and tests count reports, not items; "
+            "those that take the items as independent stand beside them in summary.csv and pairs.csv."
+        )
+    ]
 
 
 def quotable_table(comparison: Comparison, costs: Costs) -> Table:
@@ -108,8 +121,14 @@ def difference_cells(comparison: Comparison, base: str, policy: str) -> list[Lin
 def _note(comparison: Comparison, costs: Costs) -> Paragraph:
     note = (
         f"{next(iter(comparison.accuracies.values())).n} items. The interval of a mean is a percentile "
-        "interval of a hierarchical bootstrap: seeds and items are both drawn anew."
+        f"interval of a hierarchical bootstrap: seeds and {'reports' if comparison.clusters else 'items'} "
+        "are both drawn anew."
     )
+    if comparison.clusters:
+        note += (
+            f" The items come from {comparison.clusters} reports; items of one report are not independent, "
+            "so the tests, too, count reports."
+        )
     if comparison.pairs:
         note += (
             " Interval and p of a difference are those of the test over seeds and items (would other seeds "
@@ -143,22 +162,26 @@ def _rates(comparison: Comparison) -> list[str]:
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"value", "ci95", "n"}
+    return isinstance(value, dict) and set(value) - {"clusters", "plain95"} == {"value", "ci95", "n"}
 
 
 def _row(result: PolicyResult, rates: Sequence[str]) -> dict[str, Any]:
     """What one evaluation says: every rate with the ends of its interval, blank where it has none."""
     metrics = result.metrics
     found = {name: estimate_of(metrics[name]) if name in metrics else None for name in ("accuracy", *rates)}
+    plain95 = metrics["accuracy"].get("plain95", ("", ""))
     return {
         "policy": result.name,
         "dataset": metrics["dataset"],
         "split": metrics["split"],
         "n": len(result.items),
         "correct": int(result.items["correct"].sum()),
+        "reports": metrics["accuracy"].get("clusters", ""),
         "missing": metrics["missing"]["count"],
         "mean_tokens": (metrics.get("response_tokens") or {}).get("mean", ""),
         **columns_of(found),
+        "accuracy_plain_low": plain95[0],
+        "accuracy_plain_high": plain95[1],
     }
 
 
@@ -187,7 +210,7 @@ def _mean_columns(comparison: Comparison) -> dict[str, dict[str, Any]]:
         means = {key: [row[key] for row in rows] for key in ("mean_tokens", *rates)}
         means = {key: "" if "" in of_key else float(np.mean(of_key)) for key, of_key in means.items()}
         found[name] = {
-            **{key: rows[0][key] for key in ("policy", "dataset", "split", "n")},
+            **{key: rows[0][key] for key in ("policy", "dataset", "split", "n", "reports")},
             "seeds": " ".join(map(str, comparison.experiment.seeds)),
             "mean_tokens": means.pop("mean_tokens"),
             **columns_of({"accuracy": mean}),
@@ -226,7 +249,7 @@ def _draw_overall(axis, comparison: Comparison) -> None:
     axis.set(
         ylim=(len(comparison.policies) - 0.4, -0.75),
         xlim=(-6, 106),  # room for the labels of 0 and 100 %
-        xlabel=seeds or "accuracy (%), 95 % Wilson interval",
+        xlabel=seeds or f"accuracy (%), 95 % {comparison.wilson}",
         title="All items",
     )
     axis.grid(axis="x")

@@ -27,10 +27,15 @@ from utils.documents.document import (
     sentence,
     strong,
 )
-from utils.documents.text import p_cell, p_text, plural, points, points_interval
+from utils.documents.text import listed, p_cell, p_text, plural, points, points_interval
 from utils.frame.files import write_csv, write_jsonl
 
 CHANGES, PAIRS = "changes.jsonl", "pairs.csv"
+LOOKS = (
+    "Every p holds for a comparison that was planned and is made once. Who compares again whenever results "
+    "come in, and stops at the first small p, finds one too often: such sequential looks are to be counted "
+    "beforehand and given as --looks, which multiplies every corrected p by their number."
+)
 SHOWN_IDS = 10
 
 
@@ -40,10 +45,13 @@ def topic(comparison: Comparison) -> Topic:
     if experiment is None:
         changed = [block for pair in pairs for block in _changed(pair)]
         sections = [
-            Section("Paired tests", [_pair_table(pairs), _method_note(pairs)]),
+            Section("Paired tests", [_pair_table(pairs), _method_note(pairs), *_looks_note(comparison)]),
             Section("Items that changed", changed, on_page=False),
         ]
-        files = {CHANGES: lambda path: write_jsonl(path, change_rows(pairs))}
+        files = {
+            CHANGES: lambda path: write_jsonl(path, change_rows(pairs)),
+            PAIRS: lambda path: write_csv(path, [_pair_row(pair) for pair in pairs], PAIR_COLUMNS),
+        }
         return Topic(sections if pairs else [], files=files)
     alone = [Heading("Each seed alone"), _seed_table(comparison)]
     tests = Section("Tests", [_seed_pair_table(pairs), *_test_note(comparison), *alone])
@@ -59,7 +67,10 @@ def topic(comparison: Comparison) -> Topic:
 
 
 def _pair_table(pairs: Sequence[Pair]) -> Table:
-    heads = ["pair", "n", "difference", "95 % interval", "fixed", "broken", "McNemar p", "Holm p"]
+    clustered = any(pair.clusters for pair in pairs)
+    heads = ["pair", "n", "difference", "95 % interval", "fixed", "broken"]
+    heads += ["p by report" if clustered else "McNemar p", "Holm p", "detectable"]
+    heads += ["reports", "plain 95 % interval", "McNemar p"] if clustered else []
     rows = [
         [
             f"{pair.a} → {pair.b}",
@@ -71,13 +82,50 @@ def _pair_table(pairs: Sequence[Pair]) -> Table:
             p_cell(pair.p_value),
             f"{p_cell(pair.p_holm)}{' *' * pair.significant}",
             "none" if pair.detectable is None else f"{100 * pair.detectable:.1f}",
+            *([str(pair.clusters or ""), points_interval(pair.plain95), p_cell(pair.p_plain)] * clustered),
         ]
         for pair in pairs
     ]
-    return Table([*heads, "detectable"], rows)
+    return Table(heads, rows)
+
+
+def _looks_note(comparison: Comparison) -> list[Block]:
+    """What repeated looks do to the tests, and which policies are looks at one training."""
+    looks = comparison.looks
+    said = f" This is one of {looks} looks: the corrected p-values are {looks} times as large." * (looks > 1)
+    blocks: list[Block] = [Paragraph(LOOKS + said)]
+    trainings: dict[tuple, list[str]] = {}
+    for name, of_policy in comparison.trained.items():
+        if key := tuple((each.run_dir, each.training) for each in of_policy if each.training):
+            trainings.setdefault(key, []).append(name)
+    for names in trainings.values():
+        if len(names) > 1:
+            blocks.append(
+                Paragraph(
+                    f"{listed(names)} are checkpoints of one training, looked at one after the other: "
+                    "the best of them on these items is a selection, and its accuracy here is no estimate of "
+                    "what it would be on others."
+                )
+            )
+    return blocks
 
 
 def _method_note(pairs: Sequence[Pair]) -> Paragraph:
+    if any(pair.clusters for pair in pairs):
+        return Paragraph(
+            sentence(
+                "Differences are in percentage points, second policy minus first, on the items that both "
+                "were given. Items that share a report are not independent: the interval is that of a "
+                "bootstrap that draws reports with all their items (expanded percentiles), and {} is that of "
+                "the exact test that exchanges the two policies' answers to a whole report at once. Holm p "
+                "corrects it for the {} of this table, and * marks those below {}. {} is the smallest true "
+                "difference that the exact test would find with {} % power at level {} / {}, given how often "
+                "the two disagreed and how alike items of a report are. The last two columns take the items "
+                "as independent.",
+                *(emphasis("p by report"), plural(len(pairs), "test"), f"{ALPHA:g}", emphasis("Detectable")),
+                *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{len(pairs)}"),
+            )
+        )
     return Paragraph(
         sentence(
             "Differences are in percentage points, second policy minus first, on the items that both were "
@@ -115,6 +163,20 @@ def change_rows(pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
                 yield {"a": pair.a, "b": pair.b, "id": item, "change": change}
 
 
+PAIR_COLUMNS = [
+    *("a", "b", "n", "reports", "difference", "low", "high", "p", "p_holm"),
+    *("plain_low", "plain_high", "p_plain", "fixed", "broken", "detectable"),
+]
+
+
+def _pair_row(pair: Pair) -> dict[str, Any]:
+    values = (
+        *(pair.a, pair.b, pair.n, pair.clusters, pair.difference, *pair.ci95, pair.p_value, pair.p_holm),
+        *(*pair.plain95, pair.p_plain, len(pair.fixed), len(pair.broken), pair.detectable),
+    )
+    return dict(zip(PAIR_COLUMNS, values, strict=True))
+
+
 # ---------------------------------------------------------------------------------------- over seeds
 
 
@@ -142,6 +204,13 @@ def _seed_pair_table(pairs: Sequence[SeedPair]) -> Table:
 
 def _test_note(comparison: Comparison) -> list[Block]:
     count, pairs = len(comparison.experiment.seeds), len(comparison.pairs)
+    reports = ""
+    if comparison.clusters:
+        reports = (
+            " Items that share a report are not independent, so the items of these tests are the "
+            f"{comparison.clusters} reports with all their questions; pairs.csv also has what the tests "
+            "would say of independent items."
+        )
     questions = {
         "Seeds and items": "would the difference be there with other training seeds and other items? A t "
         "test for crossed seeds and items (Hillis' degrees of freedom); its p is never stated below that of "
@@ -160,20 +229,24 @@ def _test_note(comparison: Comparison) -> list[Block]:
         *(plural(pairs, "pair"), f"{ALPHA:g}", emphasis("Detectable")),
         *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{pairs}"),
     )
-    opening = "Differences are in percentage points, second policy minus first. Three questions, three tests:"
+    opening = (
+        f"Differences are in percentage points, second policy minus first.{reports} Three questions, three "
+        "tests:"
+    )
     tests = Bullets([[emphasis(name), f": {text}"] for name, text in questions.items()])
-    return [Paragraph(opening), tests, Paragraph(correction)]
+    return [Paragraph(opening), tests, Paragraph(correction), *_looks_note(comparison)]
 
 
 def _seed_table(comparison: Comparison) -> Table:
-    """Difference and exact McNemar p of every pair within each seed."""
+    """Difference and exact p of every pair within each seed."""
     rows = []
     for pair in comparison.pairs:
         a, b = (comparison.accuracies[name].by_run for name in (pair.a, pair.b))
-        cells = [f"{points(y - x)} (p {p_text(p)})" for x, y, p in zip(a, b, pair.p_mcnemar, strict=True)]
+        cells = [f"{points(y - x)} (p {p_text(p)})" for x, y, p in zip(a, b, pair.p_each_seed, strict=True)]
         rows.append([f"{pair.a} → {pair.b}", *cells])
     seeds = [f"seed {seed}" for seed in comparison.experiment.seeds]
-    return Table(["difference (exact McNemar p)", *seeds], rows)
+    test = "exact p by report" if comparison.clusters else "exact McNemar p"
+    return Table([f"difference ({test})", *seeds], rows)
 
 
 def _runs(runs: SeedRuns) -> Bullets:
@@ -209,6 +282,7 @@ def write_pairs(pairs: Sequence[SeedPair], path: Path) -> None:
     """pairs.csv: every number of every pair, blank where there is none."""
     columns = ["a", "b", "difference", "low", "high", "p", "p_holm", "bootstrap_low", "bootstrap_high"]
     columns += ["p_items", "p_items_holm", "seeds_low", "seeds_high", "p_seeds", "p_mcnemar", "detectable"]
+    columns += ["reports", "plain_low", "plain_high", "p_plain", "p_each_seed"]
     rows = []
     for pair in pairs:
         seeds = pair.over_seeds
@@ -216,8 +290,13 @@ def write_pairs(pairs: Sequence[SeedPair], path: Path) -> None:
             *(pair.a, pair.b, pair.difference, *pair.ci95, pair.p_value, pair.p_holm, *pair.bootstrap95),
             *(pair.p_items, pair.p_items_holm),
             *((*seeds.ci95, seeds.p_value) if seeds else ("", "", "")),
-            " ".join(f"{p:.6g}" for p in pair.p_mcnemar),
+            _listing(pair.p_mcnemar),
             pair.detectable,
+            *(pair.clusters, *pair.plain95, pair.p_plain, _listing(pair.p_each_seed)),
         )
         rows.append(dict(zip(columns, values, strict=True)))
     write_csv(path, rows, columns)
+
+
+def _listing(p_values: Sequence[float]) -> str:
+    return " ".join(f"{p:.6g}" for p in p_values)

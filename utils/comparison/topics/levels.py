@@ -12,7 +12,7 @@ from utils.comparison.over_seeds import mean_accuracies
 from utils.comparison.topic import Comparison, Topic
 from utils.documents.document import Block, Figure, Paragraph, Section, Table
 from utils.documents.figures import drawing
-from utils.statistics.accuracy_tests import rate
+from utils.statistics.clusters import cluster_numbers, clustered_rate
 
 TRAINED, HELD_OUT = "trained levels", "held-out levels"
 HEATMAP = "level_heatmap.png"
@@ -77,7 +77,7 @@ def topic(comparison: Comparison) -> Topic:
 
 @lru_cache(maxsize=1)
 def levels_of(comparison: Comparison) -> Levels:
-    """Accuracies by part: with Wilson intervals, or over seeds with those of the hierarchical bootstrap."""
+    """Accuracies by part, with 10's kind of interval or over seeds that of the hierarchical bootstrap."""
     every = [result for of_runs in comparison.results.values() for result in of_runs]
     held_out = sorted({level for result in every for level in result.metrics.get("held_out_levels", [])})
     at = {level for result in every for level in result.items["level"]}
@@ -93,9 +93,11 @@ def levels_of(comparison: Comparison) -> Levels:
 def _of_single_runs(comparison: Comparison, part: int | str, levels: Collection) -> dict[str, Estimate]:
     found = {}
     for name, (result,) in comparison.results.items():
-        right = result.items["correct"][result.items["level"].isin(levels)]
-        if len(right):
-            found[name] = estimate_of(rate(int(right.sum()), len(right)))
+        of_part = result.items[result.items["level"].isin(levels)]
+        if len(of_part):
+            found[name] = estimate_of(
+                clustered_rate(of_part["correct"].to_numpy(), cluster_numbers(of_part["report"]))
+            )
     return found
 
 
@@ -103,8 +105,9 @@ def _over_seeds(comparison: Comparison, part: int | str, levels: Collection) -> 
     experiment = comparison.experiment
     # A group that is one level has that level's interval, not another draw of the bootstrap.
     part = next(iter(levels)) if len(levels) == 1 and None not in levels else part
-    of_part = experiment.correct[:, :, experiment.items["level"].isin(levels)]
-    means, _ = mean_accuracies(of_part, experiment.seed, part)
+    inside = experiment.items["level"].isin(levels).to_numpy()
+    clusters = None if experiment.clusters is None else cluster_numbers(experiment.clusters[inside])
+    means, _ = mean_accuracies(experiment.correct[:, :, inside], experiment.seed, part, clusters)
     return dict(zip(experiment.policies, means, strict=True))
 
 

@@ -22,7 +22,7 @@ def topic(comparison: Comparison) -> Topic:
         for name, of_type in found.items()
     ]
     note = (
-        f"Accuracy by type, 95 % {comparison.intervals('Wilson intervals')}. These are many looks at few "
+        f"Accuracy by type, 95 % {comparison.intervals(comparison.wilson)}. These are many looks at few "
         "items each: the tests are about all items."
     )
     return Topic([Section("Types", [Paragraph(note), Table(["type", "n", *comparison.policies], rows)])])

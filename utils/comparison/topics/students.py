@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from utils.comparison.estimates import Estimate, columns_of, over_runs, percent_cell
 from utils.comparison.paired import PolicyResult
 from utils.comparison.topic import Comparison, Topic
 from utils.documents.document import Number, Paragraph, Section, Table, emphasis, sentence
 from utils.documents.text import points
-from utils.statistics.accuracy_tests import rate
+from utils.statistics.clusters import cluster_numbers, clustered_rate
 
 TEACHER = "teacher"
 
@@ -50,7 +52,7 @@ def topic(comparison: Comparison) -> Topic:
         "wrong, those that the student answers correctly. 95 % {}. Whether a difference is supported is "
         "said by the tests.",
         *map(emphasis, ("teacher", "Kept", "added")),
-        comparison.intervals("Wilson intervals"),
+        comparison.intervals(comparison.wilson),
     )
     table = Table(["student", "teacher", "difference, points", "kept", "added"], rows)
     columns = {
@@ -85,14 +87,17 @@ def students_of(results: Mapping[str, Sequence[PolicyResult]]) -> dict[str, Stud
                 student.items.join(other.items.add_suffix("_teacher"), how="inner")
                 for student, other in zip(of_runs, results[teacher], strict=True)
             ]
-            kept = [of_run["correct"][of_run["correct_teacher"]] for of_run in both]
-            added = [of_run["correct"][~of_run["correct_teacher"]] for of_run in both]
+            kept = [of_run[of_run["correct_teacher"]] for of_run in both]
+            added = [of_run[~of_run["correct_teacher"]] for of_run in both]
             found[name] = Student(teacher, _share(kept), _share(added))
     return found
 
 
-def _share(by_run: Sequence[Sequence[bool]]) -> Estimate | None:
+def _share(by_run: Sequence[pd.DataFrame]) -> Estimate | None:
     """The share that is right: Wilson's interval with one run, a t interval over several."""
     if not all(map(len, by_run)):
         return None
-    return over_runs([rate(int(sum(of_run)), len(of_run)) for of_run in by_run], (0.0, 1.0))
+    rates = [
+        clustered_rate(of_run["correct"].to_numpy(), cluster_numbers(of_run["report"])) for of_run in by_run
+    ]
+    return over_runs(rates, (0.0, 1.0))

@@ -1,4 +1,5 @@
-"""Reader for FinQA (Chen et al. 2021, arXiv 2109.00122): one JSON array of questions per split.
+"""Reader for FinQA (Chen et al. 2021, arXiv 2109.00122): one JSON array (or JSONL, parquet) of questions per
+split, in the published schema or as the hub's flat rows.
 
 Quirks of the published files that are accepted as they are: ``pre_text``/``post_text`` whose sentences are
 joined in a single string; ``exe_ans`` that is "yes" or "no"; ids that end in ``-xN``; optional ``qa`` keys
@@ -15,14 +16,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from utils.data.layouts import read_items
 from utils.data.reader import Reader
-from utils.data.reading import Notes, RawItem, RawRow, describe, read_json_items, usable_rows
+from utils.data.reading import Notes, RawItem, RawRow, describe, usable_rows
 from utils.data.rendering import render_report
 
 _STEP = re.compile(  # the ten operations of the paper, Table 1
     r"(?:^|,\s*)(?:add|subtract|multiply|divide|exp|greater|table_(?:max|min|sum|average))\("
 )
 _OPTIONAL = ("answer", "gold_inds", "steps", "program_re", "explanation")
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _UNUSUAL_ID = re.compile(r"-x\d+$")
 _USED = {"id", "filename", "pre_text", "post_text", "table", "question", "program", "exe_ans"}
 _CONTEXT = ("pre_text", "post_text", "table")
@@ -41,6 +44,7 @@ class FinqaReader(Reader):
         *("id", "question", "answer", "level", "type"),
         *("program", "demonstration", "evidence", *_CONTEXT, "report"),
     )
+    markers = ("qa", "final_result")
     has_context = True
     max_level: float = math.inf
 
@@ -51,7 +55,8 @@ class FinqaReader(Reader):
         return (*keys, "evidence" if config.reader else "qa.evidence")  # else empty text would be taught
 
     def read(self, path, split, required=()):
-        items, problems = read_json_items(path, marker="qa")
+        items, problems = read_items(self.parts(path), self.markers)
+        items = [replace(item, value=nested(item.value)) for item in items]
         check = partial(_check, max_level=self.max_level)
         return usable_rows(items, problems, "", check, _USED, required, _identify), problems
 
@@ -83,6 +88,60 @@ READER = FinqaReader()
 def count_steps(program: str) -> int:
     """The number of operations in a program, e.g. 2 for "subtract(5, 3), divide(#0, 3)"."""
     return len(_STEP.findall(program))
+
+
+def nested(row: Any) -> Any:
+    """A flat row of the hub, ``question, answer, final_result, program_re, gold_inds`` beside the report, in
+    the published schema; any other value as it is.
+
+    ``final_result`` is ``exe_ans`` as text. ``program_re`` is the program as one expression, which becomes
+    steps. ``gold_inds`` has texts without their places, which cannot be used.
+    """
+    if not isinstance(row, dict) or "qa" in row or not {"final_result", "program_re"} <= set(row):
+        return row
+    qa = {key: row[key] for key in ("question", "answer") if key in row}
+    answer, program = row["final_result"], row["program_re"]
+    if isinstance(answer, str) and _DECIMAL.fullmatch(answer.strip()):
+        answer = float(answer)
+    qa |= {"program": in_steps(program) if isinstance(program, str) else program, "exe_ans": answer}
+    context = {key: row[key] for key in ("id", "filename", *_CONTEXT) if key in row}
+    return {"qa": qa, **context}
+
+
+def in_steps(expression: str) -> str:
+    """A program in steps from its nested form, "divide(subtract(5, 3), 3)": "subtract(5, 3), divide(#0, 3)".
+
+    Equal parts are one step. What is no such expression, or is nested too deeply, is returned as it is.
+    """
+    steps: list[str] = []
+
+    def step(text: str) -> str:
+        """The reference to what an argument computes, or the argument."""
+        name, _, inside = text.partition("(")
+        if not _STEP.match(text) or not text.endswith(")"):
+            return text
+        done = f"{name}({', '.join(step(part.strip()) for part in _arguments(inside[:-1]))})"
+        if done not in steps:
+            steps.append(done)
+        return f"#{steps.index(done)}"
+
+    try:
+        found = step(expression.strip())
+    except RecursionError:
+        return expression
+    return ", ".join(steps) if found.startswith("#") else expression
+
+
+def _arguments(text: str) -> list[str]:
+    """What commas outside brackets separate."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
 
 
 def _check(item: RawItem, notes: Notes, max_level: float) -> RawRow | None:

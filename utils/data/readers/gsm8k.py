@@ -6,8 +6,9 @@
 
 import re
 
+from utils.data.layouts import read_items
 from utils.data.reader import Reader
-from utils.data.reading import Notes, RawItem, RawRow, read_jsonl_items, usable_rows
+from utils.data.reading import Notes, RawItem, RawRow, usable_rows
 
 FINAL = re.compile(r"#### (-?[0-9.,]+)")  # the official pattern, first match
 _NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)", re.ASCII)
@@ -29,7 +30,7 @@ class Gsm8kReader(Reader):
     }
 
     def read(self, path, split, required=()):
-        items, problems = read_jsonl_items(path)
+        items, problems = read_items(self.parts(path), self.markers)
         used = {"id", "question", "answer"}
         return usable_rows(items, problems, split, _check, used, required, _identify), problems
 

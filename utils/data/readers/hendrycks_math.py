@@ -1,16 +1,19 @@
 """Reader for MATH (Hendrycks et al. 2021, arXiv 2103.03874).
 
-Two layouts: JSONL with ``problem, level, type, solution`` and optionally ``answer``; and the original
-folders with one file per problem, ``train/<type>/<n>.json``. Where ``answer`` is absent it is the content
-of the last brace-balanced ``\\boxed{…}`` of the solution. Two published train problems have ``Level ?``
-(read as no level) and two have an empty box (no gold answer: an error).
+Rows with ``problem, level, type, solution`` and optionally ``answer`` (MATH-500: ``subject`` for ``type``,
+and ``unique_id``), in one file, or on the hub in a folder per type; and the original folders with one file
+per problem, ``train/<type>/<n>.json``. Without ``answer`` it is the content of the last brace-balanced
+``\\boxed{…}`` of the solution. Two published train problems have ``Level ?`` (read as no level) and two have
+an empty box (no gold answer: an error). Twenty published problems ask for several answers, which their
+solutions box one by one: the gold is the list of them.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.data.boxed import last_boxed
+from utils.data.boxed import all_boxed, boxed_list, last_boxed
+from utils.data.layouts import read_items
 from utils.data.reader import Reader
 from utils.data.reading import (
     FILE,
@@ -19,11 +22,19 @@ from utils.data.reading import (
     RawItem,
     RawRow,
     describe,
-    read_jsonl_items,
     read_object,
     usable_rows,
 )
 
+# Folders of the hub's copy, one a type.
+_BY_TYPE = (
+    *("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory"),
+    *("prealgebra", "precalculus"),
+)
+# How questions ask for more than one answer, which is then a list.
+_ASKS_FOR_SEVERAL = re.compile(
+    r"separated by|\b(?:find|give|list|enter|determine) all\b|\ball (?:possible )?values\b", re.IGNORECASE
+)
 _LEVEL = re.compile(r"(?:Level )?([1-5])")
 _USED = {"problem", "level", "type", "subject", "solution", "answer"}
 
@@ -34,13 +45,19 @@ class MathReader(Reader):
 
     name = "math"
     files = {
-        "train": ("train.jsonl", "train", "MATH/train"),
+        "train": ("train.jsonl", "train", "MATH/train", f"{_BY_TYPE[0]}/train-00000-of-00001.parquet"),
         "val": ("val.jsonl",),
-        "test": ("test.jsonl", "test", "MATH/test"),
+        "test": ("test.jsonl", "test", "MATH/test", f"{_BY_TYPE[0]}/test-00000-of-00001.parquet"),
     }
+    markers = ("problem",)
+
+    def parts(self, path) -> list[Path]:
+        if path.parent.name != _BY_TYPE[0]:
+            return super().parts(path)
+        return [path.parent.parent / folder / path.name for folder in _BY_TYPE]
 
     def read(self, path, split, required=()):
-        items, problems = (_read_folder if path.is_dir() else read_jsonl_items)(path)
+        items, problems = _read_folder(path) if path.is_dir() else read_items(self.parts(path), self.markers)
         return usable_rows(items, problems, split, _check, _USED, required, _identify), problems
 
     def closed(self, answer, solution, notes) -> tuple[str, str]:
@@ -82,6 +99,11 @@ def _check(item: RawItem, notes: Notes) -> RawRow | None:
     row = item.value
     question, solution = notes.text(row, "problem"), notes.text(row, "solution")
     answer, level = _answer(row, solution, notes), _level(row, notes.warning)
+    several = len(all_boxed(solution)) > 1
+    if several and not notes.failed and answer == last_boxed(solution) and _ASKS_FOR_SEVERAL.search(question):
+        answer = boxed_list(solution)
+        message = f"the question asks for several answers, boxed one by one: the gold is {answer[:80]!r}"
+        notes.warning("several_boxes", message)
     type_ = row.get("type", row.get("subject", ""))
     if not isinstance(type_, str):
         notes.error("wrong_type", f"'type' must be text, found {describe(type_)}")
@@ -93,6 +115,7 @@ def _check(item: RawItem, notes: Notes) -> RawRow | None:
         solution=solution.strip(),
         level=level,
         type=type_,
+        traits=("several boxes, of which the last counts",) * (several and answer == last_boxed(solution)),
     )
 
 
@@ -108,6 +131,8 @@ def _level(row: dict, warn: Callable[[str, str], None]) -> int | None:
 def _answer(row: dict, solution: str, notes: Notes) -> str:
     boxed = last_boxed(solution)
     value = row.get("answer", boxed)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(int(value) if isinstance(value, float) and value.is_integer() else value)
     if value is None:
         notes.error("unparsable_gold", "the solution holds no \\boxed answer, and 'answer' is missing")
     elif not isinstance(value, str):

@@ -4,7 +4,8 @@ import re
 from decimal import Decimal
 from functools import lru_cache
 
-from utils.data.boxed import last_boxed
+from utils.data.boxed import all_boxed, boxed_list, last_boxed
+from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.grading.answer_equality import answers_equal
 from utils.grading.expression_values import Undecided
@@ -82,6 +83,12 @@ def _has_words(items: tuple[Node, ...]) -> bool:
     return any(item[0] == "words" for item in items)
 
 
+def is_boxed_one_by_one(record: Record) -> bool:
+    """Whether the gold is a list whose parts the solution boxes one by one; an answer may do so as well."""
+    gold = record.target_answer
+    return gold != last_boxed(record.target_text) and gold == boxed_list(record.target_text)
+
+
 class MathTask(Task):
     r"""MATH (Hendrycks et al. 2021, arXiv 2103.03874): the last ``\boxed`` of a worked solution."""
 
@@ -90,6 +97,8 @@ class MathTask(Task):
 
     def grade(self, record, completion, required_fields=(), program_accuracy=True) -> Grade:
         gold, answer = record.target_answer, last_boxed(completion)
+        if answer is not None and is_boxed_one_by_one(record) and len(all_boxed(completion)) > 1:
+            answer = boxed_list(completion)
         if not gold.strip():
             raise UserError(f"{place_of(record)}: the gold answer is empty")
         correct, failure = False, "wrong_value"

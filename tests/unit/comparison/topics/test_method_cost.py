@@ -234,7 +234,7 @@ def note(run_dir, *failures):
 
 
 def asked(**options):
-    return SimpleNamespace(**{"runs": [], "policies": [], "metrics": [], **options})
+    return SimpleNamespace(**{"runs": [], "policies": [], "metrics": [], "results": [], **options})
 
 
 def test_failures_are_those_of_the_runs_and_policies_that_are_asked_for(tmp_path):
