@@ -25,7 +25,11 @@ PANELS = {
     **ADAPTED,
     **VALIDATION,
     "return and value (per token)": ["returns/mean", "values/mean"],
-    "explained variance": ["explained_variance"],
+    "explained variance of returns": [
+        "explained_variance/lambda_1",
+        "explained_variance/lambda_1/siblings",
+        "explained_variance/lambda_1/group_mean",
+    ],
     "KL to the reference (nats per token)": ["kl"],
     "KL to the reference (nats per completion)": ["kl_sequence"],
     "KL coefficient": ["kl_coef"],
@@ -62,6 +66,7 @@ def build_ppo_trainer(
         train_dataset=start.dataset,
         processing_class=start.tokenizer,
         value_model=critic,
+        siblings=algo.value_model == "siblings",
     )
     trainer.prompt_tokens = start.rewards.prompt_tokens
     follow_curriculum(ctx, trainer, records, algo.num_rollouts)
