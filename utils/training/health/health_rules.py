@@ -275,8 +275,8 @@ def truncation(log: History) -> Iterator[Check]:
 
 
 def explained_variance(log: History) -> Iterator[Check]:
-    """A critic that is worse than a constant for long; its first values, before it learned, do not count."""
-    curve = log.curve("explained_variance")
+    """Values worse than a constant for long; the first, before a critic has learned, do not count."""
+    curve = log.curve("explained_variance/lambda_1")
     if len(curve) < 2 * STRETCH:
         return
     later = curve[STRETCH:]
@@ -287,18 +287,18 @@ def explained_variance(log: History) -> Iterator[Check]:
         finding = HealthFinding(
             "explained_variance",
             "warning",
-            f"the critic is worse than a constant: explained variance below 0 in "
+            f"the values are worse than a constant: explained variance below 0 in "
             f"{100 * np.mean(part.values < 0):.0f} % of the logs from step {part.steps[0]:g} to "
             f"{part.steps[-1]:g}, median {np.median(part.values):.2f}",
-            "raise algo.value_learning_rate or algo.vf_coef, or try algo.value_model separate; algo.lam 1 "
-            "depends on the critic less",
+            "set algo.value_model siblings, which needs no critic, or raise algo.value_learning_rate; "
+            "algo.lam 1 depends on the values less",
         )
     yield Check("explained_variance", f"{curve.first:.2f} -> {curve.last:.2f}", finding)
 
 
 def value_loss(log: History) -> Iterator[Check]:
     """A value loss that grows while the critic explains little."""
-    curve, explains = log.curve("loss/value"), log.curve("explained_variance")
+    curve, explains = log.curve("loss/value"), log.curve("explained_variance/lambda_1")
     remedy = (
         "lower algo.value_learning_rate, widen algo.cliprange_value, or bound the returns by "
         "reward.intrinsic.normaliser and reward.intrinsic.clip"
