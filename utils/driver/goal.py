@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from utils.frame.files import UserError
@@ -64,18 +64,24 @@ def listed(words: Iterable[str]) -> list[str]:
     return [entry for word in words for entry in word.split(",") if entry]
 
 
-def named(option: str, words: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Names of methods or curricula, separated by spaces or commas, in the order of ``known``; "all" is all.
+def named(
+    option: str, words: Iterable[str], known: Iterable[str], groups: Mapping[str, Iterable[str]] | None = None
+) -> tuple[str, ...]:
+    """Names of methods or curricula, separated by spaces or commas, in the order of ``known``.
+
+    ``groups`` are words for several of them; by default "all" is all.
 
     Raises UserError for another name, or none.
     """
     names, known = listed(words), tuple(known)
+    groups = groups or {"all": known}
     for name in names:
-        if name not in (*known, "all"):
-            raise UserError(f'--{option}: there is no "{name}"{suggestion(name, (*known, "all"))}')
+        if name not in (*known, *groups):
+            raise UserError(f'--{option}: there is no "{name}"{suggestion(name, (*known, *groups))}')
     if not names:
-        raise UserError(f"--{option} needs one or several of {', '.join(known)}, or all")
-    return tuple(name for name in known if name in names or "all" in names)
+        raise UserError(f"--{option} needs one or several of {', '.join(known)}, or {' or '.join(groups)}")
+    chosen = {member for name in names for member in groups.get(name, (name,))}
+    return tuple(name for name in known if name in chosen)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ class PpoUpdates:
     entropy_reward_coef: float = setting(
         0.0, "entropy bonus in the reward, -coef * log pi per token: credit for later entropy too", at_least=0
     )
+    positive_nll_coef: float = setting(
+        0.0, "weight of the likelihood of right completions in the loss, per token of theirs", at_least=0
+    )
     kl_coef: float = setting(
         0.005, "weight of the KL penalty (k1, per token, in the reward); 0: no reference", at_least=0
     )

@@ -1,7 +1,7 @@
 """PPO on tokens: every token has its own reward, value and advantage.
 
 TRL no longer has a PPO trainer. This one is TRL's GRPOTrainer (sampling, rollout buffer, logging, resuming)
-with the two steps that make it PPO replaced; the rest of the method is `ppo_math.py` and `value.py`:
+with the two steps that make it PPO replaced; the rest of the method is `losses.py` and `values.py`:
 
     rollout   sample completions; log-probabilities and values from one pass of the policy, log-probabilities
               of the frozen reference; token rewards from the reward pipeline, less kl_coef * k1 and
@@ -259,8 +259,10 @@ class PPOTrainer(EstimatesValues, CorrectsSampler, TrainsCritic, SharedPrefixGRP
         size = self.args.gradient_accumulation_steps
         for mini_batch in (parts[start : start + size] for start in range(0, len(parts), size)):
             tokens = self._total(sum(part["completion_mask"].sum() for part in mini_batch)).clamp(min=1)
-            for part in mini_batch:
-                part["tokens"] = tokens
+            right = [part["completion_mask"] * part["correct"][:, None] for part in mini_batch]
+            share = self._total(sum(map(torch.sum, right))).clamp(min=1) / tokens
+            for part, tokens_of_right in zip(mini_batch, right, strict=True):
+                part |= {"tokens": tokens, "positive": tokens_of_right / share}
         return parts
 
     def training_step(self, model: nn.Module, inputs: list, num_items_in_batch: Any = None) -> Tensor:
@@ -320,6 +322,10 @@ class PPOTrainer(EstimatesValues, CorrectsSampler, TrainsCritic, SharedPrefixGRP
             value, value_clipped = value_loss(estimate, old_values, returns, args.cliprange_value)
             loss = loss + args.vf_coef * value
             measured |= {"loss/value": value, "clip_ratio/value": value_clipped}
+        if (
+            args.positive_nll_coef
+        ):  # VAPO, arXiv 2504.05118, eq. 11: a mean over the tokens of right completions
+            loss = loss - args.positive_nll_coef * inputs["positive"][mask] * scores.log_prob
         if args.entropy_coef:
             loss = loss - args.entropy_coef * scores.entropy
         self._check_finite("losses", batch.scatter(loss.detach()), inputs["record"].tolist())

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.support.group_formulas import outcome_advantages, slow_loss
 from tests.support.group_stub import (
     SIZE,
     WEIGHT,
@@ -36,17 +37,6 @@ def make(tiny_models, tmp_path):
 # ------------------------------------------------------------------------------------ slow references
 
 
-def outcome_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
-    """Rewards [B] against their groups, as TRL documents it (its 1e-4 included)."""
-    groups = rewards.reshape(-1, SIZE)
-    centred = groups - groups.mean(1, keepdims=True)
-    if scale == "group":
-        centred = centred / (groups.std(1, ddof=1, keepdims=True) + 1e-4)
-    elif scale == "batch":
-        centred = centred / (rewards.std(ddof=1) + 1e-4)
-    return centred.reshape(-1)
-
-
 def slow_process(rewards, mask, size) -> np.ndarray:
     """Normalised over the group's tokens, then summed from each token to the end: loops alone."""
     result = np.zeros(mask.shape)
@@ -66,49 +56,13 @@ def slow_process(rewards, mask, size) -> np.ndarray:
     return result
 
 
-def slow_loss(new, old, ref, advantages, mask, args, tokens_in_rollout) -> float:
-    """The loss of one micro-batch, [B, C] each, as the papers (and TRL's documentation) define it."""
-    low, high = 1 - args.epsilon, 1 + (args.epsilon if args.epsilon_high is None else args.epsilon_high)
-    if advantages.ndim == 1:
-        advantages = advantages[:, None]
-    lengths = mask.sum(1)
-    log_ratio = (new - old) * mask
-    sequence = args.importance_sampling_level == "sequence"
-    ratio = np.exp((log_ratio.sum(1) / lengths)[:, None] if sequence else log_ratio)
-    kind = args.loss_type
-    if kind == "cispo":
-        loss = -np.minimum(ratio, args.epsilon_high) * advantages * new
-    elif kind == "sapo":
-        heat = np.where(advantages > 0, args.sapo_temperature_pos, args.sapo_temperature_neg)
-        loss = -4 / heat / (1 + np.exp(-heat * (ratio - 1))) * advantages
-    elif kind == "vespo":
-        whole = np.exp(log_ratio.sum(1))[:, None]
-        k = np.where(advantages >= 0, args.vespo_k_pos, args.vespo_k_neg)
-        rate = np.where(advantages >= 0, args.vespo_lambda_pos, args.vespo_lambda_neg)
-        loss = -np.exp(rate) * whole**k * np.exp(-rate * whole) * advantages * new
-    else:
-        loss = -np.minimum(ratio * advantages, np.clip(ratio, low, high) * advantages)
-    if args.beta:
-        kl = np.exp(ref - new) - (ref - new) - 1
-        loss = loss + args.beta * kl * ratio  # TRL's unbiased reverse-KL gradient
-    loss = loss * mask
-    if kind in ("grpo", "sapo"):
-        return (loss.sum(1) / lengths).mean()
-    if kind == "bnpo":
-        return loss.sum() / mask.sum()
-    if kind == "dr_grpo":
-        return loss.sum() / (len(mask) * args.max_completion_length)
-    if kind == "luspo":
-        return loss.sum(1).mean()
-    return loss.sum() / (tokens_in_rollout / args.steps_per_generation)  # dapo, cispo, vespo
-
-
 # ------------------------------------------------------------------------------------------ the trainer
 
 
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("scale", ["group", "batch", "mean", "none"])
 def test_advantages_equal_numpy(make, scale):
-    trainer = make(scale_rewards=scale)
+    trainer = make(scale_rewards="none" if scale == "mean" else scale)
+    trainer.divides_by_mean = scale == "mean"
     rollout = trainer._generate_and_score_completions(rollout_inputs())
     paid = [outcome(ids) + WEIGHT * sum(map(token_reward, ids)) for ids in completions_of(rollout)]
     expected = outcome_advantages(np.array(paid), scale)
