@@ -22,7 +22,7 @@ from utils.rewards.reward_pipeline import RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import process_advantages
 from utils.rollouts.follows_curriculum import FollowsCurriculum
-from utils.rollouts.panels import GRADIENT, LENGTH, REWARDS, VALIDATION
+from utils.rollouts.panels import GRADIENT, LENGTH, PHANTOM, REWARDS, VALIDATION
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
 from utils.rollouts.start import OutcomeRewards, RenderedPrompts, Start, rollout_arguments
@@ -34,6 +34,7 @@ PANELS = {
     "entropy (nats per token)": ["entropy"],
     "share of tokens clipped": ["clip_ratio/region_mean"],
     "share of groups without signal": ["frac_reward_zero_std"],
+    **PHANTOM,
     **LENGTH,
     **GRADIENT,
 }
@@ -74,6 +75,8 @@ class SharedPrefixGRPOTrainer(
             rollout["advantages"] = (advantages + rollout["advantages"][:, None].double()).float()
             self._log_total(self.accelerator.gather(paid.total))
         advantages = rollout["advantages"]
+        mass = (advantages.abs() * mask).sum(1) if advantages.ndim == 2 else advantages.abs()
+        self._log_phantom(mass, self.outcomes.paid.correct)
         weights = mask if advantages.ndim == 2 else torch.ones_like(advantages)
         sums = torch.stack([(advantages.abs() * weights).sum(), weights.sum().float()])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()

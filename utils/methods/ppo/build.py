@@ -15,7 +15,7 @@ from utils.models.loading import load_policy
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.follows_curriculum import follow_curriculum
-from utils.rollouts.panels import ADAPTED, CUT_OFF, LENGTH, REWARDS, VALIDATION
+from utils.rollouts.panels import ADAPTED, CUT_OFF, LENGTH, PHANTOM, REWARDS, VALIDATION
 from utils.rollouts.start import Start, rollout_arguments
 
 __all__ = ["PPOConfig", "PPOTrainer", "build_ppo_trainer"]
@@ -39,6 +39,7 @@ PANELS = {
     "entropy (nats per token)": ["entropy"],
     "policy loss": ["loss/policy"],
     "value loss": ["loss/value"],
+    **PHANTOM,
     **LENGTH,
     **CUT_OFF,
     "gradient norm": ["grad_norm", "grad_norm/value"],

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +32,24 @@ from utils.methods.ppo.losses import (
     KLController,
     k1,
     k3,
-    moments,
     policy_loss,
     value_loss,
     whiten,
 )
 from utils.methods.ppo.ppo_config import PPOConfig
+from utils.methods.ppo.rollout_numbers import REMEDY, LogsRollouts
 from utils.methods.ppo.values import EstimatesValues
 from utils.models.prefix.prefix_scoring import TokenScores, accept_shared_prefix
 from utils.models.prefix.shared_prefix import BATCH, CompletionBatch, evaluating, head_obstacle, obstacle
 from utils.models.value_head import TrainsCritic
-from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
+from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rollouts.sampler_correction import CorrectsSampler, corrected
 from utils.rollouts.shared_prefix_trainer import refuse_sharding
-from utils.training.finite import check_finite
 
 STATE_FILE = "ppo_state.json"
-_REMEDY = (
-    "lower algo.learning_rate or algo.num_ppo_epochs, or use model.torch_dtype float32; "
-    "the last resume point is kept"
-)
 
 
-class PPOTrainer(EstimatesValues, CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
+class PPOTrainer(EstimatesValues, LogsRollouts, CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
     """PPO with a value head on the policy, with a critic of its own where `value_model` is given, or, with
     `siblings`, with none: values are then those of `siblings.py`.
 
@@ -165,6 +159,8 @@ class PPOTrainer(EstimatesValues, CorrectsSampler, TrainsCritic, SharedPrefixGRP
         self._log_rollout(rewards, mask, truncated, values, returns, entropies, log_ratio)
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, total=self._total)
+        if self.num_generations > 1:
+            self._log_phantom(advantages.abs().sum(1), rewards.correct)
         return {
             **{name: getattr(batch, name) for name in BATCH},
             "old_log_probs": log_probs,
@@ -189,53 +185,6 @@ class PPOTrainer(EstimatesValues, CorrectsSampler, TrainsCritic, SharedPrefixGRP
         device = self.accelerator.device
         batch = CompletionBatch.of(prompt_ids, completion_ids, device)
         return batch, texts, torch.tensor(truncated, device=device), log_probs
-
-    def _count_tokens(self, batch: CompletionBatch) -> None:
-        """Count this rollout's completion tokens, and, as TRL does, all tokens so far, prompts included."""
-        prompt, completion = self._total(
-            torch.stack([batch.prompt_mask.sum(), batch.completion_mask.sum()])
-        ).tolist()
-        self._rollout_tokens = completion
-        self.state.num_input_tokens_seen += prompt + completion
-        self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
-
-    def _log_rollout(
-        self,
-        rewards: RolloutRewards,
-        mask: Tensor,
-        truncated: Tensor,
-        values: Tensor,
-        returns: Tensor,
-        entropies: Tensor,
-        log_ratio: Tensor,
-    ) -> None:
-        """Log the rollout's statistics, and let the KL coefficient follow."""
-        every = torch.ones_like(truncated)
-
-        def mean(numbers: Tensor, chosen: Tensor) -> float:
-            return float(moments(numbers, chosen, self._total)[1])
-
-        lengths = mask.sum(1)
-        found = {
-            "reward": mean(rewards.total, every),
-            **{f"rewards/{name}/mean": mean(paid, every) for name, paid in rewards.components.items()},
-            **{f"weights/{name}": rewards.weights[name] for name in self.pipeline.combiner.adapted},
-            "train_accuracy": mean(rewards.correct, every),
-            "completions/mean_length": mean(lengths, every),
-            "completions/clipped_ratio": mean(truncated, every),
-            "values/mean": mean(values, mask),
-            "returns/mean": mean(returns, mask),
-            "entropy": mean(entropies, mask),
-        }
-        if self.args.kl_coef:
-            found |= {
-                "kl": mean(k3(log_ratio), mask),
-                "kl_sequence": mean(k1(log_ratio).sum(1), every),
-                "kl_coef": self.kl.coef,
-            }
-            completions = int(self._total(every.sum()))
-            self.kl.update(found["kl_sequence"], completions)
-        self._record(found)
 
     # -------------------------------------------------------------------------------------------- updates
 
@@ -340,13 +289,6 @@ class PPOTrainer(EstimatesValues, CorrectsSampler, TrainsCritic, SharedPrefixGRP
         # DDP averages gradients over processes, the mean is over the tokens of all.
         return loss.sum() / inputs["tokens"] * self.accelerator.num_processes
 
-    def _log_updates(self) -> None:
-        seconds = time.perf_counter() - self._rollout_began
-        for update in self._updates:
-            self._record(update)
-        skipped = self._micro_batches // self.args.gradient_accumulation_steps - len(self._updates)
-        self._record({"updates_skipped": skipped, "tokens_per_second": self._rollout_tokens / seconds})
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float:
         """Norm of the policy's gradient, after clipping that of a critic of its own; recorded per update."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
@@ -359,7 +301,7 @@ class PPOTrainer(EstimatesValues, CorrectsSampler, TrainsCritic, SharedPrefixGRP
                 )
             for name, norm in norms.items():
                 if not math.isfinite(norm):
-                    raise UserError(f"{name} is {norm} at step {self.state.global_step}: {_REMEDY}")
+                    raise UserError(f"{name} is {norm} at step {self.state.global_step}: {REMEDY}")
             self._record(norms)
         return grad_norm
 
@@ -374,17 +316,6 @@ class PPOTrainer(EstimatesValues, CorrectsSampler, TrainsCritic, SharedPrefixGRP
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.kl.coef = read_json(Path(checkpoint) / STATE_FILE)["kl_coef"]
-
-    # ------------------------------------------------------------------------------------------- numbers
-
-    def _record(self, found: dict[str, float]) -> None:
-        """Log numbers; a log row holds their means since the last one."""
-        for name, number in found.items():
-            self._metrics["train"][name].append(number)
-
-    def _check_finite(self, what: str, numbers: Tensor, record: Sequence[int]) -> None:
-        """Raise UserError naming step and records where a row of [B, C] holds NaN or infinity."""
-        check_finite(what, numbers, record, self.pipeline.records, self.state.global_step, _REMEDY)
 
 
 def _make_ready(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.support import group_stub
 from tests.support.group_formulas import outcome_advantages, slow_loss
 from tests.support.group_stub import (
     SIZE,
@@ -24,7 +25,7 @@ from tests.support.group_stub import (
 from utils.frame.typed_settings import check
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
-from utils.rollouts.advantages import process_advantages
+from utils.rollouts.advantages import phantom_share, process_advantages
 
 
 @pytest.fixture
@@ -215,3 +216,31 @@ def test_the_budget_is_counted(accumulation, completions):
     """An optimizer step that takes two rollouts' micro-batches samples twice for one of num_rollouts."""
     algo = GrpoAlgo(gradient_accumulation_steps=accumulation)
     assert (algo.sampled_completions, algo.num_prompts) == (completions, completions // 8)
+
+
+# ------------------------------------------------------------------------------------ phantom advantage
+
+
+@given(st.data())
+def test_phantom_share_equals_a_loop(data):
+    masses = data.draw(st.lists(st.floats(0, 5), min_size=12, max_size=12))
+    right = data.draw(st.lists(st.booleans(), min_size=12, max_size=12))
+    phantom = whole = 0.0
+    for first in range(0, 12, SIZE):
+        rows = range(first, first + SIZE)
+        mass = sum(masses[row] for row in rows)
+        whole += mass
+        phantom += mass if len({right[row] for row in rows}) == 1 else 0
+    found = phantom_share(torch.tensor(masses, dtype=torch.float64), torch.tensor(right), SIZE)
+    assert found == pytest.approx(phantom / whole if whole else 0.0)
+
+
+def test_the_log_has_the_phantom_share(make, monkeypatch):
+    monkeypatch.setattr(group_stub, "outcome", lambda ids: outcome(ids) + 0.3)  # some groups all right
+    trainer = make(scale_rewards="none")
+    rollout = trainer._generate_and_score_completions(rollout_inputs())
+    groups = rollout["advantages"].abs().view(-1, SIZE).sum(1)
+    right = trainer.outcomes.paid.correct.view(-1, SIZE).float().mean(1)
+    expected = groups[(right == 0) | (right == 1)].sum() / groups.sum()
+    assert trainer._metrics["train"]["advantages/phantom"] == [pytest.approx(expected.item(), rel=1e-6)]
+    assert 0 < expected < 1
