@@ -107,11 +107,20 @@ class Method(StageRow):
         return "preferences" in self.needs
 
 
-def _preset(method: Method, name: str, summary: str) -> Method:
-    """A method by the settings of configs/algorithms/<name>.yaml alone (``--preset <name>``)."""
-    folder = f"{method.folder.partition('_')[0]}_{name}"
-    option = ("--preset", name)
-    return replace(method, name=name, folder=folder, summary=summary, option=option, code=method.package)
+def _preset(method: Method, name: str, summary: str, **quick: Any) -> Method:
+    """A method by the settings of configs/algorithms/<name>.yaml alone (``--preset <name>``).
+
+    ``quick``: algorithm settings of ``--quick_test`` beside the method's.
+    """
+    return replace(
+        method,
+        name=name,
+        folder=f"{method.folder.partition('_')[0]}_{name}",
+        summary=summary,
+        option=("--preset", name),
+        code=method.package,
+        quick={**method.quick, **{f"algo.{key}": value for key, value in quick.items()}},
+    )
 
 
 _PPO = Method(
@@ -163,7 +172,12 @@ PIPELINE: tuple[StageRow, ...] = (
     ),
     StageRow("candidates", "04_candidates", "04_generate_candidates.py", needs=("sft",), samples=True),
     _PPO,
-    _preset(_PPO, "vapo", "VAPO: a critic warmed up first, lambda by length, clip-higher."),
+    _preset(
+        _PPO,
+        "vapo",
+        "VAPO: a critic warmed up first, lambda by length, clip-higher.",
+        critic_warmup_rollouts=1,
+    ),
     _GRPO,
     _preset(_GRPO, "dr_grpo", "Dr. GRPO: no division by deviation or length."),
     _preset(_GRPO, "dapo", "DAPO: clip-higher, mean over tokens, no KL penalty."),
@@ -194,6 +208,7 @@ PIPELINE: tuple[StageRow, ...] = (
 ROWS = {row.name: row for row in PIPELINE}
 METHODS = {row.name: row for row in PIPELINE if isinstance(row, Method)}
 PRESETS = tuple(name for name, row in METHODS.items() if row.preset)
+FAMILIES = tuple(name for name in METHODS if name not in PRESETS)
 NESTED = frozenset(row.folder for row in PIPELINE if row.nested)
 UNTRAINED = ("base", "teacher")  # policies that no stage trains
 POLICIES = ("base", "sft", "teacher", *(name for name in METHODS if name != "sft"))
@@ -321,12 +336,12 @@ def check(table: Sequence[StageRow]) -> None:
             wrong = f"{row.folder} has another number than {row.script}"
         elif unknown := [name for name in (*row.needs, *row.beside) if name not in names]:
             wrong = f"no earlier row is {unknown[0]}"
-        elif missing := [name for name in files if not (REPO_ROOT / name).is_file()]:
-            wrong = f"there is no {missing[0]}"
         elif bool(row.option) != bool(alike):
             wrong = f"an option tells it from the first row of {row.script}, and that has none"
         elif any(row.option[0] != other.option[0] or row.option == other.option for other in alike[1:]):
             wrong = f"the rows of {row.script} are told apart by the values of one option"
+        elif missing := [name for name in files if not (REPO_ROOT / name).is_file()]:
+            wrong = f"there is no {missing[0]}"
         if wrong:
             raise ValueError(f"utils/frame/pipeline.py: {row.name}: {wrong}")
     if packages:
