@@ -11,7 +11,7 @@ from utils.curricula.settings import CurriculumSettings
 from utils.frame.command_line import FrameOptions, describe_keys, plain
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, write_text
-from utils.frame.pipeline import PIPELINE, row_of
+from utils.frame.pipeline import PIPELINE, Method, row_of
 from utils.frame.stage_plan import NoOptions, Stage, load_script
 
 DOCUMENT = REPO_ROOT / "docs" / "configuration.md"
@@ -34,6 +34,8 @@ def tables(found: list[Stage]) -> str:
     The values are those in force where a stage is run without options.
     """
     blocks = [_table("Options of every stage", "", FrameOptions())]
+    presets = [stage for stage in found if _preset(stage)]
+    found = [stage for stage in found if stage not in presets]
     for tier in ("model", "dataset", "reward", "algo"):
         for cls, file in dict.fromkeys(stage.tiers[tier] for stage in found if tier in stage.tiers):
             title = f"{tier.capitalize()} tier: `{cls.__name__}` (`{file}`)"
@@ -44,12 +46,34 @@ def tables(found: list[Stage]) -> str:
             blocks.append(_choice(stage))
         if stage.options is not NoOptions:
             blocks.append(_table(f"Options of `{_script(stage)}`", "", stage.options()))
+    blocks.append(_presets(presets))
     return "\n".join(blocks)
 
 
 def _script(stage: Stage) -> str:
     row = row_of(stage.folder)
     return " ".join([row.script, *row.option])
+
+
+def _preset(stage: Stage) -> bool:
+    row = row_of(stage.folder)
+    return isinstance(row, Method) and row.preset
+
+
+def _presets(stages: list[Stage]) -> str:
+    lines = [
+        "### Presets: what their files set, all else as their method",
+        "",
+        "| preset | sets |",
+        "|---|---|",
+    ]
+    for stage in stages:
+        cls, file = stage.tiers["algo"]
+        plain_values = {key: value for key, _, value in describe_keys(cls())}
+        given = [(key, value) for key, _, value in describe_keys(load_tier(cls, REPO_ROOT / file))]
+        changed = [f"`{key}: {plain(value)}`" for key, value in given if value != plain_values[key]]
+        lines.append(f"| `{_script(stage)}` | {', '.join(changed)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _choice(stage: Stage) -> str:

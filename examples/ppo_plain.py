@@ -201,10 +201,10 @@ def score(model, head, reference, teacher, rollout: Rollout, args: Args) -> tupl
     intrinsic_B_C = args.weight * bellman_rewards(teacher, rollout, args.gamma)  # departure 5
     rewards_B_C = intrinsic_B_C - args.kl_coef * away_B_C  # departure 1
     gains_B_C = gae(rewards_B_C, values_B_C, mask_B_C, args.gamma, args.lam)
-    returns_B_C = gains_B_C + values_B_C
-    explained = 1 - gains_B_C[kept].var() / returns_B_C[kept].var()
-    logged = {"reward": intrinsic_B_C.sum(1).mean(), "kl": away_B_C.sum(1).mean(), "explained": explained}
-    found = old_B_C, values_B_C, whiten(gains_B_C, mask_B_C), returns_B_C  # departure 3
+    plain = gae(rewards_B_C, 0 * values_B_C, mask_B_C, args.gamma, 1.0)[kept]
+    logged = {"reward": intrinsic_B_C.sum(1).mean(), "kl": away_B_C.sum(1).mean()}
+    logged["explained"] = 1 - (plain - values_B_C[kept]).var() / plain.var()
+    found = old_B_C, values_B_C, whiten(gains_B_C, mask_B_C), gains_B_C + values_B_C  # departure 3
     known = Rollout(rollout.tokens_B_T, rollout.attended_B_T, mask_B_C, *found)
     return known, {name: value.item() for name, value in logged.items()}
 

@@ -220,6 +220,18 @@ CASES = {
         [PPO_TURNS[1], PPO_TURNS[-1]],
         lambda found: len(set(found.logged("kl_coef"))) == 3,
     ),
+    "ppo_residual_critic_warmed_up": Case(
+        "05",
+        replace(PPO, critic_warmup_rollouts=1, critic_target="residual", lam_value=1.0),
+        [PPO_TURNS[1]],
+        lambda found: min(found.logged("loss/value")) > 0,
+    ),
+    "ppo_siblings": Case(
+        "05",
+        replace(PPO, value_model="siblings", lam=1.0, cliprange_high=0.3, dual_clip=3.0),
+        [PPO_TURNS[1], PPO_TURNS[-1]],
+        lambda found: len(set(found.logged("explained_variance/lambda_1/siblings"))) > 1,
+    ),
     "grpo_sec": Case(
         "06",
         GrpoAlgo(num_generations=4, curriculum=CurriculumSettings(tau=0.2), **GROUPS),

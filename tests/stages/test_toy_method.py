@@ -40,7 +40,7 @@ for node in build_graph(goal, overrides, known.run_id, known.seed):
     assert execute(script.STAGE, script.run, node.command(outcomes)) == 0, node.key
     outcomes[node.key] = Outcome("done")
 """
-AFTER = '    Method(\n        "rloo",\n'
+AFTER = "    _RLOO,\n"
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +85,18 @@ def rows_of(path):
 
 def test_its_script_and_the_driver_know_it(run):
     said = run("06_train_grpo.py --help")
-    assert "--method  which method to train [grpo | toy] (default: grpo;" in said
+    assert (
+        "--preset  which method to train [grpo | dr_grpo |" in said
+        and "| gdpo | toy] (default: grpo;" in said
+    )
     assert "Improve the SFT policy by GRPO." in said and "--algo.loss_type" in said
-    said = run("06_train_grpo.py --method toy --help")
+    said = run("06_train_grpo.py --preset toy --help")
     assert "Improve the SFT policy by the toy." in said and "--algo.loss_type" not in said
     assert "writes: 06_toy/: ckpt_toy/" in said and "a folder 06_toy_<reward> for others" in said
     assert "algo tier, defaults from configs/algorithms/toy.yaml" in said
     said = " ".join(run("12_driver.py --help").split())
-    assert "sft, distill, ppo, grpo, toy, rloo, dpo, or all" in said and "candidates, ppo, grpo, toy," in said
-    assert "sft, teacher, distill, ppo, grpo, toy, rloo" in run("10_evaluate.py --help")
+    assert "sft, distill, ppo, grpo, toy, rloo, dpo, or all" in said and "gdpo, toy, rloo," in said
+    assert "gdpo, toy, rloo" in run("10_evaluate.py --help")
 
 
 def test_it_has_a_budget_and_variants(run):
@@ -107,18 +110,19 @@ def test_it_has_a_budget_and_variants(run):
     assert "(toy 128, rloo 8192)" in few
     groups = run("12_driver.py --method toy rloo --toy.group 4", code=2)
     assert "make --toy.group, --rloo.num_samples equal" in groups
-    assert "--method grpo or --method toy" in run("12_driver.py --grpo.method toy --method grpo", code=2)
-    said = run("05_train_ppo.py --method toy", code=2)
-    assert "unknown option --method" in said
-    assert '--method must be one of grpo, toy, found "tox"' in run("06_train_grpo.py --method tox", code=2)
+    said = run("12_driver.py --grpo.preset toy --method grpo", code=2)
+    assert "name what to train by --method: ppo, vapo, grpo," in said and ", gdpo, toy, " in said
+    said = run("05_train_ppo.py --preset toy", code=2)
+    assert '--preset must be one of ppo, vapo, found "toy"' in said
+    assert 'gdpo, toy, found "tox"' in run("06_train_grpo.py --preset tox", code=2)
 
 
 def test_the_tables_of_the_documentation_have_it(run, repository):
     run("-m docs.configuration_tables")
     document = (repository / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert "### Algo tier: `ToyAlgo` (`configs/algorithms/toy.yaml`)" in document
-    assert "### Options of `06_train_grpo.py --method toy`" in document
-    assert "| `method` | `grpo` | which method to train [grpo \\| toy] |" in document
+    assert "### Options of `06_train_grpo.py --preset toy`" in document
+    assert "\\| gdpo \\| toy] |" in document
 
 
 def test_it_is_trained_evaluated_and_compared(run, repository):

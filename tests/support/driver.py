@@ -5,7 +5,7 @@ from utils.driver.budget import check_budgets, set_completions
 from utils.driver.execution import Execution
 from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import build_graph
-from utils.frame.pipeline import METHODS
+from utils.frame.pipeline import FAMILIES
 from utils.frame.stage_plan import load_script
 
 
@@ -28,7 +28,7 @@ def budgets(*argv: str, run_id: str = "r"):
     return check_budgets(wanted, overrides, run_id, 0)
 
 
-ALL = Goal(tuple(METHODS))
+ALL = Goal(FAMILIES)
 
 
 def executed(goal=ALL, jobs=1, overwrite=False, seeds=(), overrides=None):

@@ -113,7 +113,7 @@ def group_trainer(kind: type, folder: Path, out: Path, *, tokens: bool = False, 
         train_dataset=Dataset.from_dict({"prompt": PROMPTS, "record": list(range(len(PROMPTS)))}),
         processing_class=tokenizer,
     )
-    trainer.pipeline = pipeline
+    trainer.pipeline, trainer.outcomes = pipeline, rewards
     if tokens:
         trainer.process_rewards = rewards
     for model in (trainer.model, trainer.ref_model):

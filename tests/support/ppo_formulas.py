@@ -17,13 +17,19 @@ def numpy_gae(rewards, values, lengths, gamma, lam):
     return advantages
 
 
-def numpy_policy_loss(new, old, advantages, c):
-    """(clipped surrogate loss by token, which tokens the clip decided)."""
+def numpy_policy_loss(new, old, advantages, c, high=None, dual=None):
+    """(clipped surrogate loss by token, which tokens the clip decided).
+
+    ``high`` is another c above 1; with ``dual`` no loss of a negative advantage is above -dual times it.
+    """
+    high = c if high is None else high
     losses, clips = np.zeros_like(new), np.zeros(new.shape, bool)
     for i in np.ndindex(new.shape):
         ratio = math.exp(new[i] - old[i])
-        surrogate, bounded = ratio * advantages[i], min(max(ratio, 1 - c), 1 + c) * advantages[i]
+        surrogate, bounded = ratio * advantages[i], min(max(ratio, 1 - c), 1 + high) * advantages[i]
         losses[i], clips[i] = -min(surrogate, bounded), bounded < surrogate
+        if dual is not None and advantages[i] < 0 and losses[i] > -dual * advantages[i]:
+            losses[i], clips[i] = -dual * advantages[i], True
     return losses, clips
 
 

@@ -71,6 +71,7 @@ def ppo_trainer(
     pay: Callable[[list[int]], list[float]] = token_values,
     lora: bool = False,
     separate: bool = False,
+    siblings: bool = False,
     prompts: list[str] = PROMPTS,
     **changes,
 ) -> PPOTrainer:
@@ -95,6 +96,7 @@ def ppo_trainer(
         train_dataset=Dataset.from_dict({"prompt": prompts, "record": list(range(len(prompts)))}),
         processing_class=AutoTokenizer.from_pretrained(folder),
         value_model=tiny_model(folder, lora) if separate else None,
+        siblings=siblings,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -118,7 +120,8 @@ def feed_by_prompt(trainer: PPOTrainer) -> None:
 def trained_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
     """Copies of everything that is trained, the critic's included."""
     found = dict(trainer.model.named_parameters())
-    found |= {f"critic.{name}": value for name, value in trainer.critic.named_parameters()}
+    if trainer.critic is not None:
+        found |= {f"critic.{name}": value for name, value in trainer.critic.named_parameters()}
     return {name: value.detach().clone() for name, value in found.items() if value.requires_grad}
 
 

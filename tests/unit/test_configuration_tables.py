@@ -9,7 +9,7 @@ from docs import configuration_tables as reference
 from tests.support import toy
 from utils.frame import command_line as cli
 from utils.frame.files import REPO_ROOT
-from utils.frame.pipeline import PIPELINE, row_of
+from utils.frame.pipeline import METHODS, PIPELINE, PRESETS, row_of
 from utils.frame.typed_settings import leaf_keys
 
 
@@ -33,14 +33,23 @@ def documented() -> dict[str, dict[str, str]]:
 def test_the_documentation_shows_what_a_stage_runs_with(stage):
     """Against the configuration that the stage itself resolves from an empty command line."""
     config, shown = cli.resolve(stage, cli.parse(stage, [])), documented()
+    row, sets = row_of(stage.folder), {}
+    if row.name in PRESETS:
+        [line] = re.findall(
+            rf"^\| `{row.script} --preset {row.name}` \| (.*) \|$", reference.DOCUMENT.read_text(), re.M
+        )
+        sets = {f"algo.{key}": value for key, value in re.findall("`([a-z_.]+): ([^`]*)`", line)}
+        assert sets
     for tier, (cls, file) in stage.tiers.items():
-        table = shown[f"{tier.capitalize()} tier: `{cls.__name__}` (`{file}`)"]
+        if sets and tier == "algo":
+            file = METHODS[row.package].defaults
+        table = shown[f"{tier.capitalize()} tier: `{cls.__name__}` (`{file}`)"] | sets
         table |= shown["Curricula of 03 distill, 05, 06 and 07"]
         for key in leaf_keys(cls):
             value = attrgetter(key)(getattr(config, tier))
             assert table[f"{tier}.{key}"] == cli.plain(value), key
     for key in leaf_keys(stage.options):
-        titles = [title for title in shown if title.startswith(f"Options of `{row_of(stage.folder).script}")]
+        titles = [title for title in shown if title.startswith(f"Options of `{row.script}")]
         values = [shown[title][key] for title in titles if key in shown[title]]
         assert cli.plain(getattr(config.options, key)) in values, key
 

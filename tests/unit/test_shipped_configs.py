@@ -7,6 +7,7 @@ import pytest
 from utils.data.settings import DatasetConfig
 from utils.frame.config import load_tier, read_yaml
 from utils.frame.files import REPO_ROOT
+from utils.frame.pipeline import METHODS, PRESETS
 from utils.frame.typed_settings import changed, leaf_keys
 from utils.methods.distill.settings import DistillAlgo
 from utils.methods.dpo.settings import DpoAlgo, PreferencesAlgo
@@ -26,6 +27,7 @@ ALGORITHMS = {
     "dpo": DpoAlgo,
     "distill": DistillAlgo,
 }
+ALGORITHMS |= {preset: ALGORITHMS[METHODS[preset].package] for preset in PRESETS}
 TIERS = {"models": ModelConfig, "datasets": DatasetConfig, "rewards": RewardSpec}
 # Those of Accelerate are no tier; tests/unit/frame/test_processes.py holds them against Accelerate's own.
 FILES = [

@@ -14,7 +14,7 @@ from utils.driver.goal import (
 )
 from utils.driver.launch import read_launch
 from utils.frame.files import UserError
-from utils.frame.pipeline import CURRICULA, METHODS
+from utils.frame.pipeline import CURRICULA, FAMILIES, METHODS, PRESETS
 
 
 def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
@@ -25,7 +25,10 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    names = f"one or several of {', '.join(METHODS)}, or all (default: ppo)"
+    names = (
+        f"one or several of {', '.join(FAMILIES)}, or all of these; {', '.join(PRESETS)}, or presets "
+        "(default: ppo)"
+    )
     parser.add_argument("--method", nargs="+", default=["ppo"], metavar="NAME", help=names)
     parser.add_argument("--reward", help="task, intrinsic or combined, for all methods (default: combined)")
     curricula = f"one or several of {', '.join(CURRICULA)}, or all: a training under each (default: random)"
@@ -74,7 +77,7 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     cannot be, and for an option that has no owner.
     """
     known, rest = build_parser(description, epilog).parse_known_args(argv)
-    methods = named("method", known.method, METHODS)
+    methods = named("method", known.method, METHODS, {"all": FAMILIES, "presets": PRESETS})
     curricula = () if known.curriculum is None else named("curriculum", known.curriculum, CURRICULA)
     goal, overrides = Goal(methods, known.reward, curricula, known.teacher), Overrides()
     if known.seed is not None and known.seeds:

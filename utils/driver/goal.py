@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from utils.frame.files import UserError
 from utils.frame.pipeline import (
     DEFAULT_CURRICULUM,
     DEFAULT_REWARD,
+    FAMILIES,
     METHODS,
     PIPELINE,
     REWARDS,
@@ -64,18 +65,24 @@ def listed(words: Iterable[str]) -> list[str]:
     return [entry for word in words for entry in word.split(",") if entry]
 
 
-def named(option: str, words: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Names of methods or curricula, separated by spaces or commas, in the order of ``known``; "all" is all.
+def named(
+    option: str, words: Iterable[str], known: Iterable[str], groups: Mapping[str, Iterable[str]] | None = None
+) -> tuple[str, ...]:
+    """Names of methods or curricula, separated by spaces or commas, in the order of ``known``.
+
+    ``groups`` are words for several of them; by default "all" is all.
 
     Raises UserError for another name, or none.
     """
     names, known = listed(words), tuple(known)
+    groups = groups or {"all": known}
     for name in names:
-        if name not in (*known, "all"):
-            raise UserError(f'--{option}: there is no "{name}"{suggestion(name, (*known, "all"))}')
+        if name not in (*known, *groups):
+            raise UserError(f'--{option}: there is no "{name}"{suggestion(name, (*known, *groups))}')
     if not names:
-        raise UserError(f"--{option} needs one or several of {', '.join(known)}, or all")
-    return tuple(name for name in known if name in names or "all" in names)
+        raise UserError(f"--{option} needs one or several of {', '.join(known)}, or {' or '.join(groups)}")
+    chosen = {member for name in names for member in groups.get(name, (name,))}
+    return tuple(name for name in known if name in chosen)
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ class Goal:
     def _check_curricula(self) -> None:
         asked = [name for name in self.curricula if name != DEFAULT_CURRICULUM]
         if asked and self.unordered() == list(self.methods):
-            follow = ", ".join(method for method, row in METHODS.items() if row.ordered)
+            follow = ", ".join(name for name in FAMILIES if METHODS[name].ordered)
             raise UserError(
                 f"--curriculum {' '.join(asked)} does not go with --method {' '.join(self.methods)}: "
                 f"curricula are followed by {follow}"
@@ -184,16 +191,20 @@ class Goal:
         return replace(step, arguments=(*step.arguments, "--reward", self.reward))
 
 
+def _told_apart_by(option: str) -> str:
+    """The methods of the scripts that train several by this option, by name."""
+    scripts = {row.script for row in PIPELINE if row.option[:1] == (option,)}
+    return ", ".join(row.name for row in PIPELINE if row.script in scripts)
+
+
 # What the driver itself decides for a training, and where that is said.
 OWN_OPTIONS = {
     "reward": "policies are named after their reward, so give --reward to the driver, for all methods alike; "
     "for rewards that differ run the driver once for each",
     "curriculum": "policies are named after their curriculum, so give --curriculum to the driver",
     **{
-        row.option[0].removeprefix("--"): "name what to train as "
-        + " or ".join(f"--method {other.name}" for other in PIPELINE if other.script == row.script)
-        for row in PIPELINE
-        if row.option
+        option.removeprefix("--"): "name what to train by --method: " + _told_apart_by(option)
+        for option in dict.fromkeys(row.option[0] for row in PIPELINE if row.option)
     },
 }
 

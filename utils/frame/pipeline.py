@@ -8,7 +8,7 @@ row, ends every script.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -64,9 +64,10 @@ class Method(StageRow):
         ordered: whether it follows a curriculum (``--curriculum``).
         logs: the files in its folder logs/.
         quick: what ``--quick_test`` sets.
-        code: its folder in utils/methods and the name of its YAML file, where that is not its own name.
-            settings.py there holds <Code>Algo, the class of its algorithm tier; of one that samples, a
-            RolloutAlgo, which says how much (utils/rollouts/settings.py).
+        code: its folder in utils/methods, where that is not its own name: it is then a preset of another
+            method, the same code with the settings of its own YAML file. settings.py there holds <Code>Algo,
+            the class of its algorithm tier; of one that samples, a RolloutAlgo, which says how much
+            (utils/rollouts/settings.py).
         builder: the module there with build_<code>_trainer(context, training records, reward specification)
             and PANELS, the curves that are drawn.
     """
@@ -93,7 +94,12 @@ class Method(StageRow):
     @property
     def defaults(self) -> str:
         """The YAML file of its algorithm tier."""
-        return f"configs/algorithms/{self.package}.yaml"
+        return f"configs/algorithms/{self.name}.yaml"
+
+    @property
+    def preset(self) -> bool:
+        """Whether it is another method's code with settings of its own."""
+        return self.package != self.name
 
     @property
     def from_pairs(self) -> bool:
@@ -101,7 +107,40 @@ class Method(StageRow):
         return "preferences" in self.needs
 
 
-# In the order in which a run takes them.
+def _preset(method: Method, name: str, summary: str, **quick: Any) -> Method:
+    """A method by the settings of configs/algorithms/<name>.yaml alone (``--preset <name>``).
+
+    ``quick``: algorithm settings of ``--quick_test`` beside the method's.
+    """
+    return replace(
+        method,
+        name=name,
+        folder=f"{method.folder.partition('_')[0]}_{name}",
+        summary=summary,
+        option=("--preset", name),
+        code=method.package,
+        quick={**method.quick, **{f"algo.{key}": value for key, value in quick.items()}},
+    )
+
+
+_PPO = Method(
+    "ppo",
+    "05_ppo",
+    "05_train_ppo.py",
+    "Improve the SFT policy by PPO, with token rewards read from the teacher's logits.",
+    quick={"algo.num_rollouts": 4, "algo.rollout_batch_size": 16, **_QUICK},
+    builder="build",
+)
+_GRPO = Method("grpo", "06_grpo", "06_train_grpo.py", "Improve the SFT policy by GRPO.")
+_RLOO = Method(
+    "rloo",
+    "07_rloo",
+    "07_train_rloo.py",
+    "Improve the SFT policy by RLOO.",
+    logs="metrics.jsonl,rollouts.jsonl,curves.png",
+)
+
+# In the order in which a run takes them; docs/methods.md has a paragraph and a source for each preset.
 PIPELINE: tuple[StageRow, ...] = (
     StageRow("check", "00_data_validation", "00_check_data.py"),
     StageRow("prepare", "01_preprocessing", "01_prepare_dataset.py", needs=("check",)),
@@ -132,22 +171,23 @@ PIPELINE: tuple[StageRow, ...] = (
         builder="build",
     ),
     StageRow("candidates", "04_candidates", "04_generate_candidates.py", needs=("sft",), samples=True),
-    Method(
-        "ppo",
-        "05_ppo",
-        "05_train_ppo.py",
-        "Improve the SFT policy by PPO, with token rewards read from the teacher's logits.",
-        quick={"algo.num_rollouts": 4, "algo.rollout_batch_size": 16, **_QUICK},
-        builder="build",
+    _PPO,
+    _preset(
+        _PPO,
+        "vapo",
+        "VAPO: a critic warmed up first, lambda by length, clip-higher.",
+        critic_warmup_rollouts=1,
     ),
-    Method("grpo", "06_grpo", "06_train_grpo.py", "Improve the SFT policy by GRPO."),
-    Method(
-        "rloo",
-        "07_rloo",
-        "07_train_rloo.py",
-        "Improve the SFT policy by RLOO.",
-        logs="metrics.jsonl,rollouts.jsonl,curves.png",
-    ),
+    _GRPO,
+    _preset(_GRPO, "dr_grpo", "Dr. GRPO: no division by deviation or length."),
+    _preset(_GRPO, "dapo", "DAPO: clip-higher, mean over tokens, no KL penalty."),
+    _preset(_GRPO, "gspo", "GSPO: the ratio of the whole completion, clipped closely."),
+    _preset(_GRPO, "cispo", "CISPO: the ratio's weight capped, every token keeps its gradient."),
+    _preset(_GRPO, "lite_ppo", "Lite PPO: less the group's mean, by the rollout's deviation."),
+    _preset(_GRPO, "maxrl", "MaxRL: advantages divided by the group's mean reward."),
+    _preset(_GRPO, "gdpo", "GDPO: every part of the reward normalised by itself, then added up."),
+    _RLOO,
+    _preset(_RLOO, "reinforce", "REINFORCE: no baseline, advantages normalised over the rollout."),
     StageRow("preferences", "08_preferences", "08_build_prefs.py", needs=("candidates",), rewarded=True),
     Method(
         "dpo",
@@ -167,6 +207,8 @@ PIPELINE: tuple[StageRow, ...] = (
 
 ROWS = {row.name: row for row in PIPELINE}
 METHODS = {row.name: row for row in PIPELINE if isinstance(row, Method)}
+PRESETS = tuple(name for name, row in METHODS.items() if row.preset)
+FAMILIES = tuple(name for name in METHODS if name not in PRESETS)
 NESTED = frozenset(row.folder for row in PIPELINE if row.nested)
 UNTRAINED = ("base", "teacher")  # policies that no stage trains
 POLICIES = ("base", "sft", "teacher", *(name for name in METHODS if name != "sft"))
@@ -294,12 +336,12 @@ def check(table: Sequence[StageRow]) -> None:
             wrong = f"{row.folder} has another number than {row.script}"
         elif unknown := [name for name in (*row.needs, *row.beside) if name not in names]:
             wrong = f"no earlier row is {unknown[0]}"
-        elif missing := [name for name in files if not (REPO_ROOT / name).is_file()]:
-            wrong = f"there is no {missing[0]}"
         elif bool(row.option) != bool(alike):
             wrong = f"an option tells it from the first row of {row.script}, and that has none"
         elif any(row.option[0] != other.option[0] or row.option == other.option for other in alike[1:]):
             wrong = f"the rows of {row.script} are told apart by the values of one option"
+        elif missing := [name for name in files if not (REPO_ROOT / name).is_file()]:
+            wrong = f"there is no {missing[0]}"
         if wrong:
             raise ValueError(f"utils/frame/pipeline.py: {row.name}: {wrong}")
     if packages:

@@ -90,15 +90,15 @@ def load_critic(critic: ValueHead | ValueModel, folder: Path) -> None:
 
 
 class TrainsCritic:
-    """Trainer mixin: `self.critic` is trained at its own learning rate and is part of every resume point."""
+    """Trainer mixin: `self.critic`, if any, has its own learning rate and is part of every resume point."""
 
-    critic: ValueHead | ValueModel
+    critic: ValueHead | ValueModel | None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the policy's groups as in Transformers, then the critic's."""
         made = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if made:
+        if made or self.critic is None:
             return optimizer
         critic = [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
         chosen = {id(parameter) for parameter in critic}
@@ -119,9 +119,10 @@ class TrainsCritic:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
+        if checkpoint is not None and self.critic is not None:
             load_critic(self.critic, Path(checkpoint))
 
     def save_critic(self, folder: Path) -> None:
-        """Write the critic's file into a checkpoint's folder."""
-        save_critic(self.critic, folder)
+        """Write the critic's file into a checkpoint's folder, where there is a critic."""
+        if self.critic is not None:
+            save_critic(self.critic, folder)

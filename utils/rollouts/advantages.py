@@ -26,6 +26,17 @@ def baselines(rewards: Tensor, size: int, kind: str) -> Tensor:
     return found[kind].reshape(-1)
 
 
+def phantom_share(mass: Tensor, correct: Tensor, size: int) -> float:
+    """Share of the advantages in groups that are all right or all wrong, 0 where there are none at all.
+
+    ``mass`` is the sum of a completion's absolute advantages, [B]. Such a group says nothing of what makes an
+    answer right; a reward with other parts gives it advantages all the same (verl-recipe, issue 125).
+    """
+    groups, right = mass.double().view(-1, size), correct.view(-1, size).double().mean(1)
+    phantom = groups[(right == 0) | (right == 1)].sum()
+    return float(phantom / groups.sum().clamp(min=torch.finfo(torch.float64).tiny))
+
+
 def process_advantages(rewards: Tensor, mask: Tensor, size: int) -> Tensor:
     """Advantages of tokens from rewards of tokens, float64 [B, C] (DeepSeekMath, arXiv 2402.03300, 4.1.3).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from utils.data.records import Record
@@ -16,6 +17,7 @@ from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher
 from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec
+from utils.rollouts.advantages import phantom_share
 
 STATE_FILE = "reward_state.json"
 SCORES_FILE = "teacher_scores.safetensors"
@@ -68,6 +70,11 @@ class KeepsRewardState:
     """
 
     pipeline: RewardPipeline
+
+    def _log_phantom(self, mass: Tensor, correct: Tensor) -> None:
+        """Log what groups all right or all wrong have of the advantages; see `phantom_share`."""
+        share = phantom_share(*map(self.accelerator.gather, (mass, correct)), self.num_generations)
+        self._metrics["train"]["advantages/phantom"].append(share)
 
     def end_stage(self, ctx: StageContext) -> None:
         """What is left to do for the stage once the training has ended."""

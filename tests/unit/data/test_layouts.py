@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.unit.data.readers.test_readers import finqa_item, math_item
+from tests.support.raw_items import finqa_item, math_item
 from utils.data.boxed import all_boxed
 from utils.data.readers import all_readers
 from utils.data.readers.finqa import in_steps

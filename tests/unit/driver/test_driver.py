@@ -11,7 +11,7 @@ from utils.driver import goal
 from utils.driver.goal import COMPARE, Goal, Overrides, Step
 from utils.driver.graph import build_graph
 from utils.frame.files import REPO_ROOT, UserError
-from utils.frame.pipeline import METHODS
+from utils.frame.pipeline import FAMILIES, METHODS
 from utils.frame.stage_plan import command_for, load_script, prepare
 
 SCRIPT = load_script("12_driver.py")
@@ -54,7 +54,7 @@ def test_the_steps_of_a_method_in_order():
 
 
 def test_all_methods_share_their_steps():
-    steps = [step.id for step in Goal(tuple(METHODS)).steps()]
+    steps = [step.id for step in Goal(FAMILIES).steps()]
     assert steps == [
         *("check", "prepare", "rewards", "sft", "distill", "candidates"),
         *("ppo", "grpo", "rloo", "preferences", "dpo"),
@@ -63,7 +63,7 @@ def test_all_methods_share_their_steps():
 
 
 def test_every_step_comes_after_what_it_needs():
-    steps = Goal(tuple(METHODS)).steps()
+    steps = Goal(FAMILIES).steps()
     for position, each in enumerate(steps):
         assert set(each.needs) <= {before.id for before in steps[:position]}, each
     needs = {each.id: each.needs for each in steps}
@@ -85,7 +85,7 @@ def test_every_step_comes_after_what_it_needs():
     ],
 )
 def test_methods_are_words_or_a_list(words, methods):
-    assert goal.named("method", words, METHODS) == methods
+    assert goal.named("method", words, FAMILIES) == methods
 
 
 @pytest.mark.parametrize(("words", "message"), [(["pop"], 'no "pop".*"?ppo"?'), ([","], "needs one")])
@@ -233,7 +233,7 @@ def test_options_of_all_stages_go_everywhere(tmp_path):
         (["--completions", "many"], "--completions must be"),
         (["--grpo.reward", "task"], "give --reward to the driver"),
         (["--grpo.curriculum", "sec"], "give --curriculum to the driver"),
-        (["--sft.objective", "distill"], "--method sft or --method distill"),
+        (["--sft.objective", "distill"], "name what to train by --method: sft, distill"),
     ],
 )
 def test_an_option_that_cannot_be_is_one_line(argv, message):

@@ -257,7 +257,8 @@ def test_ppo_rewards_advantages_loss_and_gradients_are_the_stages(ppo):
     ):
         assert_close(found, rollout[name], batch.mask_B_C)
     recorded = trainer._metrics["train"]
-    for name, key in (("reward", "reward"), ("kl", "kl_sequence"), ("explained", "explained_variance")):
+    explained = ("explained", "explained_variance/lambda_1")
+    for name, key in (("reward", "reward"), ("kl", "kl_sequence"), explained):
         assert logged[name] == pytest.approx(recorded[key][0], rel=1e-5, abs=1e-5)
     assert abs(logged["kl"]) > 1e-2
 

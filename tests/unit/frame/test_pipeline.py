@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils.frame import pipeline
-from utils.frame.pipeline import METHODS, PIPELINE, ROWS, StageRow, check
+from utils.frame.pipeline import METHODS, PIPELINE, PRESETS, ROWS, StageRow, check
 from utils.frame.stage_plan import load_script
 from utils.methods.stage import method_stage
 
@@ -45,17 +45,21 @@ def test_what_a_row_rests_on():
 
 def test_what_is_after_sft_costs_and_samples():
     def those(holds):
-        return [row.name for row in PIPELINE if holds(row.folder)]
+        return [row.name for row in PIPELINE if holds(row.folder) and row.name not in PRESETS]
 
     after = ["distill", "candidates", "ppo", "grpo", "rloo", "preferences", "dpo"]
     assert those(pipeline.after_sft) == after and pipeline.after_sft("06_grpo_task")
     assert those(pipeline.counts_cost) == ["sft", *(name for name in after if name != "preferences")]
     assert those(pipeline.samples_while_training) == ["distill", "ppo", "grpo", "rloo"]
     assert not any(holds("") for holds in (pipeline.after_sft, pipeline.counts_cost))
+    for preset in PRESETS:  # as its method
+        folder = METHODS[preset].folder
+        assert pipeline.after_sft(folder) and pipeline.samples_while_training(folder)
 
 
 def test_where_a_method_gets_its_samples():
     found = {method: row and row.name for method in METHODS for row in [pipeline.sampled_in(method)]}
+    assert all(found.pop(preset) == preset for preset in PRESETS)
     assert found == {
         **{"sft": None, "distill": "distill", "ppo": "ppo"},
         **{"grpo": "grpo", "rloo": "rloo", "dpo": "candidates"},
@@ -113,7 +117,7 @@ def with_second_distill(**facts) -> list[StageRow]:
         (changed("sft", option=("--objective", "sft")), "sft: an option tells it from"),
         (changed("ppo", builder="trainers"), "ppo: there is no utils/methods/ppo/trainers.py"),
         (changed("ppo", code="pop"), "ppo: there is no utils/methods/pop/settings.py"),
-        ([row for row in PIPELINE if row.name != "rloo"], "no row has utils/methods/rloo"),
+        ([row for row in PIPELINE if getattr(row, "package", "") != "rloo"], "no row has utils/methods/rloo"),
         (with_second_distill(), "x: the rows of 03_sft_train.py are told apart by the values of one option"),
         (with_second_distill(option=("--y", "x")), "x: the rows of 03_sft_train.py are told apart"),
     ],
@@ -121,10 +125,6 @@ def with_second_distill(**facts) -> list[StageRow]:
 def test_a_table_that_lacks_something_is_refused(table, said):
     with pytest.raises(ValueError, match=f"pipeline.py: {said}"):
         check(table)
-
-
-def test_a_second_option_is_a_second_stage():
-    check(with_second_distill(option=("--objective", "x")))
 
 
 @pytest.mark.parametrize(("name", "samples"), [("grpo", False), ("dpo", True)])

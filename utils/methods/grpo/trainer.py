@@ -22,7 +22,7 @@ from utils.rewards.reward_pipeline import RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import process_advantages
 from utils.rollouts.follows_curriculum import FollowsCurriculum
-from utils.rollouts.panels import GRADIENT, LENGTH, REWARDS, VALIDATION
+from utils.rollouts.panels import GRADIENT, LENGTH, PHANTOM, REWARDS, VALIDATION
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
 from utils.rollouts.start import OutcomeRewards, RenderedPrompts, Start, rollout_arguments
@@ -34,6 +34,7 @@ PANELS = {
     "entropy (nats per token)": ["entropy"],
     "share of tokens clipped": ["clip_ratio/region_mean"],
     "share of groups without signal": ["frac_reward_zero_std"],
+    **PHANTOM,
     **LENGTH,
     **GRADIENT,
 }
@@ -46,14 +47,27 @@ class SharedPrefixGRPOTrainer(
 
     ``process_rewards``, where it is set, holds the rewards of the rollout's tokens: each token's advantage is
     then that of its completion's other rewards, and what its later tokens earn from the teacher.
+    ``divides_by_mean``: advantages are divided by the group's mean reward, and 0 where that is not above 0
+    (MaxRL, arXiv 2602.02710).
     """
 
     process_rewards: OutcomeRewards | None = None
+    divides_by_mean: bool = False
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The stock rewards, [B of all processes, functions]; kept until the rollout is complete."""
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The stock rollout; advantages [B], or [B, C] under process supervision."""
         rollout = super()._generate_and_score_completions(inputs)
         mask = rollout["completion_mask"]
+        if self.divides_by_mean:
+            rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+            means = rewards.view(-1, self.num_generations).mean(1).repeat_interleave(self.num_generations)
+            own = means[self.accelerator.process_index * len(inputs) :][: len(inputs)]
+            rollout["advantages"] = torch.where(own > 0, rollout["advantages"] / own, 0.0)
         if self.process_rewards is not None:
             paid = self.process_rewards.paid
             tokens = intrinsic_tokens(paid, self.process_rewards.mask)
@@ -61,6 +75,8 @@ class SharedPrefixGRPOTrainer(
             rollout["advantages"] = (advantages + rollout["advantages"][:, None].double()).float()
             self._log_total(self.accelerator.gather(paid.total))
         advantages = rollout["advantages"]
+        mass = (advantages.abs() * mask).sum(1) if advantages.ndim == 2 else advantages.abs()
+        self._log_phantom(mass, self.outcomes.paid.correct)
         weights = mask if advantages.ndim == 2 else torch.ones_like(advantages)
         sums = torch.stack([(advantages.abs() * weights).sum(), weights.sum().float()])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
@@ -93,11 +109,13 @@ def build_grpo_trainer(
     by_token = algo.supervision == "process"
     start = Start.of(ctx, records, spec, tokens=by_token)
     arguments = GRPOConfig(
-        **rollout_arguments(ctx, GRPOConfig, correction=True),
+        **rollout_arguments(ctx, GRPOConfig, correction=True)
+        | {"scale_rewards": "none" if algo.scale_rewards == "mean" else algo.scale_rewards},
         # Under process supervision the teacher's part is not in the outcome that groups compare.
         reward_weights=[float(name != "intrinsic") for name in start.rewards.names] if by_token else None,
     )
     trainer = start.trainer(ctx, SharedPrefixGRPOTrainer, arguments, records)
+    trainer.divides_by_mean = algo.scale_rewards == "mean"
     if by_token:
         trainer.process_rewards = start.rewards
     return trainer, start.tokenizer

@@ -15,7 +15,7 @@ from utils.models.loading import load_policy
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.follows_curriculum import follow_curriculum
-from utils.rollouts.panels import ADAPTED, CUT_OFF, LENGTH, REWARDS, VALIDATION
+from utils.rollouts.panels import ADAPTED, CUT_OFF, LENGTH, PHANTOM, REWARDS, VALIDATION
 from utils.rollouts.start import Start, rollout_arguments
 
 __all__ = ["PPOConfig", "PPOTrainer", "build_ppo_trainer"]
@@ -25,7 +25,11 @@ PANELS = {
     **ADAPTED,
     **VALIDATION,
     "return and value (per token)": ["returns/mean", "values/mean"],
-    "explained variance": ["explained_variance"],
+    "explained variance of returns": [
+        "explained_variance/lambda_1",
+        "explained_variance/lambda_1/siblings",
+        "explained_variance/lambda_1/group_mean",
+    ],
     "KL to the reference (nats per token)": ["kl"],
     "KL to the reference (nats per completion)": ["kl_sequence"],
     "KL coefficient": ["kl_coef"],
@@ -35,6 +39,7 @@ PANELS = {
     "entropy (nats per token)": ["entropy"],
     "policy loss": ["loss/policy"],
     "value loss": ["loss/value"],
+    **PHANTOM,
     **LENGTH,
     **CUT_OFF,
     "gradient norm": ["grad_norm", "grad_norm/value"],
@@ -62,6 +67,7 @@ def build_ppo_trainer(
         train_dataset=start.dataset,
         processing_class=start.tokenizer,
         value_model=critic,
+        siblings=algo.value_model == "siblings",
     )
     trainer.prompt_tokens = start.rewards.prompt_tokens
     follow_curriculum(ctx, trainer, records, algo.num_rollouts)

@@ -24,10 +24,11 @@ def alone(values: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------- advantages and returns
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float | Tensor) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, arXiv 1506.02438), [B, C].
 
-    `values` are V(s_t) of the state before each token, so that with V = 0 after the last token
+    `values` are V(s_t) of the state before each token, `lam` is one for all or [B], so that with V = 0 after
+    the last token
 
         delta_t = r_t + gamma V_{t+1} - V_t,    A_t = delta_t + gamma lam A_{t+1},    return_t = A_t + V_t.
 
@@ -43,6 +44,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         running = (deltas[:, step] + gamma * lam * running) * mask[:, step]
         advantages[:, step] = running
     return advantages
+
+
+def lambda_by_length(mask: Tensor, alpha: float) -> Tensor:
+    """Length-adaptive lambda, 1 - 1/(alpha * tokens), at least 0, [B] (VAPO, arXiv 2504.05118, 4.2)."""
+    return (1 - 1 / (alpha * mask.sum(1).clamp(min=1))).clamp(min=0.0)
 
 
 # ---------------------------------------------------------------------------------------------- statistics
@@ -88,16 +94,29 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Tot
 
 
 def policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, cliprange: float
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    cliprange: float,
+    *,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The clipped surrogate, -min(rho A, clip(rho, 1 - c, 1 + c) A) with rho = pi / pi_old.
 
-    Elementwise: the loss, and bool where it clips, which leaves the element without a gradient.
+    `cliprange_high` is another c above 1 (clip-higher, DAPO, arXiv 2503.14476, 3.1). With `dual_clip` the
+    loss where A < 0 is at most -dual_clip A (Ye et al. 2020, arXiv 1912.09729, eq. 5). Elementwise: the loss,
+    and bool where it clips, which leaves the element without a gradient.
     """
     ratio = (log_probs - old_log_probs).exp()
     free = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.maximum(free, clipped), clipped > free
+    high = cliprange if cliprange_high is None else cliprange_high
+    loss = torch.maximum(free, -advantages * ratio.clamp(1 - cliprange, 1 + high))
+    clipped = loss > free
+    if dual_clip is not None:
+        most = torch.where(advantages < 0, -dual_clip * advantages, torch.inf)
+        loss, clipped = torch.minimum(loss, most), clipped | (loss > most)
+    return loss, clipped
 
 
 def value_loss(

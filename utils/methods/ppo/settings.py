@@ -18,16 +18,41 @@ class PpoUpdates:
     num_mini_batches: int = setting(2, "optimizer steps per pass", above=0)
     gamma: float = setting(1.0, "discount", between=(0, 1))
     lam: float = setting(0.95, "lambda of generalised advantage estimation; 1: full returns", between=(0, 1))
+    lam_value: float | None = setting(
+        None, "lambda of the returns that the critic learns (VC-PPO: 1); null: lam", between=(0, 1)
+    )
+    lam_length: float | None = setting(
+        None, "length-adaptive lam, 1 - 1/(lam_length * tokens) (VAPO: 0.05); null: lam", above=0
+    )
     cliprange: float = setting(0.2, "clip range of the probability ratio", above=0)
+    cliprange_high: float | None = setting(
+        None, "upper clip range (clip-higher: 0.28); null: cliprange", above=0
+    )
+    dual_clip: float | None = setting(
+        None, "most that a ratio weighs where the advantage is negative (3 is usual); null: no limit", above=1
+    )
     cliprange_value: float = setting(
         0.2, "how far a value may move from the rollout's without being clipped", above=0
     )
     vf_coef: float = setting(0.1, "weight of the value loss", above=0)
+    critic_warmup_rollouts: int = setting(
+        0, "first rollouts, out of all, that train the critic alone", at_least=0
+    )
+    critic_target: Literal["returns", "residual"] = setting(
+        "returns", "residual: the critic learns what the siblings' values leave unexplained"
+    )
+    critic_gradient: Literal["trunk", "head"] = setting(
+        "trunk", "how far the value loss of a shared critic reaches"
+    )
+    sibling_shrinkage: float = setting(1.0, "siblings that the mean of the group counts for", above=0)
     entropy_coef: float = setting(
         0.0, "weight of the entropy bonus in the loss: of each token alone", at_least=0
     )
     entropy_reward_coef: float = setting(
         0.0, "entropy bonus in the reward, -coef * log pi per token: credit for later entropy too", at_least=0
+    )
+    positive_nll_coef: float = setting(
+        0.0, "weight of the likelihood of right completions in the loss, per token of theirs", at_least=0
     )
     kl_coef: float = setting(
         0.005, "weight of the KL penalty (k1, per token, in the reward); 0: no reference", at_least=0
@@ -56,8 +81,10 @@ class PpoAlgo(PpoUpdates, RolloutAlgo):
     num_generations: int = setting(
         8, "completions per prompt; 1 is allowed, the critic is the baseline", above=0
     )
-    value_model: Literal["shared", "separate"] = setting(
-        "shared", "critic: a head on the policy's hidden states, or a second copy of the start policy"
+    value_model: Literal["siblings", "shared", "separate"] = setting(
+        "shared",
+        "values: of the completions that share the prefix, without a critic; or by a critic, a head on the "
+        "policy's hidden states or on a second copy of the start policy",
     )
 
     size_option: ClassVar[str] = "rollout_batch_size"
@@ -78,6 +105,7 @@ class PpoAlgo(PpoUpdates, RolloutAlgo):
         return self.rollout_batch_size // self.steps_per_generation
 
     def validate(self) -> None:
+        self._validate_values()
         if self.adaptive_kl and not self.kl_coef:
             raise ValueError("adaptive_kl multiplies kl_coef, which is 0: set kl_coef above 0")
         size, pieces = self.rollout_batch_size, self.steps_per_generation
@@ -87,3 +115,16 @@ class PpoAlgo(PpoUpdates, RolloutAlgo):
                 f"gradient_accumulation_steps ({pieces})"
             )
         super().validate()
+
+    def _validate_values(self) -> None:
+        siblings = self.value_model == "siblings"
+        if siblings and (self.critic_warmup_rollouts or self.critic_target == "residual"):
+            name = "critic_warmup_rollouts" if self.critic_warmup_rollouts else "critic_target residual"
+            raise ValueError(f"{name} needs a critic: set value_model to shared or separate")
+        if (siblings or self.critic_target == "residual") and self.num_generations < 2:
+            raise ValueError("siblings are other completions of a prompt: set num_generations above 1")
+        if self.critic_warmup_rollouts >= self.num_rollouts:
+            raise ValueError(
+                f"critic_warmup_rollouts ({self.critic_warmup_rollouts}) leaves none of num_rollouts "
+                f"({self.num_rollouts}) to the policy"
+            )

@@ -1,7 +1,7 @@
 """PPO on tokens: every token has its own reward, value and advantage.
 
 TRL no longer has a PPO trainer. This one is TRL's GRPOTrainer (sampling, rollout buffer, logging, resuming)
-with the two steps that make it PPO replaced; the rest of the method is `ppo_math.py` and `value.py`:
+with the two steps that make it PPO replaced; the rest of the method is `losses.py` and `values.py`:
 
     rollout   sample completions; log-probabilities and values from one pass of the policy, log-probabilities
               of the frozen reference; token rewards from the reward pipeline, less kl_coef * k1 and
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +26,32 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.utils import disable_dropout_in_model, split_tensor_dict, use_adapter
 
-from utils.frame.files import UserError, derive_seed, read_json, write_json
+from utils.frame.files import UserError, read_json, write_json
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.methods.ppo.losses import (
     KLController,
-    explained_variance,
-    gae,
     k1,
     k3,
-    moments,
     policy_loss,
     value_loss,
     whiten,
 )
 from utils.methods.ppo.ppo_config import PPOConfig
+from utils.methods.ppo.rollout_numbers import REMEDY, LogsRollouts
+from utils.methods.ppo.values import EstimatesValues
 from utils.models.prefix.prefix_scoring import TokenScores, accept_shared_prefix
 from utils.models.prefix.shared_prefix import BATCH, CompletionBatch, evaluating, head_obstacle, obstacle
-from utils.models.value_head import TrainsCritic, ValueModel, attach_value_head
-from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
+from utils.models.value_head import TrainsCritic
+from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rollouts.sampler_correction import CorrectsSampler, corrected
 from utils.rollouts.shared_prefix_trainer import refuse_sharding
-from utils.training.finite import check_finite
 
 STATE_FILE = "ppo_state.json"
-UPDATE_METRICS = ("loss", "loss/policy", "loss/value", "approx_kl", "clip_ratio/policy", "clip_ratio/value")
-_REMEDY = (
-    "lower algo.learning_rate or algo.num_ppo_epochs, or use model.torch_dtype float32; "
-    "the last resume point is kept"
-)
 
 
-class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
-    """PPO with a value head on the policy, or with a critic of its own where `value_model` is given.
+class PPOTrainer(EstimatesValues, LogsRollouts, CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
+    """PPO with a value head on the policy, with a critic of its own where `value_model` is given, or, with
+    `siblings`, with none: values are then those of `siblings.py`.
 
     `pipeline` pays the completions; the data set's `record` column indexes its records. Raises UserError for
     a model without a plain language-model head, and under FSDP or DeepSpeed.
@@ -74,6 +67,7 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         value_model: nn.Module | None = None,
+        siblings: bool = False,
         **kwargs: Any,
     ):
         super().__init__(
@@ -90,15 +84,7 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         for used in (policy, self.ref_model, value_model):
             if used is not None:
                 _make_ready(self.accelerator.unwrap_model(used))
-        seed = derive_seed(args.seed, "value_head")
-        self.value_model = None  # as prepared: under DDP, a wrapper of the critic
-        if value_model is None:
-            self.critic = attach_value_head(policy, seed)
-        else:
-            if args.gradient_checkpointing:
-                value_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-            self.critic = ValueModel(value_model, seed)
-            self.value_model = self.accelerator.prepare_model(self.critic)
+        self._attach_critic(policy, value_model, siblings)
         self.kl = KLController(args.kl_coef, args.kl_target if args.adaptive_kl else None, args.kl_horizon)
         self._micro_batches = args.steps_per_generation * args.num_ppo_epochs  # per rollout
         self._rollout: dict[str, Tensor] = {}
@@ -115,7 +101,7 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
     ) -> TokenScores:
         """Log-probabilities at the sampling temperature, and entropy and value where wanted, float32 [N]."""
         shared = not self._stock("scoring", self._scoring_obstacle(self.model, False, {}))
-        own_head = value and self.value_model is None
+        own_head = value and self.value_model is None and self.critic is not None
         with self.accelerator.autocast():
             scores = model(
                 shared_prefix=batch,
@@ -123,8 +109,9 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
                 temperature=self.temperature,
                 entropy=entropy,
                 value=own_head,
+                value_trunk=self.args.critic_gradient == "trunk",
             )
-            if value and not own_head:
+            if value and self.value_model is not None:
                 scores.value = self.value_model(batch, shared)
         return scores
 
@@ -157,15 +144,14 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         batch, texts, truncated, sampler_log_probs = self._sample([row["prompt"] for row in inputs])
         mask = batch.completion_mask.bool()
 
-        log_probs, entropies, values = self._score_rollout(self.model, batch, entropy=True, value=True)
+        log_probs, entropies, *learned = self._score_rollout(self.model, batch, entropy=True, value=True)
         log_ratio = log_probs - (self._reference_log_probs(batch) if args.kl_coef else log_probs)
         rewards = self.pipeline.score_tokens(record, batch, texts, truncated)
         token_rewards = rewards.token_rewards - self.kl.coef * k1(log_ratio)
         token_rewards = token_rewards - args.entropy_reward_coef * log_probs
         if args.whiten_rewards:
             token_rewards = whiten(token_rewards, mask, shift_mean=False, total=self._total)
-        advantages = gae(token_rewards, values, mask, gamma=args.gamma, lam=args.lam)
-        returns = advantages + values
+        values, known, returns, advantages = self._values(token_rewards, batch, *learned)
         for name, found in (("log-probabilities", log_ratio), ("values", values), ("rewards", returns)):
             self._check_finite(name, found, record)
 
@@ -173,9 +159,12 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         self._log_rollout(rewards, mask, truncated, values, returns, entropies, log_ratio)
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, total=self._total)
+        if self.num_generations > 1:
+            self._log_phantom(advantages.abs().sum(1), rewards.correct)
         return {
             **{name: getattr(batch, name) for name in BATCH},
             "old_log_probs": log_probs,
+            "known_values": known,
             "old_values": values,
             "advantages": advantages,
             "returns": returns,
@@ -196,56 +185,6 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         device = self.accelerator.device
         batch = CompletionBatch.of(prompt_ids, completion_ids, device)
         return batch, texts, torch.tensor(truncated, device=device), log_probs
-
-    def _count_tokens(self, batch: CompletionBatch) -> None:
-        """Count this rollout's completion tokens, and, as TRL does, all tokens so far, prompts included."""
-        prompt, completion = self._total(
-            torch.stack([batch.prompt_mask.sum(), batch.completion_mask.sum()])
-        ).tolist()
-        self._rollout_tokens = completion
-        self.state.num_input_tokens_seen += prompt + completion
-        self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
-
-    def _log_rollout(
-        self,
-        rewards: RolloutRewards,
-        mask: Tensor,
-        truncated: Tensor,
-        values: Tensor,
-        returns: Tensor,
-        entropies: Tensor,
-        log_ratio: Tensor,
-    ) -> None:
-        """Log the rollout's statistics, and let the KL coefficient follow."""
-        every = torch.ones_like(truncated)
-
-        def mean(numbers: Tensor, chosen: Tensor) -> float:
-            return float(moments(numbers, chosen, self._total)[1])
-
-        lengths = mask.sum(1)
-        found = {
-            "reward": mean(rewards.total, every),
-            **{f"rewards/{name}/mean": mean(paid, every) for name, paid in rewards.components.items()},
-            **{f"weights/{name}": rewards.weights[name] for name in self.pipeline.combiner.adapted},
-            "train_accuracy": mean(rewards.correct, every),
-            "completions/mean_length": mean(lengths, every),
-            "completions/clipped_ratio": mean(truncated, every),
-            "values/mean": mean(values, mask),
-            "returns/mean": mean(returns, mask),
-            "entropy": mean(entropies, mask),
-        }
-        explained = explained_variance(values, returns, mask, self._total)
-        if not math.isnan(explained):
-            found["explained_variance"] = explained
-        if self.args.kl_coef:
-            found |= {
-                "kl": mean(k3(log_ratio), mask),
-                "kl_sequence": mean(k1(log_ratio).sum(1), every),
-                "kl_coef": self.kl.coef,
-            }
-            completions = int(self._total(every.sum()))
-            self.kl.update(found["kl_sequence"], completions)
-        self._record(found)
 
     # -------------------------------------------------------------------------------------------- updates
 
@@ -269,8 +208,10 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         size = self.args.gradient_accumulation_steps
         for mini_batch in (parts[start : start + size] for start in range(0, len(parts), size)):
             tokens = self._total(sum(part["completion_mask"].sum() for part in mini_batch)).clamp(min=1)
-            for part in mini_batch:
-                part["tokens"] = tokens
+            right = [part["completion_mask"] * part["correct"][:, None] for part in mini_batch]
+            share = self._total(sum(map(torch.sum, right))).clamp(min=1) / tokens
+            for part, tokens_of_right in zip(mini_batch, right, strict=True):
+                part |= {"tokens": tokens, "positive": tokens_of_right / share}
         return parts
 
     def training_step(self, model: nn.Module, inputs: list, num_items_in_batch: Any = None) -> Tensor:
@@ -291,6 +232,8 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
             loss = torch.zeros((), device=self.accelerator.device)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)
+            if self._warming_up():
+                self._hold_policy(model)
         if place + 1 == self._micro_batches:
             self._log_updates()
         return loss
@@ -308,35 +251,43 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         self._count_trained(inputs)
         batch = CompletionBatch.within(inputs)
         mask = batch.completion_mask.bool()
-        old_log_probs, old_values, advantages, returns = (
-            inputs[name][mask] for name in ("old_log_probs", "old_values", "advantages", "returns")
+        old_log_probs, known, old_values, advantages, returns = (
+            inputs[name][mask]
+            for name in ("old_log_probs", "known_values", "old_values", "advantages", "returns")
         )
         scores = self._score(model, batch, entropy=args.entropy_coef != 0, value=True)
-        policy, policy_clipped = policy_loss(scores.log_prob, old_log_probs, advantages, args.cliprange)
-        policy = corrected(policy, inputs, mask)
-        value, value_clipped = value_loss(scores.value, old_values, returns, args.cliprange_value)
-        loss = policy + args.vf_coef * value
+        policy, policy_clipped = policy_loss(
+            scores.log_prob,
+            old_log_probs,
+            advantages,
+            args.cliprange,
+            cliprange_high=args.cliprange_high,
+            dual_clip=args.dual_clip,
+        )
+        loss = policy = corrected(policy, inputs, mask)
+        measured = {"loss/policy": policy, "clip_ratio/policy": policy_clipped}
+        if self.critic is not None:
+            estimate = known + scores.value
+            value, value_clipped = value_loss(estimate, old_values, returns, args.cliprange_value)
+            loss = loss + args.vf_coef * value
+            measured |= {"loss/value": value, "clip_ratio/value": value_clipped}
+        if (
+            args.positive_nll_coef
+        ):  # VAPO, arXiv 2504.05118, eq. 11: a mean over the tokens of right completions
+            loss = loss - args.positive_nll_coef * inputs["positive"][mask] * scores.log_prob
         if args.entropy_coef:
             loss = loss - args.entropy_coef * scores.entropy
         self._check_finite("losses", batch.scatter(loss.detach()), inputs["record"].tolist())
 
-        approx_kl = k3(old_log_probs - scores.log_prob.detach())
-        measured = (loss, policy, value, approx_kl, policy_clipped, value_clipped)
-        sums = torch.stack([numbers.detach().double().sum() for numbers in measured])
+        measured |= {"loss": loss, "approx_kl": k3(old_log_probs - scores.log_prob.detach())}
+        sums = torch.stack([numbers.detach().double().sum() for numbers in measured.values()])
         self._sums = self._sums + sums / inputs["tokens"]
         if self.accelerator.sync_gradients:  # the update's last micro-batch
             means = self._total(self._sums).tolist()
-            self._updates.append(dict(zip(UPDATE_METRICS, means, strict=True)))
+            self._updates.append(dict(zip(measured, means, strict=True)))
             self._sums = 0.0
         # DDP averages gradients over processes, the mean is over the tokens of all.
         return loss.sum() / inputs["tokens"] * self.accelerator.num_processes
-
-    def _log_updates(self) -> None:
-        seconds = time.perf_counter() - self._rollout_began
-        for update in self._updates:
-            self._record(update)
-        skipped = self._micro_batches // self.args.gradient_accumulation_steps - len(self._updates)
-        self._record({"updates_skipped": skipped, "tokens_per_second": self._rollout_tokens / seconds})
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | float:
         """Norm of the policy's gradient, after clipping that of a critic of its own; recorded per update."""
@@ -350,7 +301,7 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
                 )
             for name, norm in norms.items():
                 if not math.isfinite(norm):
-                    raise UserError(f"{name} is {norm} at step {self.state.global_step}: {_REMEDY}")
+                    raise UserError(f"{name} is {norm} at step {self.state.global_step}: {REMEDY}")
             self._record(norms)
         return grad_norm
 
@@ -365,17 +316,6 @@ class PPOTrainer(CorrectsSampler, TrainsCritic, SharedPrefixGRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.kl.coef = read_json(Path(checkpoint) / STATE_FILE)["kl_coef"]
-
-    # ------------------------------------------------------------------------------------------- numbers
-
-    def _record(self, found: dict[str, float]) -> None:
-        """Log numbers; a log row holds their means since the last one."""
-        for name, number in found.items():
-            self._metrics["train"][name].append(number)
-
-    def _check_finite(self, what: str, numbers: Tensor, record: Sequence[int]) -> None:
-        """Raise UserError naming step and records where a row of [B, C] holds NaN or infinity."""
-        check_finite(what, numbers, record, self.pipeline.records, self.state.global_step, _REMEDY)
 
 
 def _make_ready(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ from utils.methods.rloo.settings import RlooAlgo
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import baselines
 from utils.rollouts.follows_curriculum import FollowsCurriculum
-from utils.rollouts.panels import ADAPTED, CUT_OFF, GRADIENT, LENGTH, REWARDS, VALIDATION
+from utils.rollouts.panels import ADAPTED, CUT_OFF, GRADIENT, LENGTH, PHANTOM, REWARDS, VALIDATION
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.rollout_log import RolloutLog, by_group
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
@@ -44,6 +44,7 @@ PANELS = {
     "entropy (nats per token)": ["entropy"],
     "share of completions clipped": ["clip_ratio/region_mean"],
     "share of groups without signal": ["frac_reward_zero_std"],
+    **PHANTOM,
     **LENGTH,
     **CUT_OFF,
     **GRADIENT,
@@ -111,6 +112,7 @@ class SharedPrefixRLOOTrainer(
             advantages = (advantages - advantages.mean()) / (nanstd(advantages) + 1e-4)  # as TRL does it
         first = self.accelerator.process_index * len(inputs)
         rollout["advantages"] = advantages[first : first + len(inputs)]
+        self._log_phantom(rollout["advantages"].abs(), self.outcomes.paid.correct)
         self._log_rollout(inputs, rewards, kl, baseline, advantages)
         return rollout
 

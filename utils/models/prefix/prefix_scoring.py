@@ -155,13 +155,15 @@ def score_completions(
     temperature: float = 1.0,
     entropy: bool = False,
     value: bool = False,
+    value_trunk: bool = True,
     shared: bool = True,
     vocab_size: int | None = None,
 ) -> TokenScores:
     """Score every unmasked completion token of `batch`; see `TokenScores`, `completion_states` (for errors).
 
     `batch.scatter` brings each [N] result to [B, C]. Differentiable; wrap in `torch.no_grad()` for a frozen
-    model. `value` asks the model's `value_head`; `shared=False` runs whole sequences.
+    model. `value` asks the model's `value_head`, whose gradient ends there unless `value_trunk`;
+    `shared=False` runs whole sequences.
     """
     before = states_before(model, batch, shared)
     scores = token_scores(
@@ -173,7 +175,7 @@ def score_completions(
         vocab_size=vocab_size,
     )
     if value:
-        scores.value = unwrapped(model).value_head(before)
+        scores.value = unwrapped(model).value_head(before if value_trunk else before.detach())
     return scores
 
 

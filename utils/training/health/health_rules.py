@@ -249,9 +249,9 @@ def truncation(log: History, curve: LogCurve) -> Iterator[Check]:
     yield Check("truncation", f"{100 * first:.1f} % -> {100 * last:.1f} %", finding)
 
 
-@needs(2 * STRETCH, "explained_variance")
+@needs(2 * STRETCH, "explained_variance/lambda_1")
 def explained_variance(log: History, curve: LogCurve) -> Iterator[Check]:
-    """A critic that is worse than a constant for long; its first values, before it learned, do not count."""
+    """Values worse than a constant for long; the first, before a critic has learned, do not count."""
     later = curve[STRETCH:]
     bad = np.flatnonzero(np.convolve(later.values < 0, np.ones(STRETCH), mode="valid") >= 0.85 * STRETCH)
     finding = None
@@ -260,11 +260,11 @@ def explained_variance(log: History, curve: LogCurve) -> Iterator[Check]:
         finding = HealthFinding(
             "explained_variance",
             "warning",
-            f"the critic is worse than a constant: explained variance below 0 in "
+            f"the values are worse than a constant: explained variance below 0 in "
             f"{100 * np.mean(part.values < 0):.0f} % of the logs from step {part.steps[0]:g} to "
             f"{part.steps[-1]:g}, median {np.median(part.values):.2f}",
-            "raise algo.value_learning_rate or algo.vf_coef, or try algo.value_model separate; algo.lam 1 "
-            "depends on the critic less",
+            "set algo.value_model siblings, which needs no critic, or raise algo.value_learning_rate; "
+            "algo.lam 1 depends on the values less",
         )
     yield Check("explained_variance", f"{curve.first:.2f} -> {curve.last:.2f}", finding)
 
@@ -276,7 +276,7 @@ def value_loss(log: History, curve: LogCurve) -> Iterator[Check]:
         "lower algo.value_learning_rate, widen algo.cliprange_value, or bound the returns by "
         "reward.intrinsic.normaliser and reward.intrinsic.clip"
     )
-    explains = log.curve("explained_variance")
+    explains = log.curve("explained_variance/lambda_1")
     explained = len(explains) and explains.last > 0.3
     finding = None if explained else _growth("value_loss", curve[len(curve) // 4 :], 3, remedy)
     yield Check("value_loss", f"{curve.first:.3g} -> {curve.last:.3g}", finding)

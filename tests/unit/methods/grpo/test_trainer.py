@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.support import group_stub
+from tests.support.group_formulas import outcome_advantages, slow_loss
 from tests.support.group_stub import (
     SIZE,
     WEIGHT,
@@ -23,7 +25,7 @@ from tests.support.group_stub import (
 from utils.frame.typed_settings import check
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
-from utils.rollouts.advantages import process_advantages
+from utils.rollouts.advantages import phantom_share, process_advantages
 
 
 @pytest.fixture
@@ -34,17 +36,6 @@ def make(tiny_models, tmp_path):
 
 
 # ------------------------------------------------------------------------------------ slow references
-
-
-def outcome_advantages(rewards: np.ndarray, scale: str) -> np.ndarray:
-    """Rewards [B] against their groups, as TRL documents it (its 1e-4 included)."""
-    groups = rewards.reshape(-1, SIZE)
-    centred = groups - groups.mean(1, keepdims=True)
-    if scale == "group":
-        centred = centred / (groups.std(1, ddof=1, keepdims=True) + 1e-4)
-    elif scale == "batch":
-        centred = centred / (rewards.std(ddof=1) + 1e-4)
-    return centred.reshape(-1)
 
 
 def slow_process(rewards, mask, size) -> np.ndarray:
@@ -66,49 +57,13 @@ def slow_process(rewards, mask, size) -> np.ndarray:
     return result
 
 
-def slow_loss(new, old, ref, advantages, mask, args, tokens_in_rollout) -> float:
-    """The loss of one micro-batch, [B, C] each, as the papers (and TRL's documentation) define it."""
-    low, high = 1 - args.epsilon, 1 + (args.epsilon if args.epsilon_high is None else args.epsilon_high)
-    if advantages.ndim == 1:
-        advantages = advantages[:, None]
-    lengths = mask.sum(1)
-    log_ratio = (new - old) * mask
-    sequence = args.importance_sampling_level == "sequence"
-    ratio = np.exp((log_ratio.sum(1) / lengths)[:, None] if sequence else log_ratio)
-    kind = args.loss_type
-    if kind == "cispo":
-        loss = -np.minimum(ratio, args.epsilon_high) * advantages * new
-    elif kind == "sapo":
-        heat = np.where(advantages > 0, args.sapo_temperature_pos, args.sapo_temperature_neg)
-        loss = -4 / heat / (1 + np.exp(-heat * (ratio - 1))) * advantages
-    elif kind == "vespo":
-        whole = np.exp(log_ratio.sum(1))[:, None]
-        k = np.where(advantages >= 0, args.vespo_k_pos, args.vespo_k_neg)
-        rate = np.where(advantages >= 0, args.vespo_lambda_pos, args.vespo_lambda_neg)
-        loss = -np.exp(rate) * whole**k * np.exp(-rate * whole) * advantages * new
-    else:
-        loss = -np.minimum(ratio * advantages, np.clip(ratio, low, high) * advantages)
-    if args.beta:
-        kl = np.exp(ref - new) - (ref - new) - 1
-        loss = loss + args.beta * kl * ratio  # TRL's unbiased reverse-KL gradient
-    loss = loss * mask
-    if kind in ("grpo", "sapo"):
-        return (loss.sum(1) / lengths).mean()
-    if kind == "bnpo":
-        return loss.sum() / mask.sum()
-    if kind == "dr_grpo":
-        return loss.sum() / (len(mask) * args.max_completion_length)
-    if kind == "luspo":
-        return loss.sum(1).mean()
-    return loss.sum() / (tokens_in_rollout / args.steps_per_generation)  # dapo, cispo, vespo
-
-
 # ------------------------------------------------------------------------------------------ the trainer
 
 
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("scale", ["group", "batch", "mean", "none"])
 def test_advantages_equal_numpy(make, scale):
-    trainer = make(scale_rewards=scale)
+    trainer = make(scale_rewards="none" if scale == "mean" else scale)
+    trainer.divides_by_mean = scale == "mean"
     rollout = trainer._generate_and_score_completions(rollout_inputs())
     paid = [outcome(ids) + WEIGHT * sum(map(token_reward, ids)) for ids in completions_of(rollout)]
     expected = outcome_advantages(np.array(paid), scale)
@@ -261,3 +216,31 @@ def test_the_budget_is_counted(accumulation, completions):
     """An optimizer step that takes two rollouts' micro-batches samples twice for one of num_rollouts."""
     algo = GrpoAlgo(gradient_accumulation_steps=accumulation)
     assert (algo.sampled_completions, algo.num_prompts) == (completions, completions // 8)
+
+
+# ------------------------------------------------------------------------------------ phantom advantage
+
+
+@given(st.data())
+def test_phantom_share_equals_a_loop(data):
+    masses = data.draw(st.lists(st.floats(0, 5), min_size=12, max_size=12))
+    right = data.draw(st.lists(st.booleans(), min_size=12, max_size=12))
+    phantom = whole = 0.0
+    for first in range(0, 12, SIZE):
+        rows = range(first, first + SIZE)
+        mass = sum(masses[row] for row in rows)
+        whole += mass
+        phantom += mass if len({right[row] for row in rows}) == 1 else 0
+    found = phantom_share(torch.tensor(masses, dtype=torch.float64), torch.tensor(right), SIZE)
+    assert found == pytest.approx(phantom / whole if whole else 0.0)
+
+
+def test_the_log_has_the_phantom_share(make, monkeypatch):
+    monkeypatch.setattr(group_stub, "outcome", lambda ids: outcome(ids) + 0.3)  # some groups all right
+    trainer = make(scale_rewards="none")
+    rollout = trainer._generate_and_score_completions(rollout_inputs())
+    groups = rollout["advantages"].abs().view(-1, SIZE).sum(1)
+    right = trainer.outcomes.paid.correct.view(-1, SIZE).float().mean(1)
+    expected = groups[(right == 0) | (right == 1)].sum() / groups.sum()
+    assert trainer._metrics["train"]["advantages/phantom"] == [pytest.approx(expected.item(), rel=1e-6)]
+    assert 0 < expected < 1

@@ -138,7 +138,9 @@ def test_a_rollout_equals_a_slow_one(make, tiny_models, architecture, lora, sepa
     log_probs, entropies, values = (padded(column) for column in zip(*scores, strict=True))
     log_ratio = log_probs - padded([row[0] for row in reference])
     paid = padded([token_values(completion) for completion in COMPLETIONS])
-    advantages = numpy_gae(paid - 0.1 * log_ratio - 0.05 * log_probs, values, lengths, 0.9, 0.8)
+    rewards = paid - 0.1 * log_ratio - 0.05 * log_probs
+    advantages = numpy_gae(rewards, values, lengths, 0.9, 0.8)
+    to_go = numpy_gae(rewards, np.zeros_like(values), lengths, 0.9, 1.0)
     flat = advantages[mask]
     whitened = np.where(mask, (advantages - flat.mean()) / flat.std(ddof=1), 0)
     for name, expected in (
@@ -157,7 +159,7 @@ def test_a_rollout_equals_a_slow_one(make, tiny_models, architecture, lora, sepa
         "completions/clipped_ratio": 4 / 8,  # two single tokens, the limit, and nothing at all
         "values/mean": values[mask].mean(),
         "returns/mean": (advantages + values)[mask].mean(),
-        "explained_variance": 1 - flat.var() / (advantages + values)[mask].var(),
+        "explained_variance/lambda_1": 1 - (to_go - values)[mask].var() / to_go[mask].var(),
         "entropy": entropies[mask].mean(),
         "kl": (np.exp(-log_ratio) - 1 + log_ratio)[mask].mean(),
         "kl_sequence": log_ratio.sum() / 8,
@@ -213,7 +215,7 @@ def test_sampled_completions_keep_their_end_and_nothing_after_it(make):
 def update_inputs(trainer):
     """A rollout of all the rows as one micro-batch, with old numbers some way off, so that clipping shows."""
     found = rollout_of(trainer)
-    noise = {"old_log_probs": 0.3, "old_values": 0.4, "advantages": 1.0, "returns": 1.0}
+    noise = {"old_log_probs": 0.3, "known_values": 0.2, "old_values": 0.4, "advantages": 1.0, "returns": 1.0}
     generator = torch.Generator().manual_seed(2)
     for name, scale in noise.items():
         found[name] = found[name] + scale * torch.randn(found[name].shape, generator=generator)
@@ -246,9 +248,11 @@ def test_loss_and_gradients_equal_a_slow_pass_and_one_without_shared_prefixes(
     mask = inputs["completion_mask"].bool()
     scores = slow_rollout(trainer, trainer.model)
     log_probs, entropies, values = (torch.cat(column) for column in zip(*scores, strict=True))
-    old_log_probs, old_values, advantages, returns = (
-        inputs[name][mask] for name in ("old_log_probs", "old_values", "advantages", "returns")
+    old_log_probs, known, old_values, advantages, returns = (
+        inputs[name][mask]
+        for name in ("old_log_probs", "known_values", "old_values", "advantages", "returns")
     )
+    values = known + values
     ratio = (log_probs - old_log_probs).exp()
     policy = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
     near = torch.max(torch.min(values, old_values + 0.2), old_values - 0.2)
@@ -392,7 +396,8 @@ def test_the_log_has_a_row_per_rollout_with_every_number(make):
     trainer = trained(make(lora=True, separate=True, adaptive_kl=True, kl_target=0.01, kl_horizon=10))
     rows = [row for row in trainer.state.log_history if "reward" in row]
     assert [row["step"] for row in rows] == [4, 8]
-    names = "reward rewards/exact_match/mean train_accuracy returns/mean values/mean explained_variance kl"
+    names = "reward rewards/exact_match/mean train_accuracy returns/mean values/mean kl"
+    names += " explained_variance/lambda_1"
     names += " kl_sequence kl_coef approx_kl clip_ratio/policy clip_ratio/value entropy loss loss/policy"
     names += " loss/value grad_norm grad_norm/value completions/mean_length completions/clipped_ratio"
     names += " updates_skipped tokens_per_second"
