@@ -57,7 +57,7 @@ def _script(stage: Stage) -> str:
 
 def _preset(stage: Stage) -> bool:
     row = row_of(stage.folder)
-    return isinstance(row, Method) and row.preset
+    return isinstance(row, Method) and bool(row.code)
 
 
 def _presets(stages: list[Stage]) -> str:

@@ -13,6 +13,7 @@ from utils.methods.distill.settings import DistillAlgo
 from utils.methods.dpo.settings import DpoAlgo, PreferencesAlgo
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.ppo.settings import PpoAlgo
+from utils.methods.rft.settings import RftAlgo
 from utils.methods.rloo.settings import RlooAlgo
 from utils.methods.sft.settings import SftAlgo
 from utils.models.settings import ModelConfig
@@ -20,6 +21,7 @@ from utils.rewards.spec import RewardSpec
 
 ALGORITHMS = {
     "sft": SftAlgo,
+    "rft": RftAlgo,
     "ppo": PpoAlgo,
     "grpo": GrpoAlgo,
     "rloo": RlooAlgo,

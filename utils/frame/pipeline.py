@@ -64,8 +64,9 @@ class Method(StageRow):
         ordered: whether it follows a curriculum (``--curriculum``).
         logs: the files in its folder logs/.
         quick: what ``--quick_test`` sets.
-        code: its folder in utils/methods, where that is not its own name: it is then a preset of another
-            method, the same code with the settings of its own YAML file. settings.py there holds <Code>Algo,
+        preset: whether it varies another method: ``--method presets`` names it, ``--method all`` does not.
+        code: its folder in utils/methods, where that is another method's: a preset that is settings alone,
+            those of its own YAML file. settings.py there holds <Code>Algo,
             the class of its algorithm tier; of one that samples, a RolloutAlgo, which says how much
             (utils/rollouts/settings.py).
         builder: the module there with build_<code>_trainer(context, training records, reward specification)
@@ -83,6 +84,7 @@ class Method(StageRow):
     ordered: bool = True
     logs: str = "metrics.jsonl,curves.png"
     quick: Mapping[str, Any] = field(default_factory=_QUICK_ROLLOUTS.copy, hash=False)
+    preset: bool = False
     code: str = ""
     builder: str = "trainer"
 
@@ -97,14 +99,14 @@ class Method(StageRow):
         return f"configs/algorithms/{self.name}.yaml"
 
     @property
-    def preset(self) -> bool:
-        """Whether it is another method's code with settings of its own."""
-        return self.package != self.name
-
-    @property
     def from_pairs(self) -> bool:
         """Whether it learns from preference pairs, in place of the training split."""
         return "preferences" in self.needs
+
+    @property
+    def from_candidates(self) -> bool:
+        """Whether it learns from candidates, in place of the training split."""
+        return "candidates" in self.needs
 
 
 def _preset(method: Method, name: str, summary: str, **quick: Any) -> Method:
@@ -118,6 +120,7 @@ def _preset(method: Method, name: str, summary: str, **quick: Any) -> Method:
         folder=f"{method.folder.partition('_')[0]}_{name}",
         summary=summary,
         option=("--preset", name),
+        preset=True,
         code=method.package,
         quick={**method.quick, **{f"algo.{key}": value for key, value in quick.items()}},
     )
@@ -171,6 +174,20 @@ PIPELINE: tuple[StageRow, ...] = (
         builder="build",
     ),
     StageRow("candidates", "04_candidates", "04_generate_candidates.py", needs=("sft",), samples=True),
+    Method(
+        "rft",
+        "03_rft",
+        "03_sft_train.py",
+        "Fine-tune the SFT policy on the right ones of its candidates (rejection sampling).",
+        option=("--objective", "rft"),
+        preset=True,
+        needs=("candidates",),
+        beside=(),
+        samples=False,
+        rewarded=False,
+        ordered=False,
+        quick={"algo.max_steps": 4, "model.validation.eval_steps": 2, "model.validation.num_items": 8},
+    ),
     _PPO,
     _preset(
         _PPO,

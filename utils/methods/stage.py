@@ -67,6 +67,8 @@ def _stage(method: Method) -> Stage:
     learns_from = "01_preprocessing/{train,val}.jsonl"
     if method.from_pairs:
         learns_from = "08_preferences/{pairs,val_pairs}.jsonl, 01_preprocessing/val.jsonl"
+    if method.from_candidates:
+        learns_from = "04_candidates/candidates.jsonl, 01_preprocessing/val.jsonl"
     start = "the base model" if method.starts == ("base",) else "03_sft/ckpt_sft/best"
     asks_teacher = method.teacher or (method.rewarded and not method.from_pairs)
     return Stage(

@@ -18,6 +18,8 @@ def method_inputs(method: Method, config: StageConfig, run_dir: Path) -> dict[st
         inputs = {"pairs": pairs / "pairs.jsonl", "val_pairs": pairs / "val_pairs.jsonl"}
     else:
         inputs = {"train": prepared_split(run_dir, "train")}
+        if method.from_candidates:
+            inputs["candidates"] = run_dir / ROWS["candidates"].folder / "candidates.jsonl"
     inputs |= {"val": prepared_split(run_dir, "val"), "reward_spec": reward_spec(run_dir)}
     if getattr(config.options, "start", method.starts[0]) == "base":
         inputs |= configured_model(config.model.model.name_or_path)

@@ -52,14 +52,16 @@ def test_what_is_after_sft_costs_and_samples():
     assert those(pipeline.counts_cost) == ["sft", *(name for name in after if name != "preferences")]
     assert those(pipeline.samples_while_training) == ["distill", "ppo", "grpo", "rloo"]
     assert not any(holds("") for holds in (pipeline.after_sft, pipeline.counts_cost))
-    for preset in PRESETS:  # as its method
-        folder = METHODS[preset].folder
-        assert pipeline.after_sft(folder) and pipeline.samples_while_training(folder)
+    for preset in PRESETS:
+        folder, samples = METHODS[preset].folder, preset != "rft"
+        assert pipeline.after_sft(folder) and pipeline.counts_cost(folder)
+        assert pipeline.samples_while_training(folder) == samples
 
 
 def test_where_a_method_gets_its_samples():
     found = {method: row and row.name for method in METHODS for row in [pipeline.sampled_in(method)]}
-    assert all(found.pop(preset) == preset for preset in PRESETS)
+    assert found.pop("rft") == "candidates"
+    assert all(found.pop(preset) == preset for preset in PRESETS if preset != "rft")
     assert found == {
         **{"sft": None, "distill": "distill", "ppo": "ppo"},
         **{"grpo": "grpo", "rloo": "rloo", "dpo": "candidates"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
@@ -65,10 +66,14 @@ def tokenize_demonstrations(
         if len(prompt) > model.model.max_prompt_length or len(completion) > model.generation.max_new_tokens:
             left_out.append(record.id)
         else:
-            mask = [0] * len(prompt) + [1] * len(completion)
-            rows.append({"input_ids": prompt + completion, "completion_mask": mask})
+            rows.append(taught_row(prompt, completion))
     check_left_out(left_out, records, model)
     return rows, left_out
+
+
+def taught_row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
+    """A row of the data set: the token ids of both, and 1 on those that are taught."""
+    return {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
 
 
 def check_left_out(left_out: Sequence[str], records: Sequence[Record], model: ModelConfig) -> None:
@@ -86,7 +91,6 @@ def build_sft_trainer(
 ) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration; counts of rows go into ``ctx.metrics``."""
     model_config: ModelConfig = ctx.config.model
-    algo: SftAlgo = ctx.config.algo
     model, tokenizer = load_policy(model_config.model.name_or_path, model_config.model, trainable=True)
     if model_config.lora.enabled:
         model = add_lora(model, model_config.lora, derive_seed(ctx.seed, "lora"))
@@ -96,10 +100,18 @@ def build_sft_trainer(
             f"{len(left_out)} of {len(records)} demonstrations are too long and left out: {left_out[:5]} …"
         )
     ctx.metrics |= {"demonstrations": len(rows), "left_out": len(left_out)}
+    return trainer_of_rows(ctx, model, tokenizer, rows)
+
+
+def trainer_of_rows(
+    ctx: StageContext, model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[dict]
+) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
+    """The trainer of ``model`` on rows as `taught_row` makes them, by the settings of ``ctx``."""
+    algo: SftAlgo = ctx.config.algo
     batches = share_batches(
         algo.per_device_train_batch_size,
         algo.gradient_accumulation_steps,
-        largest=model_config.training.max_micro_batch,
+        largest=ctx.config.model.training.max_micro_batch,
     )
     fillers = fillers_needed(len(rows), batches.per_device_train_batch_size)
     rows += [{"input_ids": [tokenizer.eos_token_id], "completion_mask": [0]}] * fillers

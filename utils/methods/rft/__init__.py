@@ -1,0 +1,1 @@
+"""Rejection-sampling fine-tuning: supervised, on the right ones of a policy's own samples."""
