@@ -178,6 +178,7 @@ def test_signals_are_those_of_the_whole_rollout(make, kind, tokens):
             sizes.append((own.abs() if own.ndim == 0 else own[mask].abs().mean()).item())
         expected.append(sum(sizes) / SIZE)
     assert told[0] == {"abs_advantage": pytest.approx(expected, rel=1e-6)} and max(expected) > 0
+    del trainer.outcomes
     known = trainer.curriculum_signals(rollout)
     assert "success" not in known  # nothing was graded by a name the trainer knows
     trainer.outcomes = type("Graded", (), {"paid": type("Paid", (), {"correct": torch.ones(16).bool()})})

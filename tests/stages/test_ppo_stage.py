@@ -51,6 +51,7 @@ PPO = PpoAlgo(
     adaptive_kl=True,
     kl_target=0.5,
     kl_horizon=50,
+    value_model="shared",
 )
 UPDATES = 4  # per rollout
 

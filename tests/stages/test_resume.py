@@ -153,6 +153,7 @@ PPO = PpoAlgo(
     adaptive_kl=True,
     kl_target=0.5,
     kl_horizon=50,
+    value_model="shared",
 )
 DISTILL = DistillAlgo(
     **RATES,

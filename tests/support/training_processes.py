@@ -70,7 +70,25 @@ METHODS = {
         build_rloo_trainer,
     ),
     "ppo": (
-        PpoAlgo(learning_rate=1e-2, warmup_steps=1, num_rollouts=2, rollout_batch_size=8, num_generations=2),
+        PpoAlgo(
+            learning_rate=1e-2,
+            warmup_steps=1,
+            num_rollouts=2,
+            rollout_batch_size=8,
+            num_generations=2,
+            value_model="shared",
+        ),
+        build_ppo_trainer,
+    ),
+    "ppo_siblings": (
+        PpoAlgo(
+            learning_rate=1e-2,
+            warmup_steps=1,
+            num_rollouts=2,
+            rollout_batch_size=8,
+            num_generations=4,
+            value_model="siblings",
+        ),
         build_ppo_trainer,
     ),
     "ppo_separate": (

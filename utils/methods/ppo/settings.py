@@ -17,7 +17,7 @@ class PpoUpdates:
     num_ppo_epochs: int = setting(2, "passes over each rollout", above=0)
     num_mini_batches: int = setting(2, "optimizer steps per pass", above=0)
     gamma: float = setting(1.0, "discount", between=(0, 1))
-    lam: float = setting(0.95, "lambda of generalised advantage estimation; 1: full returns", between=(0, 1))
+    lam: float = setting(1.0, "lambda of generalised advantage estimation; 1: full returns", between=(0, 1))
     lam_value: float | None = setting(
         None, "lambda of the returns that the critic learns (VC-PPO: 1); null: lam", between=(0, 1)
     )
@@ -82,7 +82,7 @@ class PpoAlgo(PpoUpdates, RolloutAlgo):
         8, "completions per prompt; 1 is allowed, the critic is the baseline", above=0
     )
     value_model: Literal["siblings", "shared", "separate"] = setting(
-        "shared",
+        "siblings",
         "values: of the completions that share the prefix, without a critic; or by a critic, a head on the "
         "policy's hidden states or on a second copy of the start policy",
     )

@@ -174,7 +174,7 @@ def test_a_residual_critic_starts_from_the_siblings_values(tiny_models, tmp_path
         ({"value_model": "siblings", "critic_warmup_rollouts": 2}, "critic_warmup_rollouts needs a critic"),
         ({"value_model": "siblings", "critic_target": "residual"}, "critic_target residual needs a critic"),
         ({"value_model": "siblings", "num_generations": 1}, "set num_generations above 1"),
-        ({"critic_warmup_rollouts": 64}, "leaves none of num_rollouts"),
+        ({"value_model": "shared", "critic_warmup_rollouts": 64}, "leaves none of num_rollouts"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
