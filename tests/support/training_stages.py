@@ -116,8 +116,9 @@ def run_script(number: str, ctx: StageContext) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     others = module.STAGE.choice.others.values() if module.STAGE.choice else ()
-    of_algo = (each for each in others if isinstance(ctx.config.algo, each.tiers["algo"][0]))
-    ctx.stage = next(of_algo, module.STAGE).folder
+    # The first stage of these settings: presets have the class of their method, and come after it.
+    of_algo = [each for each in (module.STAGE, *others) if type(ctx.config.algo) is each.tiers["algo"][0]]
+    ctx.stage = of_algo[0].folder
     # Drawing all panels takes longer than the training.
     with mock.patch.object(builder(row_of(ctx.stage)), "PANELS", {"reward": ["reward", "val_reward"]}):
         module.run(ctx)

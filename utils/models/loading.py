@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from utils.data.prompts import PromptFormat, set_prompt_format
 from utils.frame.files import REPO_ROOT, UserError, first_line, read_json, write_json
+from utils.models import four_bits
 from utils.models.settings import LoraSection, ModelSection
 
 logger = logging.getLogger(__name__)
@@ -191,6 +192,7 @@ def load_base(
     dtype = number_format(section)
     quantization = None
     if section.load_in_4bit:
+        four_bits.bring_back()
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -20,6 +20,7 @@ from utils.documents.training_curves import plot_curves
 from utils.frame.files import TEMPORARY_PREFIX, UserError, write_jsonl
 from utils.frame.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.frame.stage import StageContext
+from utils.models import four_bits
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.training.cost import MeasuresUpdates
@@ -104,6 +105,8 @@ def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
     steps each.
     """
     model: ModelConfig = ctx.config.model
+    if any(word in model.training.optim for word in ("bnb", "8bit", "paged")):
+        four_bits.bring_back()
     return {
         "output_dir": str(ctx.out / "resume"),
         "seed": ctx.seed,
