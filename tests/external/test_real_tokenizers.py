@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.support.real_tokenizers import REAL, fetched, make_model_around
+from tests.support.real_tokenizers import REAL, fetched, make_model_around, read_each_content_once
 from tests.support.scripts import execute_stage
 from utils.data.prompts import end_of_turn, prompt_ids
 from utils.data.records import load_records
@@ -26,6 +26,7 @@ FEW = {
     "training.save_steps": 9,
 }
 ROLLOUT = ["--num_rollouts", 1, "--rollout_batch_size", 8, "--warmup_steps", 0]
+ALONE = ["--teacher_metrics", "false", "--reference_metrics", "false"]
 STAGES = [
     ("02_build_rewards.py", []),
     ("03_sft_train.py", ["--max_steps", 2, "--per_device_train_batch_size", 4, "--warmup_steps", 0]),
@@ -36,7 +37,7 @@ STAGES = [
     ("07_train_rloo.py", ["--num_samples", 4, *ROLLOUT]),
     ("08_build_prefs.py", ["--gold_as_chosen", "true", "--min_pairs", 1, "--pairs_per_prompt", 2]),
     ("09_train_dpo.py", ["--max_steps", 1, "--per_device_train_batch_size", 4, "--warmup_steps", 0]),
-    ("10_evaluate.py", ["--policy", "sft", "--max_items", 3]),
+    ("10_evaluate.py", ["--policy", "sft", "--max_items", 3, *ALONE]),
     ("10_evaluate.py", ["--policy", "dpo", "--max_items", 3, "--num_samples", 2]),
     ("11_compare_runs.py", []),
 ]
@@ -48,11 +49,12 @@ def riddle(number: int, extra: str = "") -> dict[str, str]:
     return {"question": f"  {a} plus {b}?{extra}  ", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"}
 
 
-@pytest.fixture(scope="module", params=REAL)
-def run(request, tmp_path_factory):
+@pytest.fixture(params=REAL)
+def run(request, tmp_path, unrendered, monkeypatch):
     """The real tokenizer, and a run of all stages around it."""
-    real = REAL[request.param]
-    tokenizer_folder, folder = fetched(real), tmp_path_factory.mktemp(request.param)
+    real, folder = REAL[request.param], tmp_path
+    tokenizer_folder = fetched(real)
+    read_each_content_once(monkeypatch)
     models = [
         make_model_around(real, tokenizer_folder, folder / name, padding, seed)
         for seed, (name, padding) in enumerate(zip(("student", "teacher"), real.padding, strict=True))

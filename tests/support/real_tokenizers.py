@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from utils.data import download
-from utils.frame.files import REPO_ROOT
+from utils.frame.files import REPO_ROOT, sha256_of
 
 WIDTH = 16
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -76,6 +76,23 @@ def fetched(real: RealTokenizer) -> Path:
         if code:
             pytest.skip(f"./download.sh {' '.join(real.words)}: {said.getvalue().splitlines()[-1]}")
     return folder
+
+
+def read_each_content_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizers of the same files are one object: to read one takes a second, and stages read dozens."""
+    from transformers import AutoTokenizer
+
+    read, found = AutoTokenizer.from_pretrained, {}
+
+    def once(folder, **options):
+        files = [Path(folder, name) for name in TOKENIZER_FILES]
+        content = tuple(sha256_of(file) for file in files if file.is_file())
+        key = content, tuple(sorted(options.items()))
+        if key not in found:
+            found[key] = read(folder, **options)
+        return found[key]
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", once)
 
 
 def make_model_around(
