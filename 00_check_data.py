@@ -10,6 +10,7 @@ from pathlib import Path
 from utils.data import checks
 from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_inputs, read_splits, render
+from utils.data.token_count import special_tokens
 from utils.frame.config import StageConfig
 from utils.frame.files import shown, write_json, write_jsonl, write_text
 from utils.frame.stage import Stage, StageContext, main
@@ -37,6 +38,9 @@ def run(ctx: StageContext) -> int:
 
     config = ctx.config.dataset
     splits = read_splits(config, ctx.inputs, task_of(config.dataset).gold_fault)
+    special = special_tokens(config.tokenizer)
+    for raw in splits.values():
+        raw.problems.extend(checks.special_token_problems(raw.rows, special))
     across = checks.duplicate_problems(splits) + checks.page_problems(splits)
     records = {split: [render(config, row) for row in raw.rows] for split, raw in splits.items()}
     failed = checks.verdict(splits, config.error_threshold)

@@ -4,8 +4,8 @@
     python inspect_model_architecture.py --all [--overwrite]
 
 --all does every model that configs/models ships a file for. No weights are loaded or downloaded. Prints what
-was found, and how much memory and time it is estimated to take (docs/models.md); a file that exists is kept
-unless --overwrite is given.
+was found, and how much memory and time it is estimated to take, on the card that the file is for and on this
+machine (docs/models.md); a file that exists is kept unless --overwrite is given.
 """
 
 import argparse
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
 def write_config(name: str, out: Path, known: "Known | None", overwrite: bool) -> None:
     """Inspect one model, say what it is and write its file. Raises UserError."""
     from utils.models.inspection.architecture import inspect_model
+    from utils.models.inspection.device_at_hand import cost_here, device_at_hand
     from utils.models.inspection.model_config import DEFAULT_RANK, config_text, summary
     from utils.models.inspection.resources import estimate
 
@@ -66,8 +67,11 @@ def write_config(name: str, out: Path, known: "Known | None", overwrite: bool) -
         print(f"{name}: {found.untargeted:,} parameters lie in stacked tensors that LoRA does not adapt")
     if found.unshared:
         print(f"{name}: prompts are encoded once per completion: {found.unshared}")
-    estimated = estimate(found, known.rank if known else DEFAULT_RANK)
+    rank = known.rank if known else DEFAULT_RANK
+    estimated = estimate(found, rank)
     print(f"{name}: {summary(estimated)}")
+    form = estimated.load_in_4bit, estimated.gradient_checkpointing
+    print(f"{name}: {cost_here(found, rank, device_at_hand(), *form)}")
     if out.exists() and not overwrite:
         print(f"{shown(out)} exists and is kept (--overwrite replaces it)")
         return

@@ -191,6 +191,26 @@ def test_the_manifest_says_how_many_inputs_keep_their_evidence(finqa_root, tmp_p
         )
 
 
+def test_texts_of_special_tokens_are_counted(finqa_root, tmp_path, capsys):
+    """Those of most vocabularies, and with a tokenizer its own; the rows are used all the same."""
+    items = json.loads((finqa_root / "test.json").read_text())
+    items[0]["qa"]["question"] += " <|im_end|> really ?"
+    items[1]["table"][1][0] = "cash \u2581END"
+    items[1]["qa"]["question"] = "is 1 < 2 , and a <= b | c > d ?"
+    write_finqa(finqa_root, test=items)
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["\u2581END"]})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for name, more, count in (("a", [], 1), ("b", ["--tokenizer", str(tmp_path / "tokenizer")], 2)):
+        options = ("--error_threshold", "0.5", *more)
+        assert run(CHECK, "finqa", finqa_root, tmp_path / name, *options) == 0
+        out = tmp_path / name / "run_001" / "00_data_validation"
+        found = [p for p in read_jsonl(out / "problems.jsonl") if p["code"] == "special_token"]
+        assert len(found) == count and all(p["severity"] == "warning" for p in found)
+        assert read_json(out / "report.json")["splits"]["test"]["warnings"]["special_token"] == count
+    assert "'<|im_end|>' is a special token" in found[0]["message"]
+
+
 def test_hold_out_is_seeded_and_keeps_groups_together():
     rows = [gsm8k_row(n, report=f"page {n // 4}") for n in range(100)]
     train, val = hold_out(rows, 0.1, seed=3)

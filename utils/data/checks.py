@@ -8,7 +8,7 @@ the whole report it is from (``ETR/2009``).
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import combinations
 
 from utils.data.reading import FILE, Problem, RawRow
@@ -18,6 +18,7 @@ from utils.data.sources import RawSplit
 _INTEGER = re.compile(r"-?\d{1,3}(,\d{3})+|-?\d+")
 _DECIMAL = re.compile(r"-?[\d,]*\.\d+|-?\d+(\.\d+)?e-?\d+")
 _FRACTION = re.compile(r"-?\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?|-?\d+/\d+")
+_SPECIAL = r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|mask)>|\[/?INST\]"
 _INTERVAL = re.compile(r"[(\[].*,.*[)\]]", re.DOTALL)
 
 
@@ -26,6 +27,24 @@ def item_key(row: RawRow) -> str:
     parts = [row.question, *row.pre_text, *row.post_text, *(cell for cells in row.table for cell in cells)]
     text = "\0".join(" ".join(part.lower().split()) for part in parts)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def special_token_problems(rows: list[RawRow], special: Collection[str] = ()) -> list[Problem]:
+    """A warning for every row whose question or context holds the text of a special token.
+
+    Tokenised, it is the token itself: a turn may end in the middle of a question. Looked for are the tokens
+    that ``special`` names, and what such tokens look like in most vocabularies.
+    """
+    names = sorted(filter(None, special), key=len, reverse=True)
+    pattern = re.compile("|".join([*map(re.escape, names), _SPECIAL]))
+    problems = []
+    for row in rows:
+        cells = (cell for line in row.table for cell in line)
+        texts = (row.question, *row.pre_text, *row.post_text, *cells)
+        if found := next(filter(None, map(pattern.search, texts)), None):
+            message = f"the text {found[0]!r} is a special token of a vocabulary, and is read as that token"
+            problems.append(row.problem("warning", "special_token", message))
+    return problems
 
 
 def duplicate_problems(splits: dict[str, RawSplit]) -> list[Problem]:

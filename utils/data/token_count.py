@@ -1,10 +1,28 @@
-"""What measures the length of inputs: a tokenizer, or an estimate without one."""
+"""What 00 and 01 ask a tokenizer: how long inputs are (an estimate without one), which tokens are special."""
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from utils.data.rendering import approximate_tokens
 from utils.frame.files import UserError, first_line, resolve_path, shown
+
+
+def _load(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    local = resolve_path(name)
+    try:
+        return AutoTokenizer.from_pretrained(local if local.exists() else name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"dataset.tokenizer: cannot load {shown(name)}: {first_line(error)}") from None
+
+
+def special_tokens(name: str) -> list[str]:
+    """The texts of a tokenizer's special tokens; [] for "". Raises UserError as `token_counter` does."""
+    if not name:
+        return []
+    return [token.content for token in _load(name).added_tokens_decoder.values() if token.special]
 
 
 def token_counter(name: str) -> Callable[[str], int]:
@@ -16,13 +34,7 @@ def token_counter(name: str) -> Callable[[str], int]:
     """
     if not name:
         return approximate_tokens
-    from transformers import AutoTokenizer
-
-    local = resolve_path(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(local if local.exists() else name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"dataset.tokenizer: cannot load {shown(name)}: {first_line(error)}") from None
+    tokenizer = _load(name)
     backend = getattr(tokenizer, "backend_tokenizer", None)
 
     @lru_cache(maxsize=1 << 16)

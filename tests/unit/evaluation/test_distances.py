@@ -168,6 +168,16 @@ def test_texts_that_cannot_be_compared_are_left_out(models):
     assert "3 items left out" in said[0] and "nothing to compare, 4 items left out" in said[1]
 
 
+def test_a_policy_against_itself_is_at_0():
+    """Rounding is not printed as a distance; a real one is."""
+    part = {
+        name: {"value": value} for name, value in zip(against.NAMES, (3e-8, 9e-7, 2e-6, 1, 1, 1), strict=True)
+    }
+    part |= {"items": 2, "tokens": 9, "left_out": 0}
+    [line, _] = against.distance_lines({"reference": {"on_responses": part, "on_gold": part}})
+    assert "agreement 100.0 %, forward KL 0, reverse KL 0, JSD 2e-06 nats per token" in line
+
+
 def test_logits_that_are_not_finite_stop_it(models):
     policy, teacher, size = models
     norm = policy.model.norm.weight

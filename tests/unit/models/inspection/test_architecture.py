@@ -1,6 +1,7 @@
 """Architectures read from configurations alone, and the model configurations that are shipped."""
 
 import json
+import re
 import runpy
 import sys
 
@@ -12,8 +13,9 @@ from tests.support.stand_ins import KINDS, make_stand_in
 from utils.frame.config import load_tier, read_yaml
 from utils.frame.files import REPO_ROOT, UserError
 from utils.models.inspection.architecture import inspect_model
+from utils.models.inspection.device_at_hand import cost_here, device_at_hand
 from utils.models.inspection.model_config import KNOWN, config_text
-from utils.models.inspection.resources import estimate
+from utils.models.inspection.resources import Hardware, estimate
 from utils.models.loading import add_lora, load_policy, load_tokenizer
 from utils.models.settings import ModelConfig
 
@@ -156,6 +158,20 @@ def test_no_configuration_is_one_line(tmp_path):
         assert "\n" not in str(raised.value)
 
 
+def test_the_device_at_hand_is_what_the_estimate_speaks_of(stand_ins):
+    """Of two CPUs the slower one takes longer, and one with less memory than weights does not do."""
+    found = inspect_model(stand_ins["gpt2"])
+    fast = cost_here(found, 8, Hardware("CPU, 2 threads", 16, 1e11, 2e10), False, False)
+    slow = cost_here(found, 8, Hardware("CPU, 2 threads", 16, 1e6, 2e10), False, False)
+    small = cost_here(found, 8, Hardware("CPU, 2 threads", 0.5, 1e11, 2e10), False, False)
+    assert fast.startswith("on this machine (CPU, 2 threads, 16 GB, 0.1 TFLOP/s measured): sampling 1")
+    assert fast.endswith("; fits") and small.endswith("; does not fit as it is")
+    hours = [float(re.search(r"03_sft ([0-9.e+-]+) h", line)[1]) for line in (fast, slow)]
+    assert hours[0] < hours[1]
+    here = device_at_hand()
+    assert here.memory > 0.1 and here.speed > 1e8 and here.bandwidth > 1e7
+
+
 def run_script(monkeypatch, capsys, *argv):
     monkeypatch.setattr(sys, "argv", ["inspect_model_architecture.py", *map(str, argv)])
     with pytest.raises(SystemExit) as ended:
@@ -167,6 +183,7 @@ def test_the_script_writes_a_configuration_that_loads(stand_ins, tmp_path, monke
     out = tmp_path / "made.yaml"
     code, said = run_script(monkeypatch, capsys, "--model", stand_ins["gpt2"], "--out", out)
     assert code == 0 and "LoRA on c_attn (2), c_proj (4), c_fc (2)" in said.out
+    assert "on this machine (" in said.out and "TFLOP/s measured): sampling " in said.out
     config = load_tier(ModelConfig, out)
     assert config.lora.target_modules == ["c_attn", "c_proj", "c_fc"]
     assert config.model.max_prompt_length + config.generation.max_new_tokens <= 1024
