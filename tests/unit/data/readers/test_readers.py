@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.raw_rows import finqa_item, math_item
 from utils.data.boxed import last_boxed
 from utils.data.readers import all_readers
 from utils.data.readers.finqa import count_steps
@@ -14,21 +15,6 @@ from utils.data.readers.gsm8k import strip_marks
 from utils.data.reading import FILE, MAX_ROW_CHARS
 from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_files, read_split
-
-
-def finqa_item(number: int = 1, **changes) -> dict:
-    """A whole FinQA item; keyword arguments replace keys of the item or of its qa."""
-    qa = {"question": f"what is the change of case {number} ?", "program": "subtract(5, 3)", "exe_ans": 2.0}
-    item = {
-        "id": f"ABC/2010/page_{number}.pdf-1",
-        "filename": f"ABC/2010/page_{number}.pdf",
-        "pre_text": [f"first sentence of {number} .", 'second , with { braces } and "quotes" .'],
-        "post_text": ["after the table ."],
-        "table": [["", "2010", "2009"], ["cash", "5", "3"]],
-    }
-    for key, value in changes.items():
-        (item if key in item or key in ("qa", "extra") else qa)[key] = value
-    return {"qa": qa} | item
 
 
 def read(tmp_path: Path, content: bytes | str, name: str = "train.json"):
@@ -312,11 +298,6 @@ def test_gsm8k_damage(tmp_path, line, code):
 
 def test_calculator_marks_are_stripped():
     assert strip_marks("16-3 = <<16-3=13>>13 << 2") == "16-3 = 13 << 2"
-
-
-def math_item(**changes) -> dict:
-    item = {"problem": "p ?", "level": "Level 3", "type": "Algebra", "solution": r"so \boxed{\frac{1}{2}}."}
-    return item | changes
 
 
 @pytest.mark.parametrize(
