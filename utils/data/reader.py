@@ -32,9 +32,10 @@ class Reader:
 
     name: what data sets of this form are called, before any ":". files: the names below the data root that
     the raw file of a split has in the published layout (others: utils/data/layouts.py); without a file, val
-    is cut from train. markers: keys of which every raw row has one. row_keys: the keys of a row of the
-    user's own; none where there cannot be such a set. has_context: an input is more than its question, and
-    can be cut. quirks_known: quirks of the published files are worth a table in the data report.
+    is cut from train, always where it has no names. markers: keys of which every raw row has one. row_keys:
+    the keys of a row of the user's own; none where there cannot be such a set. has_context: an input is more
+    than its question, and can be cut. quirks_known: quirks of the published files are worth a table in the
+    data report.
     """
 
     name: ClassVar[str]

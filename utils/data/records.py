@@ -19,7 +19,8 @@ class Record:
     ``report`` names what several questions share, in FinQA the page of a report: they are not independent.
     ``table`` holds the cells of a FinQA table as text, header row first, for the table operations.
     ``source`` is the place in the raw file, e.g. ``train.json#12`` (row, counted from 0). ``dataset`` is
-    sample, finqa, gsm8k or math, or for a named data set one of these and its name, "gsm8k:riddles".
+    sample, finqa, gsm8k, … (``readers/``), or for a named data set one of these and its name,
+    "gsm8k:riddles".
     ``evidence`` says whose evidence an input shows that shows nothing else of its report: "annotated" or
     "derived" (found by the gold program); "" for any other input.
     """

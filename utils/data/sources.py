@@ -55,7 +55,7 @@ def raw_files(config: DatasetConfig) -> dict[str, Path]:
         names = (f"{split}.jsonl",) if config.reader else reader.files[split]
         if split in config.files:
             files[split] = Path(os.path.normpath(root / config.files[split]))  # "../gsm8k/train.jsonl"
-        elif found := find_file(root, split, names):
+        elif found := names and find_file(root, split, names):
             files[split] = found
         elif split != "val":
             files[split] = root / names[0]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.models.divergences import Measure, log_divergence
-from utils.statistics.accuracy_tests import ratios
+from utils.statistics.clusters import clustered_ratios
 
 TOP_K = 5
 # In nats per token, except agreement and overlap (shares) and the cosine.
@@ -57,7 +57,10 @@ def distances(policy: Tensor, teacher: Tensor) -> Tensor:
 
 
 def against(
-    values: Iterable[Mapping[str, np.ndarray]], other: str, rng: np.random.Generator
+    values: Iterable[Mapping[str, np.ndarray]],
+    other: str,
+    rng: np.random.Generator,
+    clusters: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """How far the policy is from one other model on one text of each item.
 
@@ -68,18 +71,22 @@ def against(
         values: of each item's text, from ``token_values.values_of_texts``.
         other: the name of the model.
         rng: of the bootstrap intervals.
+        clusters: the number of each item's report, where items share one: the bootstrap draws reports.
     """
     tables = [each[f"distances/{other}"] for each in values]
     tokens = np.array(list(map(len, tables)), dtype=float)
     result = {"items": len(tokens), "tokens": int(tokens.sum())}
     if not tokens.sum():
         return result
-    means = ratios(np.stack([table.sum(0) for table in tables]), tokens, rng)
+    means = clustered_ratios(np.stack([table.sum(0) for table in tables]), tokens, rng, clusters)
     return result | dict(zip(NAMES, means, strict=True))
 
 
 def kl_per_text(
-    values: Iterable[Mapping[str, np.ndarray]], other: str, rng: np.random.Generator
+    values: Iterable[Mapping[str, np.ndarray]],
+    other: str,
+    rng: np.random.Generator,
+    clusters: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """{"kl_per_text": {"value", "ci95", "n"}}: KL(policy | other) summed over a text, nats, mean over items.
 
@@ -88,7 +95,9 @@ def kl_per_text(
     """
     place = NAMES.index("reverse_kl")
     sums = np.array([[each[f"distances/{other}"][:, place].sum()] for each in values])
-    return {"kl_per_text": ratios(sums, np.ones(len(sums)), rng)[0]} if len(sums) else {}
+    if not len(sums):
+        return {}
+    return {"kl_per_text": clustered_ratios(sums, np.ones(len(sums)), rng, clusters)[0]}
 
 
 def distance_lines(metrics: Mapping[str, Any]) -> list[str]:

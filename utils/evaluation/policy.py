@@ -105,7 +105,8 @@ def evaluate_policy(
     )
     metrics = compute_metrics(items, policy, questions.split, questions.held_out_levels) | passed.metrics
     rewards = reward_components(records, answers, passed, spec, [item.grade for item in items])
-    metrics["rewards"] = reward_metrics(rewards, np.random.default_rng(derive_seed(ctx.seed, "rewards")))
+    rng, reports = np.random.default_rng(derive_seed(ctx.seed, "rewards")), [row.report for row in records]
+    metrics["rewards"] = reward_metrics(rewards, rng, reports)
     columns = {"token_ids": [each and each.token_ids for each in answers.completions], "rewards": rewards}
     if samples is not None:
         rng = np.random.default_rng(derive_seed(ctx.seed, "samples"))

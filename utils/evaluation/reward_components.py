@@ -31,7 +31,7 @@ from utils.models.sampling import Completion
 from utils.rewards.spec import RewardSpec, RewardWeights
 from utils.rewards.task_reward import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
-from utils.statistics.accuracy_tests import ratios
+from utils.statistics.clusters import cluster_numbers, clustered_ratios
 
 WEIGHT_OF = dict.fromkeys(COMPONENTS, "correctness") | {
     "format_penalty": "format",
@@ -74,17 +74,21 @@ def components(
 
 
 def reward_metrics(
-    rows: Sequence[dict[str, float] | None], rng: np.random.Generator
+    rows: Sequence[dict[str, float] | None], rng: np.random.Generator, reports: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Means over the answers that have the component, with percentile bootstrap intervals over items.
 
     {component: {"value", "ci95", "n"}}; the interval is null for a single answer. {} without answers.
+    ``reports`` are those of the items; where items share one, the bootstrap draws reports.
     """
-    answered = [row for row in rows if row is not None]
+    named = zip(rows, reports or [""] * len(rows), strict=True)
+    answered = [(row, report) for row, report in named if row is not None]
     found = {}
-    own = {name: None for row in answered for name in row if name not in WEIGHT_OF and name != "total"}
+    own = {name: None for row, _ in answered for name in row if name not in WEIGHT_OF and name != "total"}
     for name in (*WEIGHT_OF, "total", *own):  # own ones last: the others' intervals are drawn as without them
-        values = np.array([row[name] for row in answered if name in row])
-        if len(values):
-            (found[name],) = ratios(values[:, None], np.ones(len(values)), rng)
+        having = [(row[name], report) for row, report in answered if name in row]
+        if having:
+            values, of_reports = zip(*having, strict=True)
+            sums, weights = np.array(values)[:, None], np.ones(len(values))
+            (found[name],) = clustered_ratios(sums, weights, rng, cluster_numbers(of_reports))
     return found

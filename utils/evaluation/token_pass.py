@@ -7,7 +7,7 @@ One forward pass of each over every item's greedy answer and gold text gives the
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher, check_same_tokenizer
 from utils.rewards.intrinsic import token_rewards
 from utils.rewards.spec import RewardSpec
+from utils.statistics.clusters import cluster_numbers
 
 DECIMALS = 4  # of the values in tokens.jsonl
 
@@ -121,7 +122,8 @@ def token_pass(
     items = len(answers.records)
     if not is_main_process():
         return TokenPass({}, [], [None] * items)
-    metrics = {name: _distances(values, name, items, ctx.seed) for name in models.others}
+    reports = [record.report for record in answers.records]
+    metrics = {name: _distances(values, name, reports, ctx.seed) for name in models.others}
     own = values["on_responses"]
     columns = {item: _columns(each, spec, critic, itself) for item, each in own.items()}
     if critic:
@@ -134,17 +136,21 @@ def token_pass(
 
 
 def _distances(
-    values: Mapping[str, Mapping[int, Values]], other: str, items: int, seed: int
+    values: Mapping[str, Mapping[int, Values]], other: str, reports: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """What metrics.json says of one other model: a part per text."""
+    """What metrics.json says of one other model: a part per text; ``reports`` are those of all items."""
+    clusters = {
+        name: cluster_numbers([reports[item] for item in compared]) for name, compared in values.items()
+    }
     rng = np.random.default_rng(derive_seed(seed, f"{other} metrics"))
     found = {
-        name: against(compared.values(), other, rng) | {"left_out": items - len(compared)}
+        name: against(compared.values(), other, rng, clusters[name])
+        | {"left_out": len(reports) - len(compared)}
         for name, compared in values.items()
     }
     if other == "reference":
         for name, compared in values.items():
-            found[name] |= kl_per_text(compared.values(), other, rng)
+            found[name] |= kl_per_text(compared.values(), other, rng, clusters[name])
     return found
 
 

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-from utils.statistics.accuracy_tests import bootstrap_ratios, fraction, rate, wilson_ends
+from utils.statistics.accuracy_tests import bootstrap_ratios, fraction, rate, ratios, wilson_ends
 
 
 def cluster_numbers(names: Sequence[Hashable]) -> np.ndarray | None:
@@ -99,10 +99,33 @@ def cluster_bootstrap(
     for differences of shares.
     """
     sizes = cluster_sizes(clusters)
-    count = len(sizes)
-    if count == 1:
+    if len(sizes) == 1:
         return -1.0, 1.0
-    tail = stats.norm.cdf(np.sqrt(count / (count - 1)) * stats.t.ppf(0.025, count - 1))
     sums = cluster_sums(np.asarray(differences, dtype=float), clusters)
-    [ends] = bootstrap_ratios(sums[:, None], sizes.astype(float), rng, resamples, tail=float(tail))
+    tail = expanded_tail(len(sizes))
+    [ends] = bootstrap_ratios(sums[:, None], sizes.astype(float), rng, resamples, tail=tail)
     return ends
+
+
+def expanded_tail(count: int) -> float:
+    """What the expanded percentile interval of ``count`` clusters, at least two, cuts off at either end."""
+    return float(stats.norm.cdf(np.sqrt(count / (count - 1)) * stats.t.ppf(0.025, count - 1)))
+
+
+def clustered_ratios(
+    sums: np.ndarray, weights: np.ndarray, rng: np.random.Generator, clusters: np.ndarray | None
+) -> list[dict[str, object]]:
+    """``ratios`` of [items, M], whose intervals draw clusters with all their items where there are any.
+
+    The interval is null where all items are of one cluster.
+    """
+    if clusters is None:
+        return ratios(sums, weights, rng)
+    of_clusters = cluster_sums(sums.T, clusters).T, cluster_sums(weights, clusters)
+    count, columns = len(of_clusters[1]), sums.shape[1]
+    several = count > 1
+    ends = bootstrap_ratios(*of_clusters, rng, tail=expanded_tail(count)) if several else [None] * columns
+    return [
+        {"value": float(value), "ci95": each and list(each), "n": len(sums), "clusters": count}
+        for value, each in zip(sums.sum(0) / weights.sum(), ends, strict=True)
+    ]

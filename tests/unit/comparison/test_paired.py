@@ -4,18 +4,20 @@ import csv
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from tests.support.comparisons import comparison_of
+from tests.support.comparisons import comparison_of, text_of
 from tests.support.finished_runs import read_csv
 from tests.support.policy_results import result
+from utils.comparison.lineage import Trained
 from utils.comparison.paired import PolicyResult, compare_all, compare_pair, load_result
 from utils.comparison.report import conclusions, report_of, summary_table
 from utils.comparison.topic import topics_of
-from utils.comparison.topics import accuracy
+from utils.comparison.topics import accuracy, difference_tests
 from utils.comparison.topics.levels import levels_of
 from utils.documents.document import block_markdown
 from utils.documents.text import p_cell, p_text, points_interval
@@ -232,3 +234,17 @@ def test_planned_looks_multiply_what_is_corrected():
     comparison = comparison_of({each.name: [each] for each in (OLD, NEW)}, looks=3)
     assert "This is one of 3 looks" in report_of(comparison, topics_of(comparison)).markdown()
     assert "such sequential looks" in report(OLD, NEW) and "one of" not in report(OLD, NEW)
+
+
+def test_checkpoints_of_one_training_are_named_as_looks_at_it():
+    each = {"run_dir": Path("s0"), "seed": 0, "stages": {}, "after_sft": True}
+    comparison = comparison_of({each.name: [each] for each in (OLD, NEW, SAME)})
+    named = {"sft": ("03_sft", "best"), "grpo": ("06_grpo", "step_8"), "rloo": ("06_grpo", "step_16")}
+    comparison.__dict__["trained"] = {
+        name: [Trained(training=stage, checkpoint=checkpoint, **each)]
+        for name, (stage, checkpoint) in named.items()
+    }
+    text = text_of(difference_tests.topic(comparison))
+    assert "grpo and rloo are checkpoints of one training, looked at one after the other" in text
+    assert "sft and" not in text and text.count("are checkpoints of") == 1
+    assert "are checkpoints of" not in report(OLD, NEW)

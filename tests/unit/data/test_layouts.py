@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.support.raw_items import finqa_item, math_item
+from tests.support.raw_rows import finqa_item, gsm8k_item, math_item
 from utils.data.boxed import all_boxed
 from utils.data.readers import all_readers
 from utils.data.readers.finqa import in_steps
@@ -15,11 +15,6 @@ from utils.data.sources import gold_records, raw_files, raw_inputs, read_splits
 from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT, UserError, read_json
 from utils.grading.tasks import task_of
-
-
-def gsm8k_item(number):
-    return {"question": f"{number} and {number} ?", "answer": f"It is <<2*{number}=1>>.\n#### {2 * number}"}
-
 
 ROWS = {
     "gsm8k": [gsm8k_item(n) for n in range(1, 6)],

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import calibration
-from utils.statistics.accuracy_tests import mcnemar, rate
+from utils.statistics.accuracy_tests import bootstrap_ratios, mcnemar, rate, ratios
 from utils.statistics.clusters import (
     cluster_bootstrap,
     cluster_numbers,
     cluster_sizes,
     cluster_sums,
     clustered_rate,
+    clustered_ratios,
     design_effect,
+    expanded_tail,
     share,
 )
 from utils.statistics.pass_at_k import mean_shares
@@ -134,6 +136,26 @@ def test_the_cluster_bootstrap_matches_the_t_interval_and_is_repeatable():
     expected = stats.t.interval(0.95, 11, d.mean(), (sums / 2).std(ddof=1) / sqrt(12))
     assert ends == pytest.approx(expected, abs=0.12)
     assert ends == cluster_bootstrap(d, clusters, np.random.default_rng(2))
+
+
+def test_ratios_of_clusters_are_ratios_of_their_sums():
+    rng = np.random.default_rng(3)
+    sums, weights = rng.normal(size=(6, 2)), rng.integers(1, 9, 6).astype(float)
+    found = clustered_ratios(sums, weights, np.random.default_rng(4), PAGES)
+    of_pages = cluster_sums(sums.T, PAGES).T, cluster_sums(weights, PAGES)
+    assert [each["value"] for each in found] == pytest.approx(sums.sum(0) / weights.sum())
+    assert (found[0]["n"], found[0]["clusters"]) == (6, 3)
+    ends = bootstrap_ratios(*of_pages, np.random.default_rng(4), tail=expanded_tail(3))
+    assert [tuple(each["ci95"]) for each in found] == ends
+    assert clustered_ratios(sums, weights, np.random.default_rng(4), None) == ratios(
+        sums, weights, np.random.default_rng(4)
+    )
+    assert clustered_ratios(sums[:2], weights[:2], rng, PAGES[:2])[0]["ci95"] is None
+
+
+@pytest.mark.parametrize(("count", "tail"), [(2, 0.0), (10, 0.0086), (400, 0.0246)])
+def test_few_clusters_have_longer_percentiles(count, tail):
+    assert expanded_tail(count) == pytest.approx(tail, abs=1e-4)
 
 
 def test_shares_of_samples_count_clusters_as_well():

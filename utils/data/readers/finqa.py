@@ -18,7 +18,7 @@ from typing import Any
 
 from utils.data.layouts import read_items
 from utils.data.reader import Reader
-from utils.data.reading import Notes, RawItem, RawRow, describe, usable_rows
+from utils.data.reading import Notes, Problem, RawItem, RawRow, describe, usable_rows
 from utils.data.rendering import render_report
 
 _STEP = re.compile(  # the ten operations of the paper, Table 1
@@ -57,8 +57,14 @@ class FinqaReader(Reader):
     def read(self, path, split, required=()):
         items, problems = read_items(self.parts(path), self.markers)
         items = [replace(item, value=nested(item.value)) for item in items]
+        return self.checked(items, problems, required), problems
+
+    def checked(
+        self, items: list[RawItem], problems: list[Problem], required: tuple[str, ...]
+    ) -> list[RawRow]:
+        """The usable rows among items in the published schema; what is wrong goes into ``problems``."""
         check = partial(_check, max_level=self.max_level)
-        return usable_rows(items, problems, "", check, _USED, required, _identify), problems
+        return usable_rows(items, problems, "", check, _USED, required, _identify)
 
     def row(self, item, notes, level, kind) -> RawRow | None:
         """The row of the user's own, checked as one of FinQA's."""

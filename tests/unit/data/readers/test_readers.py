@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.raw_items import finqa_item, math_item
+from tests.support.raw_rows import finqa_item, math_item
 from utils.data.boxed import last_boxed
 from utils.data.readers import all_readers
 from utils.data.readers.finqa import count_steps

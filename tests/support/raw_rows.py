@@ -1,4 +1,4 @@
-"""Raw items of the data sets, as published, to be changed by tests."""
+"""Whole rows of the raw files of each form."""
 
 
 def finqa_item(number: int = 1, **changes) -> dict:
@@ -14,6 +14,10 @@ def finqa_item(number: int = 1, **changes) -> dict:
     for key, value in changes.items():
         (item if key in item or key in ("qa", "extra") else qa)[key] = value
     return {"qa": qa} | item
+
+
+def gsm8k_item(number):
+    return {"question": f"{number} and {number} ?", "answer": f"It is <<2*{number}=1>>.\n#### {2 * number}"}
 
 
 def math_item(**changes) -> dict:
