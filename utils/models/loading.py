@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from utils.data.prompts import PromptFormat, set_prompt_format
 from utils.frame.files import REPO_ROOT, UserError, first_line, read_json, write_json
 from utils.models import four_bits
+from utils.models.cpu import prepare_cpu
 from utils.models.settings import LoraSection, ModelSection
 
 logger = logging.getLogger(__name__)
@@ -211,6 +212,8 @@ def load_base(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{name_or_path}: no model could be loaded ({first_line(error)})") from None
+    if device().type == "cpu":
+        prepare_cpu(getattr(model.config.get_text_config(), "hidden_size", 0))
     model.config.name_or_path = portable(path)
     model.generation_config = plain_generation_config(model)
     if device_map:

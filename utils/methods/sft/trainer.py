@@ -21,12 +21,14 @@ from utils.frame.typed_settings import fields_of
 from utils.methods.sft.settings import SftAlgo
 from utils.models.loading import add_lora, load_policy
 from utils.models.settings import ModelConfig
+from utils.models.taught_tokens import score_taught_tokens_only
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.batches import share_batches
 from utils.rollouts.panels import GRADIENT
 from utils.training.cost import CountsCost
 from utils.training.epoch_fillers import FillsBatches, fillers_needed
 from utils.training.memory import KeepsAdapterFormat
+from utils.training.rows_by_length import GroupsByLength
 from utils.training.run import trainer_arguments
 
 PANELS = {
@@ -36,15 +38,25 @@ PANELS = {
     **GRADIENT,
     "token accuracy": ["mean_token_accuracy"],
     "completion length (tokens)": ["val_length"],
+    "padding (share of positions)": ["padding_share"],
 }
 
 
-class CountingSFTTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, SFTTrainer):
-    """TRL's SFTTrainer, counting the tokens it teaches."""
+class CountingSFTTrainer(KeepsAdapterFormat, GroupsByLength, FillsBatches, CountsCost, SFTTrainer):
+    """TRL's SFTTrainer, with rows of like length together and logits of taught tokens only, counting these.
+
+    Logs ``padding_share``, of all positions of the micro-batches those that hold padding.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        score_taught_tokens_only(self.model, outputs=("log_probs", "entropy", "is_top1"))
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         taught = (inputs["labels"] != -100).sum(1)
         self.cost.trained(int(self.accelerator.reduce(taught.sum())))
+        padding = self.accelerator.reduce((inputs["attention_mask"] == 0).float().mean(), "mean")
+        self._metrics["train"]["padding_share"].append(float(padding))
         found = super().compute_loss(model, inputs, *args, **kwargs)
         if self.fillers:  # of one token each, which TRL has counted
             self._total_train_tokens -= int(self.accelerator.reduce((taught == 0).sum()))

@@ -1,0 +1,64 @@
+"""What a CPU computes with: memory that is kept instead of returned, and the faster library for products.
+
+Both are process-wide, and set where a model is loaded (`utils/models/loading.py`): so every stage has them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+
+import torch
+
+# glibc's mallopt: parameters, and values that a C int holds.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+NEVER, LARGEST = -1, 2**30
+WIDE = 512  # hidden size from which products are large enough to gain; the embedded models are narrower
+EXACT = 1e-5  # relative error of a product in float32; bfloat16 has 1e-3
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for the next tensor; return whether it does.
+
+    Tensors of megabytes that live for one operation are otherwise mapped, zeroed page by page and unmapped
+    each time: a third of the time of training. The process holds its peak until it ends.
+    ``MALLOC_MMAP_THRESHOLD_`` or ``MALLOC_TRIM_THRESHOLD_`` in the environment win. Only glibc has this;
+    nothing happens elsewhere.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+@functools.cache
+def use_fast_products() -> bool:
+    """Let oneDNN compute float32 products in place of MKL, if that is exact here; return whether it does.
+
+    MKL leaves half of an AMD processor's vector width unused: oneDNN was 2.3 times as fast on one with
+    AVX-512, one thread. PyTorch hands float32 products over to it only where bfloat16 would be allowed
+    inside them. oneDNN makes use of that on processors with AMX alone; there, and wherever a trial product
+    is not exact to float32's rounding, all stays as it was.
+    """
+    settings = torch.backends.mkldnn.matmul
+    if not torch.backends.mkldnn.is_available() or torch.cpu._is_amx_tile_supported():
+        return False
+    before, settings.fp32_precision = settings.fp32_precision, "bf16"
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(WIDE, WIDE, generator=generator) for _ in range(2))
+    wanted = left.double() @ right.double()
+    exact = bool((left @ right - wanted).abs().max() < EXACT * wanted.abs().max())
+    if not exact:
+        settings.fp32_precision = before
+    return exact
+
+
+def prepare_cpu(hidden_size: int) -> None:
+    """Both, for a model of this width. Narrow models keep MKL, and with it the bytes of their results."""
+    keep_freed_memory()
+    if hidden_size >= WIDE:
+        use_fast_products()
