@@ -17,8 +17,9 @@ import time
 import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
+from utils.driver.fork_server import Forked, can_fork
 from utils.frame.credentials import redact
 from utils.frame.files import shown
 
@@ -45,6 +46,13 @@ def say(line: str, stream: TextIO | None = None) -> None:
         stream.flush()
 
 
+def start(command: Sequence[str], **given: Any) -> subprocess.Popen | Forked:
+    """A process of a command: a fork that has the libraries imported, where that can be."""
+    if can_fork(command):
+        return Forked(command, **given)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, **given)
+
+
 class Child:
     """A running step.
 
@@ -64,13 +72,11 @@ class Child:
         self._label = label
         if label is None:
             read, write = _pipe_like(sys.stderr)
-            self.process = subprocess.Popen(command, stderr=write, env=env)
+            self.process = start(command, stderr=write, env=env)
             os.close(write)
             readers = [(self._pass_on, read)]
         else:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=env
-            )
+            self.process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
             readers = [(self._relay, self.process.stdout), (self._relay_errors, self.process.stderr)]
         self._threads = [threading.Thread(target=read, args=(end,), daemon=True) for read, end in readers]
         for thread in self._threads:
