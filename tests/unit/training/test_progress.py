@@ -33,6 +33,17 @@ def test_a_surrogate_loss_is_not_said():
     assert "loss" not in line
 
 
+def test_without_validations_the_loss_is_said_at_the_end():
+    lines = []
+    state = SimpleNamespace(global_step=8, max_steps=8)
+    for rows in ([{"step": 8, "loss": 2.0}], [validation(7), {"step": 8, "loss": 2.0}]):
+        progress = Progress(SimpleNamespace(log=lines.append))
+        for row in rows:
+            progress.on_log(None, state, None, logs=row)
+        progress.on_train_end(None, state, None)
+    assert [line for line in lines if "val" not in line] == ["step 8/8: loss 2, the mean of all steps"]
+
+
 def test_the_best_checkpoint_is_the_last_where_nothing_was_validated():
     assert outcome([{"step": 1, "loss": 2.0}], last_step=8) == {"best_step": 8}
     rows = [validation(0), validation(4) | {"val_reward": 0.5}, validation(8)]
