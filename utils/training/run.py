@@ -79,12 +79,15 @@ class ResumeExactly(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """One line per validation: with the mean loss since the last one, where it is not a policy gradient's
-    surrogate, whose level says nothing."""
+    """One line per validation, with the mean loss since the last one; one at the end where none was made.
+
+    The loss is left out where it is a policy gradient's surrogate, whose level says nothing.
+    """
 
     def __init__(self, ctx: StageContext):
         self.ctx = ctx
         self.losses: list[float] = []
+        self.validated = False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
@@ -94,10 +97,16 @@ class Progress(TrainerCallback):
             return
         loss = f"loss {fmean(self.losses):.4g}, " if self.losses else ""
         self.losses.clear()
+        self.validated = True
         self.ctx.log(
             f"step {state.global_step}/{state.max_steps}: {loss}val reward {logs['val_reward']:.3f}, "
             f"val accuracy {100 * logs['val_accuracy']:.1f} %"
         )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.losses and not self.validated:
+            step = f"step {state.global_step}/{state.max_steps}"
+            self.ctx.log(f"{step}: loss {fmean(self.losses):.4g}, the mean of all steps")
 
 
 def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
