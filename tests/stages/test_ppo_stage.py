@@ -30,7 +30,7 @@ from utils.models.settings import (
 )
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
 from utils.rollouts.batches import updates_per_rollout
-from utils.training.run import resume_point, train_stage
+from utils.training.run import train_stage
 
 # Everything that has a state: running statistics, adaptive weights, an adaptive KL coefficient, a critic.
 SPEC = RewardSpec(
@@ -217,7 +217,7 @@ def test_the_state_is_plain_data(context):
 
     class Look(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
-            folder = resume_point(ctx.out / "resume")
+            folder = ctx.out / "resume" / f"checkpoint-{state.global_step}"
             seen["kl"] = json.loads((folder / "ppo_state.json").read_text())
             seen["critic"] = load_file(folder / "value_head.safetensors")
 

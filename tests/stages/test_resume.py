@@ -6,6 +6,8 @@ Killed means SIGKILL: nothing is cleaned up, flushed or finished. The moments ar
 
 import json
 import os
+import random
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -366,3 +368,55 @@ def test_killed_and_resumed_the_end_is_the_same(context, name):
     # Those that died before the first resume point began anew.
     resumed = (ctx.out / "stage.log").read_text().count("resuming from step")
     assert len(case.kills) - 1 <= resumed <= len(case.kills)
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    """One bit of a file that has any."""
+    data = bytearray(path.read_bytes() or b"\0")
+    place = rng.randrange(8 * len(data))
+    data[place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
+
+
+def truncate(path: Path, rng: random.Random) -> None:
+    """The end of a file is lost."""
+    path.write_bytes(path.read_bytes()[: rng.randrange(max(1, path.stat().st_size))])
+
+
+def plant(path: Path, rng: random.Random) -> None:
+    """A file beside it that does not belong there."""
+    path.with_name("scaler.pt").write_bytes(b"planted")
+
+
+DAMAGES = [flip, truncate, plant, lambda path, rng: path.unlink()]
+# Where two resume points are whole: after how many steps, and the names of the cases.
+DAMAGED = {"sft": 5, "dpo": 5, "distill_sec": 9, "ppo_separate_critic": 10, "grpo_sec": 6}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_resume_point_never_becomes_a_result(context, name, tmp_path):
+    """The one before is gone on from, and where that is damaged too, training begins anew: the same bytes."""
+    case, rng = CASES[name], random.Random(name)
+    whole = context(case, "whole")
+    train(case.script, whole)
+    run_and_die(case.script, context(case, "killed"), at("on_step_end", DAMAGED[name]))
+    points = sorted((tmp_path / "killed" / "resume").glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+    assert len(points) == 2
+    for number, damage in enumerate(DAMAGES):
+        copy = f"copy_{number}"
+        shutil.copytree(tmp_path / "killed", tmp_path / copy)
+        both = number == 0  # of one kind, in the first resume point as well
+        for point in points[: 2 if both else 3][-2 if both else -1 :]:
+            files = sorted(
+                path for path in (tmp_path / copy / "resume" / point.name).rglob("*") if path.is_file()
+            )
+            damage(rng.choice(files), rng)
+        ctx = context(case, copy, resuming=True)
+        train(case.script, ctx)
+        said = (ctx.out / "stage.log").read_text()
+        assert said.count("set aside as damaged-checkpoint-") == 1 + both
+        assert ("resuming from step" in said.split("set aside")[-1]) == (not both)
+        assert tree(ctx.out) == tree(whole.out)

@@ -41,7 +41,8 @@ from utils.rewards.spec import IntrinsicSection
 from utils.rewards.task_reward import COMPONENTS, task_reward
 from utils.rollouts.prompt_order import prompt_order
 from utils.rollouts.reward_state import open_pipeline
-from utils.training.run import RefuseNonFinite, resume_point, stable, train_stage
+from utils.training.resume_points import SEAL, resume_point, seal
+from utils.training.run import RefuseNonFinite, stable, train_stage
 from utils.training.validation import GenerationValidation, best_row
 
 
@@ -192,22 +193,37 @@ def test_grpo_refuses_a_prompt_that_is_too_long(context):
 # --------------------------------------------------------------------------------- logs and checkpoints
 
 
-def test_the_latest_complete_resume_point_counts(tmp_path):
-    """By number and not by name; unfinished ones are removed on the way, older ones are left."""
-    assert resume_point(tmp_path) is None
-    for step in (2, 9, 10, 20, 30):
+def test_the_latest_whole_resume_point_counts(tmp_path):
+    """By number and not by name; unfinished ones are removed on the way, damaged ones set aside."""
+    said = []
+    assert resume_point(tmp_path, said.append) is None
+    for step in (2, 9, 10, 20, 30, 40):
         folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
+        (folder / "optimizer").mkdir(parents=True)
         (folder / "adapter_model.safetensors").write_bytes(b"x")
-        if step < 20:
-            (folder / "trainer_state.json").write_text('{"global_step": 1}')
-    (tmp_path / "checkpoint-30" / "trainer_state.json").write_text('{"global_st')
-    assert resume_point(tmp_path) == tmp_path / "checkpoint-10"
+        (folder / "optimizer" / "state.pt").write_bytes(b"y")
+        if step < 40:
+            seal(folder)
+    (tmp_path / "checkpoint-30" / "optimizer" / "state.pt").write_bytes(b"z")
+    (tmp_path / "checkpoint-20" / "planted").touch()
+    assert resume_point(tmp_path, said.append) == tmp_path / "checkpoint-10"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint-10",
-        "checkpoint-2",
-        "checkpoint-9",
+        *("checkpoint-10", "checkpoint-2", "checkpoint-9"),
+        *("damaged-checkpoint-20", "damaged-checkpoint-30"),
     ]
+    assert [line.split(": ", 1)[1].split(";")[0] for line in said] == [
+        "optimizer/state.pt has changed",
+        "planted was not part of it",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"adapter_model.safetensors": 1}', "[" * 5000, "null"])
+def test_a_damaged_seal_is_a_damaged_resume_point(tmp_path, text):
+    folder = tmp_path / "checkpoint-4"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"x")
+    (folder / SEAL).write_text(text)
+    assert resume_point(tmp_path, lambda line: None) is None and not folder.exists()
 
 
 def test_the_best_step_is_the_earliest_of_equals():
@@ -266,7 +282,7 @@ def test_a_broken_policy_stops_sft_before_a_resume_point_is_written(context, cli
     )
     with pytest.raises(UserError, match=f"({key}) is nan at step 4"):
         train_stage(ctx, "sft", build, {})
-    assert resume_point(ctx.out / "resume") is None
+    assert resume_point(ctx.out / "resume", lambda damage: None) is None
 
 
 def test_validation_keeps_the_best_and_every_step(context, tokenizer, tiny_models, monkeypatch):

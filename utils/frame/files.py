@@ -115,6 +115,8 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{shown(path)}: not UTF-8 text (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{shown(path)}:{error.lineno}: not valid JSON ({error.msg})") from None
+    except (RecursionError, ValueError):  # of digits there can be too many
+        raise UserError(f"{shown(path)}: nested too deeply, or a number too long") from None
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -4,7 +4,13 @@ PEFT imports it wherever it is installed, which costs each stage a second of pro
 prints that it found no kernels.
 """
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # every script imports this, and most of them no torch
+    from torch import nn
 
 NAME = "bitsandbytes"
 
@@ -28,3 +34,14 @@ def bring_back() -> None:
         transformers.utils.import_utils.is_bitsandbytes_available,
     ):
         found.cache_clear()
+
+
+def leave_packing_alone(model: nn.Module) -> None:
+    """Keep a model's 4-bit weights as they are stored.
+
+    On a CPU with AVX512-BF16 bitsandbytes repacks them in place at the first pass without a gradient. That
+    fails on layers narrower than its blocks, and results would depend on the kind of CPU.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

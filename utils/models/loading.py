@@ -214,6 +214,7 @@ def load_base(
         raise UserError(f"{name_or_path}: no model could be loaded ({first_line(error)})") from None
     if device().type == "cpu":
         prepare_cpu(getattr(model.config.get_text_config(), "hidden_size", 0))
+    four_bits.leave_packing_alone(model)
     model.config.name_or_path = portable(path)
     model.generation_config = plain_generation_config(model)
     if device_map:

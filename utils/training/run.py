@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -27,6 +25,7 @@ from utils.training.cost import MeasuresUpdates
 from utils.training.health.health_callback import TrainingHealth
 from utils.training.health.log_curves import is_finite
 from utils.training.memory import precision, train_within_memory
+from utils.training.resume_points import SealsResumePoints, resume_point
 from utils.training.trackers import tracker_arguments
 from utils.training.validation import GenerationValidation, best_row
 
@@ -122,7 +121,7 @@ def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
         "data_seed": ctx.seed,
         "save_strategy": "steps",
         "save_steps": model.training.save_steps * unit,
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # one to fall back to, should the last be damaged
         "logging_steps": model.training.logging_steps * unit,
         "logging_nan_inf_filter": False,  # a broken loss is to be seen, not averaged away
         "max_grad_norm": model.training.max_grad_norm,
@@ -138,21 +137,6 @@ def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
         # Otherwise Transformers forgets what `join_processes` has set up, and does it again.
         "accelerator_config": {"use_configured_state": num_processes() > 1 and shards_on_cpu()},
     }
-
-
-def resume_point(folder: Path) -> Path | None:
-    """The latest complete checkpoint below ``folder`` (by number), or None; incomplete ones are removed.
-
-    The trainer's state is the last file of a checkpoint to be written.
-    """
-    points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for point in points:
-        try:
-            json.loads((point / "trainer_state.json").read_text(encoding="utf-8"))
-            return point
-        except (OSError, ValueError):
-            shutil.rmtree(point)
-    return None
 
 
 def compute_reproducibly() -> None:
@@ -215,13 +199,16 @@ def run_training(
         MeasuresUpdates(trainer.cost, samples=hasattr(trainer, "pipeline")),
         validation,
         ResumeExactly(trainer),
+        SealsResumePoints(),
         RefuseNonFinite(),
         Progress(ctx),
         TrainingHealth(ctx),
     ):
         trainer.add_callback(callback)
     looks = ctx.resuming and is_main_process()  # the main process tells the others
-    point = from_main(resume_point(ctx.out / "resume") if looks else None)
+    point = from_main(
+        resume_point(ctx.out / "resume", lambda damage: ctx.log(f"WARNING: {damage}")) if looks else None
+    )
     if point:
         ctx.log(f"resuming from step {point.name.split('-')[1]}")
     output = trainer.train(resume_from_checkpoint=str(point) if point else None)

@@ -1,0 +1,71 @@
+"""Resume points that are whole: each is sealed by the hashes of its files, and taken only while they hold."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from utils.frame.files import UserError, read_json, sha256_of, write_json
+from utils.frame.processes import is_main_process, wait_for_everyone
+
+SEAL = "hashes.json"  # path -> sha256 of every other file of a resume point; the last to be written
+DAMAGED = "damaged-"  # before the name of a resume point that is set aside
+
+
+class SealsResumePoints(TrainerCallback):
+    """Write the hashes of a resume point's files once all processes have written theirs."""
+
+    def on_save(self, args, state, control, **kwargs):
+        wait_for_everyone()
+        if is_main_process():
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def seal(point: Path) -> None:
+    """Write a resume point's hashes, which makes it complete."""
+    write_json(point / SEAL, {name: sha256_of(path) for name, path in _files(point).items()})
+
+
+def resume_point(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The latest resume point below ``folder`` whose files are those that were written, or None.
+
+    One without a seal was cut off while it was written, and is removed. One whose files do not match it is
+    set aside as damaged-checkpoint-N, with a warning that names the first file: training goes on from the one
+    before, or begins anew, and ends in the bytes of an undisturbed one all the same.
+    """
+    points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for point in points:
+        if not (point / SEAL).is_file():
+            shutil.rmtree(point)
+        elif damage := damage_of(point):
+            aside = point.with_name(DAMAGED + point.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(point, aside)
+            warn(f"resume point {point.name}: {damage}; set aside as {aside.name}")
+        else:
+            return point
+    return None
+
+
+def damage_of(point: Path) -> str:
+    """What is wrong with a sealed resume point, naming a file; "" where its files are as they were sealed."""
+    try:
+        expected = read_json(point / SEAL)
+        found = _files(point)
+        if wrong := sorted(expected.keys() ^ found.keys()):
+            return f"{wrong[0]} {'is missing' if wrong[0] in expected else 'was not part of it'}"
+        return next(
+            (f"{name} has changed" for name, path in found.items() if sha256_of(path) != expected[name]), ""
+        )
+    except (UserError, OSError, AttributeError) as error:
+        return f"{SEAL} cannot be read ({type(error).__name__})"
+
+
+def _files(point: Path) -> dict[str, Path]:
+    """Every file of a resume point but its seal, by its path within."""
+    paths = sorted(path for path in point.rglob("*") if path.is_file() or path.is_symlink())
+    return {path.relative_to(point).as_posix(): path for path in paths if path != point / SEAL}
