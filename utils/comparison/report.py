@@ -107,7 +107,7 @@ def _finding_over_seeds(comparison: Comparison, pair: SeedPair) -> Finding:
     return Finding(
         sentence(MORE, strong(better), strong(worse)),
         f"{_means_of(comparison, better, worse)} on average over {comparison.runs} seeds, a difference of "
-        f"{points} points (95 % interval {ends}; test over seeds and {_units(comparison)}, Holm-corrected p "
+        f"{points} points (95 % interval {ends}; test over seeds and {comparison.units}, Holm-corrected p "
         f"{p_text(pair.p_holm)}).",
     )
 
@@ -118,7 +118,7 @@ def _finding_here(comparison: Comparison, pair: SeedPair) -> Finding:
     return Finding(
         sentence(claim, strong(better), strong(worse)),
         f"{_means_of(comparison, better, worse)}, a difference of {points} points (exact test over "
-        f"{_units(comparison)}, Holm-corrected p {p_text(pair.p_items_holm)}). That other seeds would show "
+        f"{comparison.units}, Holm-corrected p {p_text(pair.p_items_holm)}). That other seeds would show "
         f"it too is not supported: 95 % interval {ends}, Holm-corrected p {p_text(pair.p_holm)}.",
     )
 
@@ -132,14 +132,9 @@ def _findings_here(comparison: Comparison, pairs: Sequence[SeedPair]) -> Finding
     )
     return Finding(
         f"For {len(pairs)} pairs only the policies trained here are shown to differ (exact test over "
-        f"{_units(comparison)}, largest Holm-corrected p {largest})",
+        f"{comparison.units}, largest Holm-corrected p {largest})",
         sentence(listing, *(part for each in found for part in each)),
     )
-
-
-def _units(comparison: Comparison) -> str:
-    """What is sampled besides seeds."""
-    return "reports" if comparison.clusters else "items"
 
 
 def _means_of(comparison: Comparison, better: str, worse: str) -> str:

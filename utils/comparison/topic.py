@@ -91,6 +91,11 @@ class Comparison:
         return f"t intervals over {self.runs} seeds" if self.runs > 1 else single
 
     @property
+    def units(self) -> str:
+        """What is sampled besides seeds."""
+        return "reports" if self.clusters else "items"
+
+    @property
     def wilson(self) -> str:
         """What the interval of a share is."""
         return "Wilson intervals" + (" that count reports" if self.clusters else "")

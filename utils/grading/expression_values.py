@@ -331,6 +331,8 @@ class _Evaluation:
         return self.context.root(x, int(n))
 
     def _call(self, name: str, arguments: tuple[Node, ...]) -> Any:
+        if not arguments:  # of the empty set: "\\ln\\emptyset"
+            raise NoValue("no argument")
         before, self.angle = self.angle, name in _TRIGONOMETRIC
         values = [self.value(argument) for argument in arguments]
         self.angle = before

@@ -244,6 +244,15 @@ def test_any_text_has_a_verdict_and_equals_itself(text):
     assert verdict(text, text) in (bool(text.strip()), False)
 
 
+@pytest.mark.parametrize("name", ["ln", "log", "lg", "sin", "arctan", "exp", "max", "gcd", "sqrt", "binom1"])
+@pytest.mark.parametrize("empty", [r"\emptyset", r"\{\}", r"(\emptyset)", "{}", "()"])
+def test_a_function_of_nothing_has_a_verdict(name, empty):
+    answer = rf"\{name}{empty}"
+    for gold in ("110", r"\sqrt2", rf"1+{answer}"):
+        assert verdict(gold, answer) is False
+        assert verdict(gold, rf"{answer}+{answer}") is False
+
+
 def test_threads_do_not_share_a_precision():
     pairs = [
         (rf"\sqrt{{{n}}}", rf"\frac{{{n}}}{{\sqrt{{{n}}}}}+{n % 2}\cdot10^{{-{40 * n}}}")

@@ -72,9 +72,9 @@ def _of_reports(comparison: Comparison) -> list[Paragraph]:
         return []
     return [
         Paragraph(
-            f"The items come from {comparison.clusters} reports. Items of one report are answered rightly or "
-            "wrongly together more often than chance, so intervals and tests count reports, not items; "
-            "those that take the items as independent stand beside them in summary.csv and pairs.csv."
+            f"The items come from {comparison.clusters} reports. Items of one report are not independent, so "
+            "intervals and tests count reports, not items; those that take the items as independent stand "
+            "beside them in summary.csv and pairs.csv."
         )
     ]
 

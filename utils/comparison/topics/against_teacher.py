@@ -33,7 +33,7 @@ def topic(comparison: Comparison) -> Topic:
         "token first, and divergences in nats per token (forward: KL(teacher | policy)). {} are the policy's "
         "greedy ones, so every row is about other text; the {} is the same for all. 95 % {}.",
         *(emphasis("Own answers"), emphasis("gold text")),
-        comparison.intervals("bootstrap intervals over items"),
+        comparison.intervals(f"bootstrap intervals over {comparison.units}"),
     )
     columns = {
         name: columns_of({f"{text.removeprefix('on_')}_{key}": of.get((text, key)) for text, key in PLACES})

@@ -45,7 +45,7 @@ def topic(comparison: Comparison) -> Topic:
     if experiment is None:
         changed = [block for pair in pairs for block in _changed(pair)]
         sections = [
-            Section("Paired tests", [_pair_table(pairs), _method_note(pairs), *_looks_note(comparison)]),
+            Section("Paired tests", [_pair_table(pairs), _method_note(comparison), *_looks_note(comparison)]),
             Section("Items that changed", changed, on_page=False),
         ]
         files = {
@@ -110,7 +110,8 @@ def _looks_note(comparison: Comparison) -> list[Block]:
     return blocks
 
 
-def _method_note(pairs: Sequence[Pair]) -> Paragraph:
+def _method_note(comparison: Comparison) -> Paragraph:
+    pairs, steps = comparison.pairs, len(comparison.pairs) * comparison.looks
     if any(pair.clusters for pair in pairs):
         return Paragraph(
             sentence(
@@ -123,7 +124,7 @@ def _method_note(pairs: Sequence[Pair]) -> Paragraph:
                 "the two disagreed and how alike items of a report are. The last two columns take the items "
                 "as independent.",
                 *(emphasis("p by report"), plural(len(pairs), "test"), f"{ALPHA:g}", emphasis("Detectable")),
-                *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{len(pairs)}"),
+                *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{steps}"),
             )
         )
     return Paragraph(
@@ -134,7 +135,7 @@ def _method_note(pairs: Sequence[Pair]) -> Paragraph:
             "the {} of this table, and * marks those below {}. {} is the smallest true difference that this "
             "test would find with {} % power at level {} / {}, given how often the two disagreed.",
             *(plural(len(pairs), "test"), f"{ALPHA:g}", emphasis("Detectable")),
-            *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{len(pairs)}"),
+            *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{steps}"),
         )
     )
 
@@ -227,7 +228,7 @@ def _test_note(comparison: Comparison) -> list[Block]:
         "difference that the test over seeds and items would find with {} % power at level {} / {}, if the "
         "spread is as it was seen here.",
         *(plural(pairs, "pair"), f"{ALPHA:g}", emphasis("Detectable")),
-        *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{pairs}"),
+        *(f"{100 * POWER:.0f}", f"{ALPHA:g}", f"{pairs * comparison.looks}"),
     )
     opening = (
         f"Differences are in percentage points, second policy minus first.{reports} Three questions, three "

@@ -56,7 +56,7 @@ def topic(comparison: Comparison) -> Topic:
             heads = ["policy", *(name.replace("_at_", "@").replace("_", " ") for name in names)]
             rows = [[policy, *(cell(of.get(name)) for name in names)] for policy, of in found.items()]
             lacking = [policy for policy in comparison.policies if policy not in found]
-            text = f"{note} 95 % {comparison.intervals('intervals over items')}."
+            text = f"{note} 95 % {comparison.intervals(f'intervals over {comparison.units}')}."
             text += f" Not measured in the evaluation of {listed(lacking)}." if lacking else ""
             sampled = _sampling(comparison.results) if part == "samples" else []
             sections.append(Section(title, [Paragraph([*sampled, text]), Table(heads, rows)]))
