@@ -46,7 +46,7 @@ def run_dir(tmp_path_factory, tiny_models):
     save_critic(ValueHead(32, seed=0), folder / "05_ppo" / "ckpt_ppo" / "best")
     pretend_finished(folder / "03_sft")
     config = {
-        "algo": {"gamma": 1.0, "lam": 0.95, "kl_coef": 0.05},
+        "algo": {"gamma": 1.0, "lam": 0.95, "kl_coef": 0.05, "value_model": "shared"},
         "options": {"reward": "combined"},
         "model": {"generation": {"temperature": 1.0}},
     }

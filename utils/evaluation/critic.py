@@ -32,7 +32,10 @@ from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec, paid_weights
 
 # Of the stage's settings, those that rewards and advantages depend on.
-SETTINGS = ("gamma", "lam", "kl_coef", "entropy_reward_coef", "adaptive_kl", "whiten_rewards", "value_model")
+SETTINGS = (
+    *("gamma", "lam", "lam_length", "kl_coef", "entropy_reward_coef", "adaptive_kl", "whiten_rewards"),
+    *("value_model", "critic_target"),
+)
 
 
 class KnownScores:
@@ -114,13 +117,15 @@ def load_critic(
     Raises UserError where the critic's file is damaged or another model's.
     """
     origin = origin_of(checkpoint)
-    if origin is None or origin.method.name != "ppo" or origin.stage.parent != ctx.run_dir:
+    if origin is None or origin.method.package != "ppo" or origin.stage.parent != ctx.run_dir:
         return None
     manifest = read_manifest(origin.stage)
     if manifest is None:
         return None
     config = manifest["config"]
     algo = replace(PpoAlgo(), **{name: config["algo"][name] for name in SETTINGS if name in config["algo"]})
+    if algo.value_model == "siblings":  # there was no critic
+        return None
     separate = algo.value_model == "separate"
     reason = _obstacle(algo, config["options"]["reward"], spec, others)
     if not (checkpoint / (ValueModel if separate else ValueHead).file).is_file():
@@ -155,4 +160,8 @@ def _obstacle(algo: PpoAlgo, reward: str, spec: RewardSpec, others: Collection[s
         return "its KL coefficient followed the training"
     if algo.whiten_rewards:
         return "its rewards were scaled within rollouts"
+    if algo.critic_target == "residual":
+        return "its critic learned what siblings' values leave"
+    if algo.lam_length is not None:
+        return "its lambda followed the length"
     return ""

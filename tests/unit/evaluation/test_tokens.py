@@ -366,6 +366,8 @@ def test_the_reward_of_the_stage_is_what_counts(models, tokenizer, answers, tmp_
         ({}, RewardSpec(intrinsic=IntrinsicSection(normaliser="z_score")), "normalised over rollouts"),
         ({}, RewardSpec(adaptive=AdaptiveSection(enabled=True)), "weights followed"),
         ({"value_model": "separate"}, SPEC, "saved without its critic"),
+        ({"critic_target": "residual"}, SPEC, "learned what siblings' values leave"),
+        ({"lam_length": 0.05}, SPEC, "lambda followed the length"),
     ],
 )
 def test_rewards_that_cannot_be_paid_again_give_no_advantages(
@@ -376,6 +378,13 @@ def test_rewards_that_cannot_be_paid_again_give_no_advantages(
     found = run(ctx, answers, models, len(tokenizer), spec, checkpoint)
     assert "advantage" not in found.rows[0]["values"] and "log_ratio" in found.rows[0]["values"]
     assert len(ctx.said) == 1 and reason in ctx.said[0]
+
+
+def test_values_of_siblings_are_no_critic(models, tokenizer, answers, tmp_path, ppo_run):
+    checkpoint = ppo_run(value_model="siblings")
+    ctx = context(tmp_path)
+    found = run(ctx, answers, models, len(tokenizer), SPEC, checkpoint)
+    assert "advantage" not in found.rows[0]["values"] and ctx.said == []
 
 
 def test_whoever_rewards_need_has_to_be_asked(models, tokenizer, answers, tmp_path, ppo_run):
