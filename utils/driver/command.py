@@ -39,10 +39,7 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", help="seed of every stage (default: 0)")
     parser.add_argument("--seeds", nargs="+", metavar="S", help="a run for each seed, and their comparison")
     parser.add_argument("--completions", metavar="N", help="completions that each method samples in a run")
-    jobs = (
-        "steps side by side (default: 2 for several trainings or seeds on two cores without a GPU, in one "
-        "process each; else 1)"
-    )
+    jobs = "steps side by side (default: 2 on two cores without a GPU, in one process each; else 1)"
     parser.add_argument("--jobs", metavar="N", help=jobs)
     launch = "steps that sample or train run under `accelerate launch` with these settings (YAML)"
     parser.add_argument("--accelerate_config", metavar="FILE", help=launch)
@@ -87,13 +84,10 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     if len(set(known.seeds)) < len(known.seeds):
         raise UserError("--seeds names a seed twice: two runs of one seed are not two samples")
     known.seed = whole("seed", known.seed or "0", 0)
-    trainings = sum(len(goal.variants(method)) for method in goal.methods)
-    several = trainings > 1 or len(known.seeds) > 1
     if known.num_processes is not None:
         known.num_processes = whole("num_processes", known.num_processes, 1)
     known.launch = read_launch(known.accelerate_config, known.num_processes)
-    side_by_side = several and known.launch.num_processes == 1
-    known.jobs = whole("jobs", known.jobs, 1) if known.jobs else default_jobs(side_by_side)
+    known.jobs = whole("jobs", known.jobs, 1) if known.jobs else default_jobs(known.launch.num_processes == 1)
     if known.overwrite and (known.export_plan or known.compare_only):
         raise UserError(
             "--overwrite does not go with --export_plan and --compare_only: a job that is repeated would "

@@ -25,13 +25,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_jobs(several: bool) -> int:
-    """Steps to run side by side: two where there is more than one thing to do, two cores and no GPU."""
+def default_jobs(one_process_each: bool) -> int:
+    """Steps to run side by side: two where each is one process, and there are two cores and no GPU."""
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = None
-    return 2 if several and cores() >= 2 and device_kind(torch) == "cpu" else 1
+    return 2 if one_process_each and cores() >= 2 and device_kind(torch) == "cpu" else 1
 
 
 def environment_of(jobs: int, processes: int = 1) -> dict[str, str] | None:

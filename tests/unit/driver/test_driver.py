@@ -252,15 +252,15 @@ def test_a_step_of_another_method_is_no_owner():
 
 
 def test_jobs(monkeypatch):
-    """Two where there is more than one thing to do, on two cores, without a GPU."""
+    """Two on two cores without a GPU, where a step is one process."""
     from utils.driver import execution
 
     monkeypatch.setattr(execution, "cores", lambda: 4)
     monkeypatch.setattr(execution, "device_kind", lambda torch: "cpu")
-    assert parse("--method", "ppo")[0].jobs == 1
-    assert parse("--method", "ppo", "--seeds", "3")[0].jobs == 1
-    assert parse("--method", "ppo", "grpo")[0].jobs == 2
+    assert parse("--method", "ppo")[0].jobs == 2
     assert parse("--method", "ppo", "--seeds", "3,4")[0].jobs == 2
+    ddp = ["--accelerate_config", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
+    assert parse("--method", "ppo", *ddp)[0].jobs == 1
     assert parse("--method", "all", "--jobs", "3")[0].jobs == 3
     monkeypatch.setattr(execution, "device_kind", lambda torch: "cuda")
     assert parse("--method", "all")[0].jobs == 1

@@ -187,15 +187,6 @@ def test_a_variant_that_fails_with_one_seed_is_left_out_alone(stages):
     assert stages.failed() == {"seed_1/distill_sec": ("03_distill_sec", "03_distill_sec: reason 1")}
 
 
-def test_several_curricula_are_several_things_to_do(monkeypatch):
-    from utils.driver import execution
-
-    monkeypatch.setattr(execution, "cores", lambda: 2)
-    monkeypatch.setattr(execution, "device_kind", lambda torch: "cpu")
-    assert parse("--method", "distill", "--curriculum", "sec")[0].jobs == 1
-    assert parse("--method", "distill", "--curriculum", "random", "sec")[0].jobs == 2
-
-
 def test_a_dry_run_shows_the_variants(tmp_path, capsys):
     code, out, err = drive(
         capsys,
