@@ -157,3 +157,11 @@ def test_the_search_would_find_them(tmp_path):
     (tmp_path / "y.json").write_text(json.dumps({"a": SPELLED}))
     (tmp_path / HUB_FILE).touch()
     assert len(where_planted(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("word", ["01_preprocessing", "10_evaluate.py", "per_device_train_batch_size"])
+def test_words_of_the_project_are_no_secrets(monkeypatch, word):
+    monkeypatch.setenv("APP_SECRET", word)
+    monkeypatch.setenv("OTHER_SECRET", f"my-{word}-and-more-than-that")
+    assert redact(f"outputs/run_001/{word}/x") == f"outputs/run_001/{word}/x"
+    assert redact(f"it is my-{word}-and-more-than-that.") == "it is [redacted]."
