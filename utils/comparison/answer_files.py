@@ -10,7 +10,7 @@ from typing import Any
 
 from utils.comparison.evaluations import SAMPLES, evaluated_in
 from utils.evaluation.policy_names import evaluation_files
-from utils.frame.files import UserError, read_jsonl, shown
+from utils.frame.files import UserError, as_written, read_jsonl, shown
 from utils.frame.manifest import read_manifest
 
 _FLAGS = {"0": False, "1": True}
@@ -42,6 +42,7 @@ def read_breakdown(path: Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         for row in reader:
+            row = {key: as_written(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
             try:
                 texts = {key: row.get(key) or "" for key in _TEXTS} | {"id": row["id"], "gold": row["gold"]}
                 counts = {key: int(row[key]) if row.get(key) else None for key in ("level", "tokens")}

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -167,11 +168,33 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_csv(path: str | Path, rows: Iterable[dict[str, Any]], columns: list[str]) -> None:
-    """Write a CSV with a header, atomically. Raises ValueError where a row has a key outside `columns`."""
+    """Write a CSV with a header, atomically. Raises ValueError where a row has a key outside `columns`.
+
+    Texts that a spreadsheet would run as a formula are `inert`.
+    """
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: inert(value) for key, value in row.items()} for row in rows)
+
+
+def inert(value: Any) -> Any:
+    """A cell with an apostrophe before a text that begins as a formula does ("=", "+", "-", "@", tab …).
+
+    A number that is written out, "-3.5", stays.
+    """
+    if not isinstance(value, str) or not re.match(r"'*[=+\-@\t\r]", value) or _is_number(value):
+        return value
+    return f"'{value}"
+
+
+def as_written(text: str) -> str:
+    """A cell's text without the apostrophe that `inert` put before it."""
+    return text[1:] if re.match(r"'+[=+\-@\t\r]", text) and not _is_number(text[1:]) else text
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?%?", text))
 
 
 # ------------------------------------------------------------------------------------- hashes and seeds

@@ -1,5 +1,6 @@
 """Files, hashes, seeds and secrets of utils.frame.files."""
 
+import csv
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.frame import files as common
-from utils.frame.files import UserError, atomic_path
+from utils.frame.files import UserError, as_written, atomic_path, inert, write_csv
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -140,3 +141,39 @@ def test_relative_paths_start_at_the_repository(monkeypatch, tmp_path):
     (tmp_path / "only_here").write_text("x")
     assert common.resolve_path("only_here") == tmp_path / "only_here"
     assert common.resolve_path(tmp_path / "x") == tmp_path / "x"
+
+
+# --------------------------------------------------------------------------------- cells of spreadsheets
+
+CELLS = [
+    "=1+1",
+    "+cmd",
+    "-x",
+    "@SUM(A1)",
+    "\tx",
+    "'=1",
+    "''-a",
+    "-3.5",
+    "+2",
+    "1e-3",
+    "plain",
+    "",
+    "-",
+    "-5%",
+]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_cell_is_run_as_a_formula_and_all_are_read_back(tmp_path, cell):
+    path = tmp_path / "t.csv"
+    write_csv(path, [{"id": cell, "n": -2}], ["id", "n"])
+    with open(path, newline="", encoding="utf-8") as file:
+        [row] = csv.DictReader(file)
+    number = cell in ("-3.5", "+2", "1e-3", "-5%")
+    assert number or not row["id"].startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert as_written(row["id"]) == cell and row["n"] == "-2"
+
+
+@given(st.text())
+def test_every_text_is_read_back(cell):
+    assert as_written(inert(cell)) == cell
