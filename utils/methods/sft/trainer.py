@@ -63,7 +63,7 @@ class CountingSFTTrainer(KeepsAdapterFormat, GroupsByLength, FillsBatches, Count
         return found
 
     def end_stage(self, ctx: StageContext) -> None:
-        """Leave this process's share of padding, since the last resumption, in runtime.json and in the log."""
+        """Leave this process's share of padding since it last resumed: in runtime.json and the log."""
         padding, positions = self.positions.tolist()
         if positions:
             ctx.runtime["padding_share"] = round(padding / positions, 4)
