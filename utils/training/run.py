@@ -19,6 +19,8 @@ from utils.frame.files import TEMPORARY_PREFIX, UserError, write_jsonl
 from utils.frame.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.frame.stage import StageContext
 from utils.models import four_bits
+from utils.models.gated_layers import keep_less
+from utils.models.loading import device
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec, load_reward_spec
 from utils.training.cost import MeasuresUpdates
@@ -192,6 +194,8 @@ def run_training(
     Returns the log without volatile numbers, as in ``logs/metrics.jsonl``.
     """
     ctx.runtime["micro_batch"] = trainer.args.per_device_train_batch_size
+    if device().type == "cpu" and not trainer.args.gradient_checkpointing:  # which keeps less still
+        keep_less(trainer.model)
     trainer.room = validation.room
     validation.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # prints every log row as a dict; the log file holds them

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from utils.models import cpu
 
@@ -65,11 +67,46 @@ def test_processors_that_would_round_are_not_tried(products, monkeypatch):
     assert not cpu.use_fast_products() and products.fp32_precision != "bf16"
 
 
+@pytest.mark.parametrize("queries", [1, 5], ids=["one query", "several"])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)], ids=["plain heads", "grouped heads"])
+def test_grouped_attention_is_transformers_own(heads, queries):
+    """Values and gradients to rounding, under a mask that differs from row to row."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(2, heads[0], queries, 8), (2, heads[1], 9, 8), (2, heads[1], 9, 8)]
+    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    mask = torch.rand(2, 1, queries, 9, generator=generator) < 0.6
+    mask[..., 0] = True
+    module = SimpleNamespace(num_key_value_groups=heads[0] // heads[1], is_causal=True)
+    upstream = torch.randn(2, queries, heads[0], 8, generator=generator)
+    results = []
+    for attention in (sdpa_attention_forward, cpu.grouped_attention):
+        found, _ = attention(module, *inputs, mask, dropout=0.0, scaling=0.3)
+        results.append((found, *torch.autograd.grad(found, inputs, upstream)))
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_grouped_attention_copies_no_keys(monkeypatch):
+    seen, product = [], torch.nn.functional.scaled_dot_product_attention
+
+    def recorded(query, key, value, **kwargs):
+        seen.append((key.data_ptr(), tuple(key.shape)))
+        return product(query, key, value, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    query, key = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 9, 8)
+    mask = torch.ones(2, 1, 5, 9, dtype=torch.bool)
+    module = SimpleNamespace(num_key_value_groups=3, is_causal=True)
+    cpu.grouped_attention(module, query, key, key, mask, scaling=0.3)
+    assert seen == [(key.data_ptr(), (2, 2, 9, 8))]
+
+
 def test_narrow_models_keep_their_products(monkeypatch):
     asked = []
     monkeypatch.setattr(cpu, "keep_freed_memory", lambda: asked.append("memory"))
     monkeypatch.setattr(cpu, "use_fast_products", lambda: asked.append("products"))
     cpu.prepare_cpu(128)
+    assert AttentionInterface()["sdpa"] is cpu.grouped_attention
     assert asked == ["memory"]
     cpu.prepare_cpu(576)
     assert asked == ["memory", "memory", "products"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -38,30 +39,36 @@ PANELS = {
     **GRADIENT,
     "token accuracy": ["mean_token_accuracy"],
     "completion length (tokens)": ["val_length"],
-    "padding (share of positions)": ["padding_share"],
 }
 
 
 class CountingSFTTrainer(KeepsAdapterFormat, GroupsByLength, FillsBatches, CountsCost, SFTTrainer):
     """TRL's SFTTrainer, with rows of like length together and logits of taught tokens only, counting these.
 
-    Logs ``padding_share``, of all positions of the micro-batches those that hold padding.
+    How much of its micro-batches is padding depends on the devices that share a step: runtime.json says it.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.positions = torch.zeros(2, dtype=torch.long)  # those that held padding, and all
         score_taught_tokens_only(self.model, outputs=("log_probs", "entropy", "is_top1"))
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         taught = (inputs["labels"] != -100).sum(1)
         self.cost.trained(int(self.accelerator.reduce(taught.sum())))
-        padding = self.accelerator.reduce((inputs["attention_mask"] == 0).float().mean(), "mean")
-        self._metrics["train"]["padding_share"].append(float(padding))
+        self.positions += torch.tensor([int((inputs["attention_mask"] == 0).sum()), inputs["labels"].numel()])
         found = super().compute_loss(model, inputs, *args, **kwargs)
         if self.fillers:  # of one token each, which TRL has counted
             self._total_train_tokens -= int(self.accelerator.reduce((taught == 0).sum()))
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return found
+
+    def end_stage(self, ctx: StageContext) -> None:
+        """Leave this process's share of padding since it last resumed: in runtime.json and the log."""
+        padding, positions = self.positions.tolist()
+        if positions:
+            ctx.runtime["padding_share"] = round(padding / positions, 4)
+            ctx.log(f"padding: {100 * padding / positions:.1f} % of positions")
 
 
 def tokenize_demonstrations(

@@ -1,0 +1,238 @@
+"""Time SFT, sampling and GRPO at real vocabularies, as they were and as they are, on one CPU thread.
+
+    python benchmarks/real_model.py [--parts sft sampling grpo] [--vocabularies 49152 151936] [--rounds 2]
+
+The model is SmolLM2-135M (`./download.sh model smollm2-135m`) with LoRA 32; for another vocabulary a random
+one of its shape. Every measurement is a process of its own, and the two sides take turns. Seconds are those
+of the processor (user and system), which other work on the machine changes little; memory is the process's
+peak.
+
+before  glibc's own handling of memory, MKL's products, repeated keys and values, all activations kept; SFT:
+        TRL's trainer, rows as drawn
+after   `utils/models/cpu.py`, `utils/models/gated_layers.py`; SFT: rows of like length together, the head on
+        taught tokens only
+
+sft       one optimizer step: 32 rows of 80 to 400 tokens, the last 10 to 40 taught, micro-batches of 8
+longest   one micro-batch of 8 rows of 400 tokens, for its memory
+sampling  4 prompts of 150 tokens, 8 completions each, 64 tokens each
+grpo      4 prompts of 165 tokens, 8 completions of 48 each, KL to the start policy, four updates on all
+
+Prints a Markdown table; ratios are of the medians.
+"""
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+MODEL, VOCABULARY = REPO / "models" / "smollm2-135m", 49_152
+PARTS = ("sft", "longest", "sampling", "grpo")
+LEARNABLE = 49_000  # ids that are drawn, in any vocabulary
+
+
+def load(vocabulary: int, trainable: bool):
+    """The model, with an adapter where it is to be trained, and its tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from utils.models.gated_layers import keep_less
+    from utils.models.loading import add_lora, load_policy
+    from utils.models.settings import LoraSection, ModelSection
+
+    model, tokenizer = load_policy(str(MODEL), ModelSection(), trainable=trainable)
+    if vocabulary != VOCABULARY:
+        config = AutoConfig.from_pretrained(MODEL)
+        config.vocab_size = vocabulary
+        model = AutoModelForCausalLM.from_config(config)
+    if trainable:
+        keep_less(model)
+    return (add_lora(model, LoraSection(r=32, lora_alpha=64), 0) if trainable else model.eval()), tokenizer
+
+
+def undo(model) -> None:
+    """Set back what `prepare_cpu` has set; glibc's limits are those that it would move to itself."""
+    import ctypes
+
+    import torch
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from utils.models.cpu import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    from utils.models.gated_layers import KNOWN
+
+    for module in model.modules():
+        if type(module).__name__ in KNOWN:
+            vars(module).pop("forward", None)
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
+    for parameter, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26)):
+        ctypes.CDLL(None).mallopt(parameter, value)
+
+
+def arguments(kind, folder: str, **more):
+    """What all trainers here have in common."""
+    return kind(
+        output_dir=folder,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=4,
+        learning_rate=1e-5,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        seed=0,
+        data_seed=0,
+        **more,
+    )
+
+
+def supervised(vocabulary: int, before: bool, folder: str, longest: bool):
+    """A step of SFT, the real tokens in it, and the model."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from utils.methods.sft.trainer import CountingSFTTrainer
+
+    model, tokenizer = load(vocabulary, trainable=True)
+    draw, rows = random.Random(0), []
+    for _ in range(32):
+        length, taught = (400, 20) if longest else (draw.randrange(80, 401), draw.randrange(10, 41))
+        ids = [draw.randrange(10, LEARNABLE) for _ in range(length)]
+        rows.append({"input_ids": ids, "completion_mask": [0] * (length - taught) + [1] * taught})
+    args = arguments(SFTConfig, folder, completion_only_loss=True, max_length=None)
+    trainer = (SFTTrainer if before else CountingSFTTrainer)(
+        model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    micro_batches = list(trainer.get_train_dataloader())[: 1 if longest else None]
+    taught = sum((inputs["labels"] != -100).sum() for inputs in micro_batches)
+    trainer.model.train()
+
+    def step() -> None:
+        for inputs in micro_batches:
+            loss = trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=torch.tensor(taught))
+            loss.backward()
+        trainer.model.zero_grad()
+
+    return step, int(sum(inputs["attention_mask"].sum() for inputs in micro_batches)), model
+
+
+def sampling(vocabulary: int):
+    """Sampling, the tokens sampled, and the model."""
+    import torch
+
+    from utils.models.prefix.prefix_sampling import sample_completions
+
+    model, _ = load(vocabulary, trainable=False)
+    ids = torch.randint(10, LEARNABLE, (4, 150), generator=torch.Generator().manual_seed(0))
+    ids = ids.repeat_interleave(8, 0)
+    how = {"max_new_tokens": 64, "eos_token_ids": [-1], "pad_token_id": 0}
+
+    def step() -> None:
+        generator = torch.Generator().manual_seed(1)
+        sample_completions(model, ids, torch.ones_like(ids), generator=generator, **how)
+
+    return step, 32 * 64, model
+
+
+def grpo(vocabulary: int, folder: str):
+    """A rollout with its four updates, the tokens sampled, and the model."""
+    import torch
+    from datasets import Dataset
+    from rl_step import SharedPrefixGRPOTrainer, reward
+    from trl import GRPOConfig
+
+    model, tokenizer = load(vocabulary, trainable=True)
+    draw, words = random.Random(0), [" cash", " revenue", " year", " net", " total", " of", " the", " 12"]
+    prompts = ["".join(draw.choice(words) for _ in range(165)) for _ in range(4)]
+    own = {"steps_per_generation": 4, "num_iterations": 4, "num_generations": 8, "beta": 0.04}
+    trainer = SharedPrefixGRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=arguments(GRPOConfig, folder, max_completion_length=48, **own),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer,
+    )
+    batch = [{"prompt": prompt} for prompt in prompts for _ in range(8)]
+    trainer.current_gradient_accumulation_steps = 4
+    trainer.create_optimizer()
+    trainer.eos_token_ids = [-1]  # nothing ends a completion but its length
+    trainer.model.train()
+    trained = [each for each in trainer.model.parameters() if each.requires_grad]
+
+    def step() -> None:
+        for _ in range(4):
+            for _ in range(4):
+                trainer.training_step(trainer.model, batch, None)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            trainer.optimizer.step()
+            trainer.model.zero_grad()
+            trainer.state.global_step += 1
+
+    return step, 32 * 48, model
+
+
+def measure(part: str, vocabulary: int, before: bool) -> dict[str, float]:
+    """Seconds of the processor that one step takes once warm, tokens in it, and peak memory, GB."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if part in ("sft", "longest"):
+            step, tokens, trained = supervised(vocabulary, before, folder, part == "longest")
+        else:
+            step, tokens, trained = sampling(vocabulary) if part == "sampling" else grpo(vocabulary, folder)
+        if before:
+            undo(trained)
+        step()
+        began = time.process_time()
+        step()
+        seconds = time.process_time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"seconds": seconds, "tokens": tokens, "peak": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--vocabularies", nargs="+", type=int, default=[VOCABULARY, 151_936])
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each side (default 2)")
+    parser.add_argument("--side", choices=("before", "after"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not (MODEL / "config.json").is_file():
+        parser.error("models/smollm2-135m is not there: ./download.sh model smollm2-135m")
+    if options.side:  # one of the processes
+        found = measure(options.parts[0], options.vocabularies[0], options.side == "before")
+        print(json.dumps(found))
+        return
+    columns = ["part", "vocabulary", "tokens", "before s", "after s", "ratio", "tokens/s", "before GB", "GB"]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|", flush=True)
+    for part in options.parts:
+        for vocabulary in options.vocabularies:
+            found = {"before": [], "after": []}
+            for side in ("before", "after") * options.rounds:
+                asked = ["--parts", part, "--vocabularies", str(vocabulary), "--side", side]
+                command = [sys.executable, __file__, *asked]
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                found[side].append(json.loads(output.splitlines()[-1]))
+            old, new = (statistics.median(each["seconds"] for each in found[side]) for side in found)
+            peaks = [max(each["peak"] for each in found[side]) for side in found]
+            tokens = found["after"][0]["tokens"]
+            cells = [part, f"{vocabulary:,}", f"{tokens:,}", f"{old:.1f}", f"{new:.1f}", f"{old / new:.2f}x"]
+            cells += [f"{tokens / new:.0f}", *(f"{peak:.1f}" for peak in peaks)]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
