@@ -4,7 +4,7 @@ from pathlib import Path
 
 from utils.data import checks
 from utils.data.length_plot import plot_lengths
-from utils.data.preparation import Prepared, cut_statistics, dropped_counts, prepare
+from utils.data.preparation import PreparedSplit, cut_statistics, dropped_counts, prepare
 from utils.data.records import HELD_OUT
 from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_inputs, read_splits
@@ -78,7 +78,7 @@ def report_evidence(ctx: StageContext, split: str, evidence: dict) -> None:
     ctx.log(f"{split}: evidence of records: {kinds}{kept}")
 
 
-def report_held_out(ctx: StageContext, prepared: Prepared) -> None:
+def report_held_out(ctx: StageContext, prepared: PreparedSplit) -> None:
     """Say and write down which levels nothing learns from; 10 reports their accuracy apart."""
     levels, rows = sorted(ctx.config.dataset.hold_out_levels), prepared.held_out
     kept = sum(record.level in levels for record in prepared.records["test"])

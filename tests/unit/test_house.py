@@ -172,6 +172,16 @@ def shared_names(root: Path) -> list[str]:
     return found
 
 
+def shared_classes(root: Path) -> list[str]:
+    """Public classes of one name in several files."""
+    places = defaultdict(list)
+    for path in sources(root).values():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(path.relative_to(root).as_posix())
+    return [f"{' and '.join(files)}: class {name}" for name, files in sorted(places.items()) if files[1:]]
+
+
 def names_of_the_library(root: Path) -> list[str]:
     """Files and folders named as a module of the standard library is."""
     paths = [path.parent if path.name == "__init__.py" else path for path in sources(root).values()]
@@ -193,6 +203,7 @@ RULES = [
     long_files,
     silent_rooms,
     shared_names,
+    shared_classes,
     names_of_the_library,
 ]
 
@@ -293,6 +304,11 @@ FAULTS = [
         shared_names,
         {"utils/data/readers/gsm8k.py": "", "utils/grading/gsm8k.py": ""},
         r"utils/data/readers/gsm8k.py and utils/grading/gsm8k.py: the same name",
+    ),
+    (
+        shared_classes,
+        {"utils/low/a.py": "class Cost:\n    x = 1", "utils/high/b.py": "class Cost(int):\n    y = 2"},
+        "utils/high/b.py and utils/low/a.py: class Cost",
     ),
     (names_of_the_library, {"utils/low/json.py": ""}, r"utils/low/json.py: a module of the standard"),
     (names_of_the_library, {"utils/low/types/__init__.py": ""}, r"utils/low/types: a module of the standard"),

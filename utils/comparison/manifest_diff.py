@@ -143,7 +143,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Group:
+class DifferenceGroup:
     """One difference that several stages have alike; ``stages`` in the order of the pipeline."""
 
     category: str
@@ -153,14 +153,14 @@ class Group:
     stages: list[str]
 
 
-def folded(differences: Sequence[Difference]) -> list[Group]:
+def folded(differences: Sequence[Difference]) -> list[DifferenceGroup]:
     """The differences that are no consequences, those alike in several stages as one, in their order."""
-    groups: dict[str, Group] = {}
+    groups: dict[str, DifferenceGroup] = {}
     for d in differences:
         if not d.consequence:
             # Stages that one run lacks are one group for each run, whatever they are called.
             alike = json.dumps([d.category, d.key, d.a, d.b], sort_keys=True)
-            groups.setdefault(alike, Group(d.category, d.key, d.a, d.b, [])).stages.append(d.stage)
+            groups.setdefault(alike, DifferenceGroup(d.category, d.key, d.a, d.b, [])).stages.append(d.stage)
     return list(groups.values())
 
 
@@ -198,7 +198,7 @@ def _is_result(difference: Difference) -> bool:
     return difference.stage.startswith("10_evaluation/") and difference.key == "metric accuracy"
 
 
-def _line(group: Group, name_a: str, name_b: str) -> str:
+def _line(group: DifferenceGroup, name_a: str, name_b: str) -> str:
     if group.category == "stages":
         return f"only in {name_a if group.b == ABSENT else name_b}: {', '.join(group.stages)}"
     named = ", ".join(group.stages[:NAMED])

@@ -16,7 +16,7 @@ from utils.frame.files import UserError, derive_seed
 
 
 @dataclass
-class Prepared:
+class PreparedSplit:
     """The records by split, the rows left out (with the reason), and what was cut, by split.
 
     ``held_out`` counts, by split, the rows of held-out levels that it lost (train, val) or keeps (test).
@@ -36,7 +36,7 @@ def prepare(
     count_tokens: Callable[[str], int] = approximate_tokens,
     progress: Callable[[list[RawRow]], Iterable[RawRow]] = iter,
     find_evidence: Callable[[RawRow], tuple[str, ...]] | None = None,
-) -> Prepared:
+) -> PreparedSplit:
     """Records of every split, with a seeded part of train as val where the set has no val of its own.
 
     Rows with an error are left out, and so are rows whose question and context occur in a later split (train
@@ -71,7 +71,7 @@ def prepare(
         rows["train"], rows["val"] = hold_out(rows["train"], config.val_fraction, config.val_seed)
     held_out = hold_out_levels(rows, config.hold_out_levels)
     limits = {"train": config.max_train, "val": config.max_val, "test": config.max_test}
-    prepared = Prepared({}, dropped, held_out=held_out)
+    prepared = PreparedSplit({}, dropped, held_out=held_out)
     for split in SPLITS:
         if split != "test" and config.max_input_tokens is not None and not config.form.has_context:
             rows[split], long = _short_enough(rows[split], config, count_tokens)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.driver.graph import Comparison, Key, Node, Outcome, rests_on
+from utils.driver.graph import ComparisonNode, Key, Node, Outcome, rests_on
 from utils.driver.launch import Launch
 from utils.driver.process import Child, interrupts_held_back, say, stop
 from utils.frame.failures import write_failures
@@ -127,7 +127,7 @@ class Execution:
             if node.check:
                 node.check()
             prepared = prepare(stage, argv)
-            if isinstance(node, Comparison):
+            if isinstance(node, ComparisonNode):
                 changed = write_failures(prepared.run_dir, node.failures(self.outcomes))
                 prepared = prepare(stage, argv) if changed else prepared
         except UserError as error:
@@ -140,12 +140,12 @@ class Execution:
             say(f"{self._place(node)} {name}: up to date")
             self.outcomes[node.key] = Outcome("up to date")
             return None
-        if self.compare_only and not isinstance(node, Comparison):
+        if self.compare_only and not isinstance(node, ComparisonNode):
             self._fail(node, _unfinished(prepared))
             return None
         say(f"{self._place(node)} {name}: {node.step.script} ({status.split(':')[0]})")
         # A comparison is derived from what is compared, and is redone when that changes.
-        if self.overwrite or (isinstance(node, Comparison) and status.startswith("stale")):
+        if self.overwrite or (isinstance(node, ComparisonNode) and status.startswith("stale")):
             argv = [*argv, "--overwrite"]
         command = self.launch.command(node.step.script, argv)
         env = environment_of(self.jobs, self.launch.processes(node.step.script))

@@ -85,7 +85,7 @@ class Node:
         return None
 
 
-class Comparison(Node):
+class ComparisonNode(Node):
     """Stage 11 over the policies of one run. It waits for ``needs`` to end, in whichever way."""
 
     def blocked(self, outcomes: Outcomes) -> Outcome | None:
@@ -106,7 +106,7 @@ class Comparison(Node):
         return [Failure(policy, each.stage, each.reason) for policy, each in ended if not each.ok]
 
 
-class SeedComparison(Comparison):
+class SeedComparison(ComparisonNode):
     """Stage 11 over seeds: ``needs`` are the evaluations of all trained policies in all seeds' runs."""
 
     def runs(self, outcomes: Outcomes) -> list[str]:
@@ -147,7 +147,7 @@ def nodes_of_run(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> li
         needs = ROWS["sft"].needs if from_base else step.needs
         nodes.append(replace(node, needs=tuple((run_id, need) for need in needs)))
     evaluations = tuple(node.key for node in nodes if node.step.policy)
-    compare = Comparison(run_id, COMPARE, tuple(overrides.argv(COMPARE, run_id, seed)), evaluations)
+    compare = ComparisonNode(run_id, COMPARE, tuple(overrides.argv(COMPARE, run_id, seed)), evaluations)
     return [*nodes, compare]
 
 
@@ -184,7 +184,7 @@ def rests_on(nodes: Sequence[Node], key: Key) -> list[Node]:
     """The node of ``key`` and all nodes that its failure blocks."""
     lost = {key}
     for node in nodes:
-        if not isinstance(node, Comparison) and lost & set(node.needs):
+        if not isinstance(node, ComparisonNode) and lost & set(node.needs):
             lost.add(node.key)
     return [node for node in nodes if node.key in lost]
 

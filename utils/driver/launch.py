@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.driver.graph import Comparison, Node
+from utils.driver.graph import ComparisonNode, Node
 from utils.frame.config import read_yaml
 from utils.frame.files import REPO_ROOT, UserError, resolve_path, shown, write_json
 from utils.frame.stage_plan import load_script
@@ -115,7 +115,7 @@ def export_plan(path: str | Path, nodes: Sequence[Node], launch: Launch, argv: S
             "after": "ok",
         }
         for node in nodes
-        if not isinstance(node, Comparison)
+        if not isinstance(node, ComparisonNode)
     ]
     evaluated = [names[node.key] for node in nodes if node.step.policy]
     compare = ["python", path_of("12_driver.py"), *argv, "--compare_only"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils.driver.budget import Budget
 from utils.driver.execution import Execution, duration
-from utils.driver.graph import Comparison, Node, SeedComparison
+from utils.driver.graph import ComparisonNode, Node, SeedComparison
 from utils.frame.failures import Failure
 from utils.frame.pipeline import ROWS
 from utils.frame.stage_plan import load_script, prepare
@@ -35,7 +35,7 @@ def show_plan(nodes: Sequence[Node], jobs: int, overwrite: bool) -> None:
     several = len({node.run_id for node in nodes}) > 1
     for number, node in enumerate(nodes, start=1):
         status = "when the evaluations have ended"
-        if not isinstance(node, Comparison):
+        if not isinstance(node, ComparisonNode):
             status = prepare(load_script(node.step.script).STAGE, list(node.argv)).status.replace("_", " ")
             status += ", to be redone" if overwrite and status == "up to date" else ""
         name = f"{node.run_id}/{node.plan.name}" if several else node.plan.name
@@ -50,7 +50,7 @@ def show_results(execution: Execution) -> None:
     failed = ran.count("failed")
     kept = "; what is finished is kept, run the same command again to continue" if failed else ""
     print(f"{len(ran)} of {len(nodes)} steps ran in {duration(execution.seconds)}, {failed} failed{kept}")
-    made = [node for node in nodes if isinstance(node, Comparison) and outcomes[node.key].ok]
+    made = [node for node in nodes if isinstance(node, ComparisonNode) and outcomes[node.key].ok]
     for node in [each for each in made if isinstance(each, SeedComparison)] or made:
         folder = run_dirs[node.run_id]
         if isinstance(node, SeedComparison):

@@ -15,8 +15,8 @@ from utils.grading.answer_relations import (
     with_each_sign,
 )
 from utils.grading.expression_values import (
-    Budget,
     NoValue,
+    WorkBudget,
     proportional,
     same_value,
     sign_of_difference,
@@ -39,7 +39,7 @@ class _Comparison:
     """One verdict and what it may still cost."""
 
     def __init__(self) -> None:
-        self.budget = Budget()
+        self.budget = WorkBudget()
 
     def equal(self, gold: Node, answer: Node) -> bool:
         if gold == answer:

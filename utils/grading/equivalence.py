@@ -9,7 +9,7 @@ is not 100. See docs/grading.md for what this lets through and what not.
 import random
 
 from utils.grading import worker
-from utils.grading.program import TABLE_OPERATIONS, ProgramError, ProgramFailure, Step, parse_steps
+from utils.grading.program import TABLE_OPERATIONS, ProgramError, ProgramFailure, ProgramStep, parse_steps
 
 PRIME = (1 << 61) - 1
 TRIALS = 3  # random points at which formulas are compared before SymPy is asked
@@ -56,7 +56,7 @@ class _Unmatched(Exception):
     """A prediction uses what the gold program does not, or a step that is not there."""
 
 
-def _symbols(steps: list[Step]) -> dict[str, str]:
+def _symbols(steps: list[ProgramStep]) -> dict[str, str]:
     symbols: dict[str, str] = {}
     for step in steps:
         keys = [step.text] if step.op in TABLE_OPERATIONS else [step.a, step.b]
@@ -66,7 +66,7 @@ def _symbols(steps: list[Step]) -> dict[str, str]:
     return symbols
 
 
-def _symbolic(step: Step, index: int, symbols: dict[str, str]) -> SymbolicStep:
+def _symbolic(step: ProgramStep, index: int, symbols: dict[str, str]) -> SymbolicStep:
     if step.op in TABLE_OPERATIONS:
         return (None, _symbol(step.text, symbols), "")
     return (step.op, *(_argument(text, index, symbols) for text in (step.a, step.b)))

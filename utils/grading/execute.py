@@ -9,7 +9,7 @@ from utils.grading.program import (
     TABLE_OPERATIONS,
     ProgramError,
     ProgramFailure,
-    Step,
+    ProgramStep,
     parse_steps,
 )
 
@@ -20,7 +20,7 @@ Value = float | str  # a number, or "yes" / "no"
 
 
 @dataclass(frozen=True)
-class Execution:
+class ProgramRun:
     """The value of a program, or the reason why it has none; exactly one of the two is None."""
 
     value: Value | None
@@ -49,7 +49,7 @@ def parse_number(text: str) -> float:
     raise ProgramFailure(ProgramError.BAD_NUMBER)
 
 
-def execute(tokens: list[str], table: list[list[str]]) -> Execution:
+def execute(tokens: list[str], table: list[list[str]]) -> ProgramRun:
     """Run a program over a table (rows of text cells, the first cell being the row's name).
 
     tokens: program tokens with a closing "EOF" (the last token is dropped unseen). Returns the final
@@ -62,9 +62,9 @@ def execute(tokens: list[str], table: list[list[str]]) -> Execution:
         results: list[Value | complex] = []
         for step in steps:
             results.append(_run_step(step, results, table))
-        return Execution(_final(results[-1]), None)
+        return ProgramRun(_final(results[-1]), None)
     except ProgramFailure as failure:
-        return Execution(None, failure.error)
+        return ProgramRun(None, failure.error)
 
 
 def _final(value: Value) -> Value:
@@ -77,7 +77,7 @@ def _final(value: Value) -> Value:
     return round(value, ROUND_DIGITS)
 
 
-def _run_step(step: Step, results: list[Value], table: list[list[str]]) -> Value:
+def _run_step(step: ProgramStep, results: list[Value], table: list[list[str]]) -> Value:
     if step.op in TABLE_OPERATIONS:
         return _run_table_step(step, table)
     return _calculate(step.op, _operand(step.a, results), _operand(step.b, results))
@@ -119,7 +119,7 @@ _ARITHMETIC = {
 }
 
 
-def _run_table_step(step: Step, table: list[list[str]]) -> float:
+def _run_table_step(step: ProgramStep, table: list[list[str]]) -> float:
     if "#" in step.a:
         raise ProgramFailure(ProgramError.BAD_REFERENCE)
     if not all(table):  # a row without a name makes the whole table unreadable
@@ -165,7 +165,7 @@ def parse_gold_value(text: str | float) -> Value:
     return value
 
 
-def execution_match(execution: Execution, exe_ans: Value) -> bool:
+def execution_match(execution: ProgramRun, exe_ans: Value) -> bool:
     """Official execution accuracy of one item: the program is valid and its value equals ``exe_ans``
     exactly. A program without a value matches nothing."""
     return execution.value is not None and execution.value == exe_ans

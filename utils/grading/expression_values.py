@@ -3,7 +3,7 @@
 Fractions are compared as fractions. Roots, powers, π, functions and symbols are evaluated with mpmath,
 symbols at fixed rational points, with 30 digits and twice as many as the largest, the smallest and the
 longest number that occurs on the way: π + 10^{-500} is not π, nor is any decimal. Work is bounded: numbers
-above MAX_BITS or MAX_DIGITS and more operations than a Budget has raise Undecided.
+above MAX_BITS or MAX_DIGITS and more operations than a WorkBudget has raise Undecided.
 """
 
 import math
@@ -36,7 +36,7 @@ class Undecided(ValueError):
     """The comparison would cost too much."""
 
 
-class Budget:
+class WorkBudget:
     """What one verdict may still spend."""
 
     def __init__(self, fuel: int = FUEL) -> None:
@@ -63,7 +63,7 @@ class _Pair:
         return abs(self.difference) <= self.noise
 
 
-def same_value(a: Node, b: Node, budget: Budget) -> bool:
+def same_value(a: Node, b: Node, budget: WorkBudget) -> bool:
     """Whether two scalars are equal wherever both are defined and real.
 
     Raises NoValue where one is no scalar, Undecided where the work is not bounded.
@@ -71,7 +71,7 @@ def same_value(a: Node, b: Node, budget: Budget) -> bool:
     return all(pair.equal for pair in _pairs(a, b, budget))
 
 
-def sign_of_difference(a: Node, b: Node, budget: Budget) -> int:
+def sign_of_difference(a: Node, b: Node, budget: WorkBudget) -> int:
     """-1, 0 or 1 as a < b, a = b or a > b, of two real constants; raises as ``same_value`` does."""
     if symbols(a) or symbols(b):
         raise NoValue("no constant")
@@ -81,7 +81,7 @@ def sign_of_difference(a: Node, b: Node, budget: Budget) -> int:
     return 0 if pair.equal else 1 if pair.difference > 0 else -1
 
 
-def proportional(a: Node, b: Node, budget: Budget, positive: bool = False) -> bool:
+def proportional(a: Node, b: Node, budget: WorkBudget, positive: bool = False) -> bool:
     """Whether a is a constant multiple of b, not 0 times (with ``positive``, by a positive constant)."""
     first = None
     for pair in _pairs(a, b, budget):
@@ -112,7 +112,7 @@ def symbols(node: Node) -> frozenset[str]:
     return frozenset(found)
 
 
-def _pairs(a: Node, b: Node, budget: Budget) -> Iterator[_Pair]:
+def _pairs(a: Node, b: Node, budget: WorkBudget) -> Iterator[_Pair]:
     """Both values at several points: where all is real, or if it is so nowhere, where they exist."""
     names = sorted(symbols(a) | symbols(b))
     needed = POINTS if names else 1
@@ -136,7 +136,7 @@ def _pairs(a: Node, b: Node, budget: Budget) -> Iterator[_Pair]:
     raise NoValue("no value at any point")
 
 
-def _pair(a: Node, b: Node, point: dict[str, Fraction], budget: Budget) -> _Pair:
+def _pair(a: Node, b: Node, point: dict[str, Fraction], budget: WorkBudget) -> _Pair:
     """Evaluated with few digits first: most answers that differ do so at once."""
     digits = GUARD
     while True:
@@ -184,7 +184,7 @@ class _Evaluation:
     """Values at one point; ``high`` and ``low`` are the digits that occurred before and behind the point, of
     fractions those of numerator and denominator."""
 
-    def __init__(self, point: dict[str, Fraction], digits: int, budget: Budget) -> None:
+    def __init__(self, point: dict[str, Fraction], digits: int, budget: WorkBudget) -> None:
         self.point = point
         self.digits = digits
         self.budget = budget

@@ -49,7 +49,7 @@ class ProgramFailure(Exception):
 
 
 @dataclass(frozen=True)
-class Step:
+class ProgramStep:
     """One step. ``text`` is the step as the official evaluator spells it (tokens joined by "|"): by this
     exact string it identifies table steps when programs are compared."""
 
@@ -81,7 +81,7 @@ def tokenize_program(text: str) -> list[str]:
     return [*tokens, END]
 
 
-def parse_steps(tokens: list[str], check_structure: bool = True) -> list[Step]:
+def parse_steps(tokens: list[str], check_structure: bool = True) -> list[ProgramStep]:
     """Read tokens into steps; raises ProgramFailure.
 
     The last token is dropped unseen, as the official evaluator does, so a list without "EOF" loses its
@@ -109,7 +109,7 @@ def _operation_error(token: str) -> ProgramError:
     return ProgramError.UNKNOWN_OPERATION if token.endswith("(") else ProgramError.BAD_STRUCTURE
 
 
-def _parse_step(text: str) -> Step:
+def _parse_step(text: str) -> ProgramStep:
     parts = text.split("(")
     if len(parts) != 2:
         raise ProgramFailure(ProgramError.BAD_STRUCTURE)
@@ -119,7 +119,7 @@ def _parse_step(text: str) -> Step:
         raise ProgramFailure(ProgramError.BAD_STRUCTURE)
     if op not in OPERATIONS:
         raise ProgramFailure(ProgramError.UNKNOWN_OPERATION)
-    return Step(op, arguments[0].strip(), arguments[1].strip(), text)
+    return ProgramStep(op, arguments[0].strip(), arguments[1].strip(), text)
 
 
 def program_steps(tokens: list[str]) -> list[tuple[str, str, str]]:

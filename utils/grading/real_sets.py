@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cmp_to_key
 
 from utils.grading.answer_relations import is_name, oriented
-from utils.grading.expression_values import Budget, NoValue, sign_of_difference, symbols
+from utils.grading.expression_values import NoValue, WorkBudget, sign_of_difference, symbols
 from utils.grading.latex_atoms import Node
 
 _INFINITY = ("constant", "infinity")
@@ -25,7 +25,7 @@ class Interval:
 _REALS = Interval(_MINUS_INFINITY, False, _INFINITY, False)
 
 
-def same_real_set(a: Node, b: Node, budget: Budget) -> bool | None:
+def same_real_set(a: Node, b: Node, budget: WorkBudget) -> bool | None:
     """Whether two nodes are the same set of real numbers; None where one of them is no such set."""
     try:
         ours, theirs = real_set(a, budget), real_set(b, budget)
@@ -39,7 +39,7 @@ def same_real_set(a: Node, b: Node, budget: Budget) -> bool | None:
     )
 
 
-def real_set(node: Node, budget: Budget) -> list[Interval]:
+def real_set(node: Node, budget: WorkBudget) -> list[Interval]:
     """The set that an interval, {…}, a union, or an inequality of one unknown stands for, in order and
     without overlap. Raises expression_values.NoValue for any other node."""
     kind = node[0]
@@ -68,7 +68,7 @@ def real_set(node: Node, budget: Budget) -> list[Interval]:
     raise NoValue(f"no set: {kind}")
 
 
-def _solutions(operands: tuple[Node, ...], signs: tuple[str, ...], budget: Budget) -> list[Interval]:
+def _solutions(operands: tuple[Node, ...], signs: tuple[str, ...], budget: WorkBudget) -> list[Interval]:
     """Of x < 3, -2 ≤ x ≤ 7, x ≠ 5, x ∈ [-2, 7]."""
     if signs == ("in",) and is_name(operands[0]):
         return real_set(operands[1], budget)
@@ -89,7 +89,7 @@ def _solutions(operands: tuple[Node, ...], signs: tuple[str, ...], budget: Budge
     return _combined("intersection", parts, budget)
 
 
-def _combined(kind: str, parts: list[list[Interval]], budget: Budget) -> list[Interval]:
+def _combined(kind: str, parts: list[list[Interval]], budget: WorkBudget) -> list[Interval]:
     whole = parts[0]
     for other in parts[1:]:
         if kind == "union":
@@ -100,7 +100,7 @@ def _combined(kind: str, parts: list[list[Interval]], budget: Budget) -> list[In
     return whole
 
 
-def _union(intervals: list[Interval], budget: Budget) -> list[Interval]:
+def _union(intervals: list[Interval], budget: WorkBudget) -> list[Interval]:
     """The intervals in order, those that overlap or touch joined; empty ones left out."""
 
     def by_low(one: Interval, other: Interval) -> int:
@@ -123,7 +123,7 @@ def _union(intervals: list[Interval], budget: Budget) -> list[Interval]:
     return joined
 
 
-def _complement(intervals: list[Interval], budget: Budget) -> list[Interval]:
+def _complement(intervals: list[Interval], budget: WorkBudget) -> list[Interval]:
     """All real numbers outside the intervals, which must be in order and without overlap."""
     gaps = []
     low, low_closed = _MINUS_INFINITY, False
@@ -133,7 +133,7 @@ def _complement(intervals: list[Interval], budget: Budget) -> list[Interval]:
     return _union([*gaps, Interval(low, low_closed, _INFINITY, False)], budget)
 
 
-def _compare(a: Node, b: Node, budget: Budget) -> int:
+def _compare(a: Node, b: Node, budget: WorkBudget) -> int:
     """-1, 0 or 1 as a is below, at or above b; infinity is an end like any other."""
     if a in _INFINITE or b in _INFINITE:
         x, y = _INFINITE.get(a, 0), _INFINITE.get(b, 0)

@@ -7,7 +7,7 @@ import pytest
 from tests.support.finished_runs import KEYS, log_of, write_evaluation, write_methods, write_stage
 from tests.support.scripts import execute_stage
 from utils.comparison.lineage import trained_policies
-from utils.comparison.topics.method_cost import Cost, cost_section, costs_of
+from utils.comparison.topics.method_cost import MethodCost, cost_section, costs_of
 from utils.comparison.topics.timing import times_of
 from utils.comparison.topics.validation_curves import read_curves
 from utils.documents.document import section_markdown
@@ -71,7 +71,9 @@ def test_distillation_costs_its_own_stage(run):
         "ppo": ["05_ppo"],
     }
     costs = costs_of(found)
-    assert costs["distill"] == [Cost(64, 1280, 5000)] and costs["distill_sec"] == [Cost(0, 0, 5000)]
+    assert costs["distill"] == [MethodCost(64, 1280, 5000)] and costs["distill_sec"] == [
+        MethodCost(0, 0, 5000)
+    ]
     assert times_of(found)["distill"][0].total == 20.0
 
 

@@ -15,7 +15,7 @@ from utils.comparison.topic import topics_of
 from utils.comparison.topics import accuracy
 from utils.comparison.topics.accuracy import quotable_table
 from utils.comparison.topics.levels import levels_of
-from utils.comparison.topics.method_cost import Cost
+from utils.comparison.topics.method_cost import MethodCost
 from utils.documents.document import block_markdown
 from utils.frame.files import UserError
 from utils.statistics.accuracy_tests import (
@@ -237,9 +237,9 @@ def test_findings_about_these_policies_share_a_sentence_where_there_are_many():
 
 def test_the_table_to_quote_holds_cost_and_failures():
     found = experiment(**THREE)
-    costs = {name: [Cost(8192, 170_000, 700_000), Cost(8192, 180_000, 710_000)] for name in THREE}
-    costs["sft"] = [Cost(0, 0, 85_600)] * 2
-    costs["grpo"] = [Cost(8192, 1, 2), Cost(problem="older")]
+    costs = {name: [MethodCost(8192, 170_000, 700_000), MethodCost(8192, 180_000, 710_000)] for name in THREE}
+    costs["sft"] = [MethodCost(0, 0, 85_600)] * 2
+    costs["grpo"] = [MethodCost(8192, 1, 2), MethodCost(problem="older")]
     lines = quoted(found, costs, failed={"rloo": "loss | nan"})
     assert lines[0].endswith("| p | completions | trained tokens (k) |")
     assert [line.split(" | ")[-2:] for line in lines[2:5]] == [

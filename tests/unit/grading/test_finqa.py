@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from utils.grading.equivalence import program_match
 from utils.grading.execute import (
-    Execution,
+    ProgramRun,
     execute,
     execution_match,
     parse_gold_value,
@@ -39,7 +39,7 @@ TABLE = [
 ]
 
 
-def run(program: str) -> Execution:
+def run(program: str) -> ProgramRun:
     return execute(tokenize_program(program), TABLE)
 
 
@@ -122,7 +122,7 @@ def test_tokens_are_split_as_in_the_official_code(program, tokens):
     ],
 )
 def test_values(program, value):
-    assert run(program) == Execution(value, None)
+    assert run(program) == ProgramRun(value, None)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_values(program, value):
     ],
 )
 def test_failures_have_a_type(program, error):
-    assert run(program) == Execution(None, error)
+    assert run(program) == ProgramRun(None, error)
 
 
 def test_doubling_texts_or_powers_stay_small():
@@ -195,11 +195,11 @@ def test_broken_token_lists_have_no_value(tokens):
 
 
 def test_execution_match_is_exact_and_fails_closed():
-    assert execution_match(Execution(0.935, None), 0.935)
-    assert not execution_match(Execution(0.93501, None), 0.935)
-    assert not execution_match(Execution("yes", None), 1.0)
-    assert not execution_match(Execution(None, ProgramError.EMPTY), "")
-    assert not execution_match(Execution(None, ProgramError.EMPTY), None)
+    assert execution_match(ProgramRun(0.935, None), 0.935)
+    assert not execution_match(ProgramRun(0.93501, None), 0.935)
+    assert not execution_match(ProgramRun("yes", None), 1.0)
+    assert not execution_match(ProgramRun(None, ProgramError.EMPTY), "")
+    assert not execution_match(ProgramRun(None, ProgramError.EMPTY), None)
 
 
 @pytest.mark.parametrize(

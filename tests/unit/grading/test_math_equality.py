@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.grading import TOKENS, mutations, respellings
-from utils.grading.expression_values import Budget, Undecided, same_value
+from utils.grading.expression_values import Undecided, WorkBudget, same_value
 from utils.grading.latex_atoms import Unreadable
 from utils.grading.latex_reader import read
 from utils.grading.tasks.hendrycks_math import MAX_ANSWER_CHARS, math_equal
@@ -223,7 +223,7 @@ def test_what_would_cost_too_much_is_given_up():
         assert math_equal(answer, answer.replace(r"\cdot", r"\times "))
     with pytest.raises(WorkerFailure, match="too long"):
         math_equal("5", "5" * (MAX_ANSWER_CHARS + 1))
-    budget = Budget(10)
+    budget = WorkBudget(10)
     with pytest.raises(Undecided):
         same_value(read(r"\sqrt{2}+\sqrt{3}+\sqrt{5}"), read("6"), budget)
     assert budget.fuel < 0

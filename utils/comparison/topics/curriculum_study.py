@@ -39,7 +39,7 @@ WIDTH = 0.8  # of a level's bars together
 
 
 @dataclass(frozen=True)
-class Group:
+class CurriculumGroup:
     """Policies of one method and reward, by curriculum.
 
     ``title`` is the name of the policy without a curriculum; ``policies`` maps curriculum -> policy, in the
@@ -75,14 +75,14 @@ def curriculum_of(policy: str) -> tuple[str, str]:
     return policy, DEFAULT_CURRICULUM
 
 
-def curriculum_groups(policies: Sequence[str]) -> list[Group]:
+def curriculum_groups(policies: Sequence[str]) -> list[CurriculumGroup]:
     """The groups of which at least two curricula are compared, in the order of the policies."""
     found: dict[str, dict[str, str]] = {}
     for policy in policies:
         title, curriculum = curriculum_of(policy)
         found.setdefault(title, {})[curriculum] = policy
     return [
-        Group(title, {name: of_group[name] for name in CURRICULA if name in of_group})
+        CurriculumGroup(title, {name: of_group[name] for name in CURRICULA if name in of_group})
         for title, of_group in found.items()
         if len(of_group) > 1
     ]
@@ -103,7 +103,7 @@ def _note(comparison: Comparison) -> Line:
     return [*note, f"In the figure: {shown}."]
 
 
-def _verdict(group: Group, comparison: Comparison) -> str:
+def _verdict(group: CurriculumGroup, comparison: Comparison) -> str:
     """One sentence on whether the tests support a difference from random."""
     if DEFAULT_CURRICULUM not in group.policies:
         return (
@@ -121,7 +121,7 @@ def _verdict(group: Group, comparison: Comparison) -> str:
     return f"The tests support, against random: {'; '.join(said)}."
 
 
-def _table(group: Group, comparison: Comparison) -> Table:
+def _table(group: CurriculumGroup, comparison: Comparison) -> Table:
     levels, efficiency = levels_of(comparison), efficiency_of(comparison)
     against = against_teacher(comparison.results)
     parts = [part for part in (TRAINED, HELD_OUT) if part in levels.parts]
@@ -147,7 +147,9 @@ def _table(group: Group, comparison: Comparison) -> Table:
 # ------------------------------------------------------------------------------------------- figure
 
 
-def plot_curricula(groups: Sequence[Group], curves: Sequence[Curve], levels: Levels, path: Path) -> None:
+def plot_curricula(
+    groups: Sequence[CurriculumGroup], curves: Sequence[Curve], levels: Levels, path: Path
+) -> None:
     """Validation accuracy over sampled completions, and bars of test accuracy by level, for every group.
 
     A line is the mean over seeds, its band reaches from the lowest seed to the highest; SFT is a dashed
@@ -169,7 +171,7 @@ def plot_curricula(groups: Sequence[Group], curves: Sequence[Curve], levels: Lev
         legend(figure, [shown[name] for name in names], names)
 
 
-def _draw_training(axis, group: Group, curves: Sequence[Curve]) -> None:
+def _draw_training(axis, group: CurriculumGroup, curves: Sequence[Curve]) -> None:
     of_policy = {curve.policy: curve for curve in curves if curve.kind != "level"}
     drawn = {name: of_policy[policy] for name, policy in group.policies.items() if policy in of_policy}
     for curriculum, curve in drawn.items():
@@ -182,7 +184,7 @@ def _draw_training(axis, group: Group, curves: Sequence[Curve]) -> None:
     axis.set_ylabel("validation accuracy (%)")
 
 
-def _draw_levels(axis, group: Group, levels: Levels) -> None:
+def _draw_levels(axis, group: CurriculumGroup, levels: Levels) -> None:
     width = WIDTH / len(group.policies)
     for index, (curriculum, policy) in enumerate(group.policies.items()):
         shift = (index - (len(group.policies) - 1) / 2) * width

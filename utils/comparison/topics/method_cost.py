@@ -22,7 +22,7 @@ WIDTH = 1.16  # of a panel, in the largest cost
 SIDE_BY_SIDE = 0.028  # of a panel's width: the least distance of two markers
 
 
-class Cost(NamedTuple):
+class MethodCost(NamedTuple):
     """What one policy of one run took, over the stages that it rests on; None where it is not known.
 
     Completions sampled to learn from, their tokens, completion tokens that went through a gradient (each pass
@@ -35,7 +35,7 @@ class Cost(NamedTuple):
     problem: str = ""
 
 
-Costs = Mapping[str, Sequence[Cost]]
+Costs = Mapping[str, Sequence[MethodCost]]
 
 
 def topic(comparison: Comparison) -> Topic:
@@ -55,37 +55,37 @@ def topic(comparison: Comparison) -> Topic:
     )
 
 
-def costs_of(trained: Mapping[str, Sequence[Trained]]) -> dict[str, list[Cost]]:
+def costs_of(trained: Mapping[str, Sequence[Trained]]) -> dict[str, list[MethodCost]]:
     """Name -> cost in each run."""
     return {name: [cost_of(each) for each in of_policy] for name, of_policy in trained.items()}
 
 
-def cost_of(trained: Trained) -> Cost:
+def cost_of(trained: Trained) -> MethodCost:
     """Sum the counts of a policy's stages (``metrics.cost`` of their manifests)."""
     if not trained.stages:
-        return Cost(problem="not trained in its run")
+        return MethodCost(problem="not trained in its run")
     total = dict.fromkeys(COUNTS, 0)
     for stage, manifest in trained.stages.items():
         counts = manifest.get("metrics", {}).get("cost")
         if counts is None and not counts_cost(stage):
             continue
         if not isinstance(counts, dict) or not all(_is_count(counts.get(name)) for name in COUNTS):
-            return Cost(problem=f"{stage} was run by code that did not count; --overwrite redoes it")
+            return MethodCost(problem=f"{stage} was run by code that did not count; --overwrite redoes it")
         for name in COUNTS:
             total[name] += counts[name]
-    return Cost(**total)
+    return MethodCost(**total)
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def mean_count(costs: Sequence[Cost], name: str) -> float | None:
+def mean_count(costs: Sequence[MethodCost], name: str) -> float | None:
     """Mean of one count over the runs, None where any of them does not know it."""
     return mean_known([getattr(cost, name) for cost in costs])
 
 
-def _means(costs: Sequence[Cost]) -> dict[str, float | int | None]:
+def _means(costs: Sequence[MethodCost]) -> dict[str, float | int | None]:
     """The counts' means over the runs, whole numbers where they are."""
     means = {name: mean_count(costs, name) for name in COUNTS}
     return {name: mean if mean is None or mean % 1 else int(mean) for name, mean in means.items()}

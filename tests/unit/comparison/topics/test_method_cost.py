@@ -21,7 +21,7 @@ from utils.comparison.report import summary_table, table_by_run
 from utils.comparison.seed_runs import find_seed_runs
 from utils.comparison.topic import Comparison
 from utils.comparison.topics import method_cost
-from utils.comparison.topics.method_cost import Cost, cost_section, costs_of
+from utils.comparison.topics.method_cost import MethodCost, cost_section, costs_of
 from utils.comparison.topics.timing import PHASES, Seconds, times_of, timing_document, timing_rows
 from utils.documents.document import section_markdown
 from utils.evaluation.policy_names import find_evaluations
@@ -42,9 +42,9 @@ def test_cost_is_the_sum_over_the_stages_after_sft_that_a_policy_rests_on(output
         ["04_candidates", "08_preferences", "09_dpo"],
     ]
     costs = costs_of(found)
-    assert costs["sft"] == [Cost(0, 0, 500), Cost(0, 2, 520)]
-    assert costs["ppo"] == [Cost(64, 1200, 4800), Cost(64, 1202, 4820)]
-    assert costs["dpo"] == [Cost(64, 1300, 700), Cost(64, 1304, 740)]
+    assert costs["sft"] == [MethodCost(0, 0, 500), MethodCost(0, 2, 520)]
+    assert costs["ppo"] == [MethodCost(64, 1200, 4800), MethodCost(64, 1202, 4820)]
+    assert costs["dpo"] == [MethodCost(64, 1300, 700), MethodCost(64, 1304, 740)]
     assert costs["base"][0].problem == "not trained in its run"
 
 
@@ -55,7 +55,7 @@ def test_a_stage_that_did_not_count_leaves_blanks_and_no_zero(tmp_path, bad):
     cost = costs_of(found)["dpo"][0]
     assert (cost.sampled_completions, cost.generated_tokens, cost.trained_tokens) == (None, None, None)
     assert cost.problem.startswith("04_candidates was run by code that did not count")
-    assert costs_of(found)["ppo"][0] == Cost(64, 1200, 4800)
+    assert costs_of(found)["ppo"][0] == MethodCost(64, 1200, 4800)
     text = section(found)
     assert "| dpo | 04_candidates + 08_preferences + 09_dpo | – | – | – |" in text
     assert "No counts (–) for dpo: 04_candidates was run by code" in text
@@ -90,7 +90,7 @@ def test_counts_over_seeds_are_means_with_each_seeds_beside(outputs):
 
 
 def budget(found, **sampled):
-    costs = {name: [Cost(n, 1, 1) for n in counts] for name, counts in sampled.items()}
+    costs = {name: [MethodCost(n, 1, 1) for n in counts] for name, counts in sampled.items()}
     return section({name: found[name] for name in sampled}, costs=costs).split("\n\n")[1]
 
 

@@ -22,7 +22,7 @@ from utils.comparison.estimates import Estimate
 from utils.comparison.lineage import training_logs
 from utils.comparison.topic import Comparison, styles_of
 from utils.comparison.topics import validation_curves
-from utils.comparison.topics.method_cost import SIDE_BY_SIDE, WIDTH, Cost, apart, plot_efficiency
+from utils.comparison.topics.method_cost import SIDE_BY_SIDE, WIDTH, MethodCost, apart, plot_efficiency
 from utils.comparison.topics.timing import Seconds, plot_timing
 from utils.comparison.topics.validation_curves import (
     Curve,
@@ -239,7 +239,7 @@ def test_figures_are_the_same_bytes_and_hold_no_date(outputs, tmp_path):
     accuracies = {name: Estimate(right / 60, (right / 70, right / 60)) for name, right in RIGHT.items()}
     folders = folders_in(outputs / "s0", outputs / "s1")
     comparison = Comparison(folders, dict.fromkeys(RIGHT, ()), accuracies, [])
-    costs = {name: [Cost(64, 10**8, 2)] for name in RIGHT} | {"base": [Cost(problem="none")]}
+    costs = {name: [MethodCost(64, 10**8, 2)] for name in RIGHT} | {"base": [MethodCost(problem="none")]}
     times = {name: [Seconds(1.0, 2.0, 3.0, 7.0)] for name in RIGHT}
     times["grpo"], times["base"] = [Seconds(total=9.0)], [Seconds()]
     for folder in (tmp_path / "a", tmp_path / "b"):
