@@ -89,7 +89,7 @@ TRAINED = [
 # training by itself is killed at every turn in tests/stages/test_resume.py.)
 KILLS = [
     "run_001_seed_0/03_sft/valid_samples/step_10.json",  # between two resume points
-    "run_001_seed_0/03_distill/resume/checkpoint-4/trainer_state.json",  # right after the first
+    "run_001_seed_0/03_distill/resume/checkpoint-4/hashes.json",  # right after the first
     "run_001_seed_0/05_ppo/resume/checkpoint-16",  # while one is being written
     "run_001_seed_0/07_rloo/valid_samples/step_6.json",
     "run_001_seed_1/06_grpo/resume/checkpoint-8",
