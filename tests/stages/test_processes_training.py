@@ -62,6 +62,8 @@ def test_two_processes_train_as_one(trained, method):
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             loose = "clip_ratio" in key  # counts tokens on either side of an edge
+            if key == "rewards/accuracies" and abs(expected["rewards/margins"]) < 1e-6:
+                continue  # the policy is still its reference: which of two equal rewards is more is rounding
             close = math.isclose(found[key], value, rel_tol=1e-3, abs_tol=0.1 if loose else 2e-4)
             assert close, (method, expected["step"], key, value, found[key])
     weights = [final_weights(folder) for folder in (one, two)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from utils.evaluation.distances import WITHOUT, distances
 from utils.frame.files import UserError
 from utils.frame.processes import merge_shares, share
+from utils.models.prefix.common_prefix import batches_by_prefix
 from utils.models.prefix.prefix_scoring import LOGIT_BYTES, padded_parts, states_and_head
 from utils.models.prefix.shared_prefix import CompletionBatch, obstacle, position_limit
 from utils.models.value_head import ValueHead, ValueModel
@@ -62,9 +63,10 @@ def token_values(models: Models, batch: CompletionBatch) -> Values:
     q and v are there with a teacher, value with a critic. float32 arithmetic (float64 for float64 models).
     A model that is the policy itself is not run again.
     """
-    states = {"policy": states_and_head(models.policy, batch)}
+    states = {"policy": states_and_head(models.policy, batch, common_prefixes=True)}
     for name, model in models.others.items():
-        states[name] = states["policy"] if model is models.policy else states_and_head(model, batch)
+        same = model is models.policy
+        states[name] = states["policy"] if same else states_and_head(model, batch, common_prefixes=True)
     rows, tokens = max(1, LOGIT_BYTES // (4 * models.vocab_size)), batch.tokens()
     pieces = []
     for start in range(0, max(1, len(tokens)), rows):
@@ -122,8 +124,11 @@ def values_of_texts(
             fits = text is not None and len(prompts[item]) + len(text) <= limit
             if fits and max([*prompts[item], *text], default=0) < models.vocab_size:
                 rows.setdefault((item, tuple(text)), []).append(name)
-    # Prompts of similar length run together, the texts of one prompt side by side.
-    order = sorted(rows, key=lambda row: (len(prompts[row[0]]), row[0]))
+    # Prompts that begin alike run together, sets of similar length, the texts of one prompt side by side.
+    items = sorted({item for item, _ in rows})
+    [by_prefix] = batches_by_prefix([prompts[item] for item in items], len(items)) or [[]]
+    place = {items[index]: number for number, index in enumerate(by_prefix)}
+    order = sorted(rows, key=lambda row: place[row[0]])
     lengths = [len(prompts[item]) + len(text) for item, text in order]
     slices = [order[part] for part in padded_parts(lengths, SLICE_TOKENS)]
     passes = merge_shares([_values_of_slice(models, prompts, part) for part in progress(share(slices))])

@@ -289,12 +289,20 @@ def encode_prompts(
     return output.last_hidden_state[:, -1]
 
 
-def completion_states(model: nn.Module, batch: CompletionBatch) -> Tensor:
+# How distinct prompts may be encoded: the states after them, and which columns of the cache they take; or
+# None where that does not pay (`common_prefix.encode_by_prefix`).
+EncodePrompts = Callable[[nn.Module, PromptGroups, DynamicCache], tuple[Tensor, Tensor] | None]
+
+
+def completion_states(
+    model: nn.Module, batch: CompletionBatch, encode: EncodePrompts | None = None
+) -> Tensor:
     """Return the hidden state before each unmasked completion token.
 
     Shape [N, H], aligned with `batch.tokens()`, in the model's dtype: row n is the final (normed) hidden
     state from which the model predicts token n, so it serves log-probabilities, a value head and teacher
-    scores alike. `model` is a causal language model, with or without PEFT adapters. Differentiable.
+    scores alike. `model` is a causal language model, with or without PEFT adapters. Differentiable. `encode`,
+    for positions by content, comes before `encode_prompts`.
 
     Raises ValueError where a mask is not left-padded (prompts) or right-padded (completions), where
     `obstacle(model)` names one, or where gradient checkpointing would drop the cache.
@@ -313,14 +321,15 @@ def completion_states(model: nn.Module, batch: CompletionBatch) -> Tensor:
         prompt_positions = columns.expand_as(groups.ids)
 
     cache = DynamicCache(config=model.config)
-    states = encode_prompts(model, groups, prompt_positions, cache)
+    encoded = encode(model, groups, cache) if encode and batch.positions == "content" else None
+    states, shown = encoded or (encode_prompts(model, groups, prompt_positions, cache), groups.mask)
     if packed.prompt:
         if packed.prompt != list(range(len(groups.ids))):
             cache.batch_select_indices(torch.tensor(packed.prompt))  # layers may lie on several devices
         width = packed.ids.shape[1]
         own = packed.owner[:, :, None] == packed.owner[:, None, :]
         own &= torch.ones(width, width, dtype=torch.bool, device=own.device).tril()
-        seen = groups.mask[packed.prompt][:, None].expand(-1, width, -1)
+        seen = shown[packed.prompt][:, None].expand(-1, width, -1)
         rows = model.base_model(
             input_ids=packed.ids,
             attention_mask=attention_mask(torch.cat([seen, own], dim=2), model),
