@@ -15,6 +15,7 @@ from utils.frame.config import StageConfig, setting
 from utils.frame.files import UserError, shown, write_json
 from utils.frame.stage import Stage, StageContext, main
 from utils.rewards.spec import RewardSpec, own_files, verified, write_reward_spec
+from utils.training.inputs import candidates_file
 
 SPLITS = ("train", "val", "test")
 
@@ -41,8 +42,8 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     if not config.options.audit:
         splits = {split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS}
         return splits | own_files(config.reward)
-    candidates = config.options.candidates or run_dir / "04_candidates" / "candidates.jsonl"
-    return {"reward_spec": run_dir / "02_rewards" / "reward_spec.yaml", "candidates": Path(candidates)}
+    specification = run_dir / "02_rewards" / "reward_spec.yaml"
+    return {"reward_spec": specification, "candidates": candidates_file(config, run_dir)}
 
 
 STAGE = Stage(
@@ -104,10 +105,9 @@ def run(ctx: StageContext) -> int:
     write_json(folder / "test_results.json", outcome)
     ctx.metrics["unit_tests"] = {"cases": len(cases), "failed": len(failed)}
     ctx.log(f"unit tests: {len(cases) - len(failed)} of {len(cases)} passed")
-    for line in failures[:5]:
-        ctx.log(f"a gold does not score as right: {line}")
-    for name in failed[:5]:
-        ctx.log(f"unit test failed: {name}")
+    wrong = [f"a gold does not score as right: {line}" for line in failures[:5]]
+    for line in [*wrong, *(f"unit test failed: {name}" for name in failed[:5])]:
+        ctx.log(line)
     allowed = ctx.config.options.gold_failures_allowed * sum(map(len, splits.values()))
     if failed or len(failures) > allowed:
         ctx.log(f"error: {len(failures)} golds and {len(failed)} tests failed; see {shown(folder)}")

@@ -14,7 +14,7 @@ from utils.frame.config import StageConfig, setting
 from utils.frame.pipeline import DEFAULT_REWARD, RewardName
 from utils.frame.stage import Stage, StageContext, main
 from utils.models.settings import ModelConfig
-from utils.training.inputs import prepared_split, reward_spec, sft_policy, teacher_inputs
+from utils.training.inputs import model_inputs, named, prepared_split, reward_spec, start_of, teacher_inputs
 
 
 @dataclass
@@ -27,6 +27,8 @@ class Options:
         1024, "only the first prompts of the split, in the order of the seed; null for all"
     )
     reward: RewardName = setting(DEFAULT_REWARD, "which parts of the reward specification are paid")
+    policy_ckpt: str = named("policy_ckpt")
+    reward_spec: str = named("reward_spec")
 
     def validate(self) -> None:
         if self.num_candidates < 1:
@@ -36,11 +38,12 @@ class Options:
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    spec = reward_spec(run_dir, config)
     return {
         "records": prepared_split(run_dir, config.options.split),
-        "reward_spec": reward_spec(run_dir),
-        **sft_policy(run_dir),
-        **teacher_inputs(run_dir, config.model, config.options.reward),
+        "reward_spec": spec,
+        **model_inputs(start_of(config, run_dir)),
+        **teacher_inputs(spec, config.model, config.options.reward),
     }
 
 

@@ -6,7 +6,7 @@
     python 11_compare_runs.py --metrics '../theirs/*/metrics.json',outputs/run_001/10_evaluation/sft
     python 11_compare_runs.py --results a=samples_gsm8k_a.jsonl,b=samples_gsm8k_b.jsonl
     python 11_compare_runs.py --by_seed --runs seed_0,seed_1,seed_2 --run_id seeds
-    python 11_compare_runs.py --diff run_001 run_002 [--diff_json FILE] [--output_dir DIR]
+    python 11_compare_runs.py --diff run_001 run_002 [--diff_json FILE] [--outputs_root DIR]
 
 The default compares every policy that this run has evaluated. ``--by_seed`` takes the runs as seeds of one
 experiment: means over seeds, and tests that count seeds as well as items. ``--diff`` only reads and prints.

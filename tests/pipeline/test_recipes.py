@@ -47,7 +47,7 @@ def recipe(tmp_path, shared_data, monkeypatch, unrendered):
         student, teacher = (make_stand_in(kind, tmp_path / f"{kind}_{seed}", seed=seed) for seed in (0, 1))
         options = SMALL | {"model.model.name_or_path": student, "dataset.data_root": shared_data / data}
         words = [word for key, value in (options | settings).items() for word in (f"--{key}", str(value))]
-        paths = ["--output_dir", str(tmp_path / "out"), "--export_plan", str(tmp_path / "plan.json")]
+        paths = ["--outputs_root", str(tmp_path / "out"), "--export_plan", str(tmp_path / "plan.json")]
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "SEEDS": "0",
@@ -137,7 +137,7 @@ def test_processes_can_share_every_batch(name, tmp_path):
         "PROCESSES": "2",
         "SEEDS": "0",
     }
-    words = ["--output_dir", str(tmp_path / "out"), "--export_plan", str(tmp_path / "plan.json")]
+    words = ["--outputs_root", str(tmp_path / "out"), "--export_plan", str(tmp_path / "plan.json")]
     subprocess.run(
         ["bash", f"runs/{name}.sh", *words], check=True, env=environment, cwd=REPO_ROOT, timeout=120
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from utils.driver.execution import default_jobs
 from utils.driver.goal import (
@@ -35,7 +36,8 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--curriculum", nargs="+", metavar="NAME", help=curricula)
     parser.add_argument("--teacher", action="store_true", help="evaluate and compare the teacher as well")
     parser.add_argument("--run_id", default="run_001", help="name of the run (default: run_001)")
-    parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
+    parser.add_argument("--outputs_root", help="folder that holds the runs (default: outputs)")
+    parser.add_argument("--output_dir", help=argparse.SUPPRESS)
     parser.add_argument("--seed", help="seed of every stage (default: 0)")
     parser.add_argument("--seeds", nargs="+", metavar="S", help="a run for each seed, and their comparison")
     parser.add_argument("--completions", metavar="N", help="completions that each method samples in a run")
@@ -77,6 +79,12 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     cannot be, and for an option that has no owner.
     """
     known, rest = build_parser(description, epilog).parse_known_args(argv)
+    if known.output_dir:
+        run = Path(known.output_dir)
+        raise UserError(
+            f"--output_dir {run} is a stage's own folder, and the driver writes many: for a run in that "
+            f"place give --outputs_root {run.parent} --run_id {run.name}"
+        )
     methods = named("method", known.method, METHODS, {"all": FAMILIES, "presets": PRESETS})
     curricula = () if known.curriculum is None else named("curriculum", known.curriculum, CURRICULA)
     goal, overrides = Goal(methods, known.reward, curricula, known.teacher), Overrides()
@@ -101,8 +109,8 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
         )
     if known.completions:
         known.completions = whole("completions", known.completions, 1)
-    if known.output_dir:
-        overrides.shared += ["--output_dir", known.output_dir]
+    if known.outputs_root:
+        overrides.shared += ["--outputs_root", known.outputs_root]
     if known.quick_test:
         overrides.shared.append("--quick_test")
     for tier, flag in FLAG_OF_TIER.items():

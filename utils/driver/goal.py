@@ -213,7 +213,7 @@ OWN_OPTIONS = {
 class Overrides:
     """Options of the stages, as the driver was given them.
 
-    ``shared`` go to every stage (output_dir …); ``tiers`` ("model", "dataset", "reward") to the stages that
+    ``shared`` go to every stage (outputs_root …); ``tiers`` ("model", "dataset", "reward") to the stages that
     have the tier; ``steps`` to all variants of the step they name, and ``budget`` before them
     (--completions).
     """

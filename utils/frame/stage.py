@@ -136,9 +136,9 @@ def execute(stage: Stage, run: Run, argv: list[str]) -> int:
             return _fail("another process of this stage has ended, see its message", 1)
 
 
-_FREE = "free space or choose another --output_dir"
-_ALLOW = "mend its permissions or choose another --output_dir"
-_OTHER = "choose another --output_dir or --run_id"
+_FREE = "free space or choose another --outputs_root"
+_ALLOW = "mend its permissions or choose another --outputs_root"
+_OTHER = "choose another --outputs_root or --run_id"
 _REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
@@ -241,9 +241,22 @@ def _nothing_to_do(plan: Plan) -> bool:
     return False
 
 
+# What a stage's folder has one of from its first moment on.
+_TRACES = (LOCK, LOG, IN_PROGRESS, manifests.MANIFEST)
+
+
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep a second process out of a stage folder; the lock ends with the process, however it ends."""
+    """Keep a second process out of a stage folder; the lock ends with the process, however it ends.
+
+    Raises UserError where the folder holds files that no stage wrote: they would be cleared away.
+    """
+    foreign = sorted(out.iterdir())[:1] if out.is_dir() else []
+    if foreign and not any((out / name).exists() for name in _TRACES):
+        raise UserError(
+            f"{shown(out)} holds {foreign[0].name}, which no stage wrote: nothing is written into a folder "
+            "that holds other data; move it away, or choose another --run_id"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with open(out / LOCK, "w") as file:
         try:

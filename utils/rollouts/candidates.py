@@ -22,6 +22,7 @@ from utils.rewards.spec import RewardSpec
 from utils.rollouts.reward_state import close_pipeline, open_pipeline
 from utils.statistics.pass_at_k import mean_shares, pass_at_k, sample_ks
 from utils.training.cost import Cost
+from utils.training.inputs import start_path
 
 
 def sample_candidates(
@@ -37,7 +38,7 @@ def sample_candidates(
     asked).
     """
     config = ctx.config.model
-    model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
+    model, tokenizer = load_policy(start_path(ctx), config.model)
     ctx.metrics |= template_facts(tokenizer)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
     prompt_ids = token_ids(tokenizer, prompts)

@@ -113,7 +113,7 @@ def test_policies_stand_in_the_order_of_the_pipeline(run):
 
 @pytest.mark.slow
 def test_a_comparison_draws_and_tells_of_distillation(run):
-    argv = ["--output_dir", str(run.parent), "--run_id", "s0"]
+    argv = ["--outputs_root", str(run.parent), "--run_id", "s0"]
     assert execute_stage("11_compare_runs.py", argv) == 0
     out = run / "11_comparison"
     with open(out / "summary.csv", encoding="utf-8", newline="") as file:

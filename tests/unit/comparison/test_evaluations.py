@@ -50,7 +50,7 @@ def refused(*args, **kwargs):
 
 
 def compare(outputs, *more):
-    argv = ["--output_dir", str(outputs), "--run_id", "c", *more]
+    argv = ["--outputs_root", str(outputs), "--run_id", "c", *more]
     return execute_stage("11_compare_runs.py", argv)
 
 
