@@ -14,7 +14,14 @@ from utils.frame.config import StageConfig, setting
 from utils.frame.pipeline import DEFAULT_REWARD, RewardName
 from utils.frame.stage import Stage, StageContext, main
 from utils.models.settings import ModelConfig
-from utils.training.inputs import model_inputs, named, prepared_split, reward_spec, start_of, teacher_inputs
+from utils.training.inputs import (
+    input_option,
+    model_inputs,
+    prepared_split,
+    reward_spec,
+    start_of,
+    teacher_inputs,
+)
 
 
 @dataclass
@@ -27,8 +34,8 @@ class Options:
         1024, "only the first prompts of the split, in the order of the seed; null for all"
     )
     reward: RewardName = setting(DEFAULT_REWARD, "which parts of the reward specification are paid")
-    policy_ckpt: str = named("policy_ckpt")
-    reward_spec: str = named("reward_spec")
+    policy_ckpt: str = input_option("policy_ckpt")
+    reward_spec: str = input_option("reward_spec")
 
     def validate(self) -> None:
         if self.num_candidates < 1:

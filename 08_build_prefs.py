@@ -16,8 +16,8 @@ from utils.methods.dpo.settings import PreferencesAlgo
 from utils.models.settings import ModelConfig
 from utils.training.inputs import (
     candidates_file,
+    input_option,
     model_inputs,
-    named,
     prepared_split,
     reward_spec,
     start_of,
@@ -35,9 +35,9 @@ class Options:
         DEFAULT_REWARD,
         "which parts of the candidates' rewards count; a folder 08_preferences_<reward> for others",
     )
-    candidates: str = named("candidates")
-    policy_ckpt: str = named("policy_ckpt")
-    reward_spec: str = named("reward_spec")
+    candidates: str = input_option("candidates")
+    policy_ckpt: str = input_option("policy_ckpt")
+    reward_spec: str = input_option("reward_spec")
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from utils.frame.config import setting
 from utils.frame.pipeline import POLICIES
 from utils.frame.stage import Stage, StageContext, main
 from utils.models.settings import ModelConfig
+from utils.training.inputs import input_option
 
 MAX_SAMPLES = 512
 
@@ -32,10 +33,15 @@ class Options:
     )
     policy_ckpt: str = setting(
         "",
-        "full model, adapter, hub name, or a folder of several checkpoints; empty: the run's own",
+        "stage folder (its best checkpoint), full model, adapter, hub name, base, or a folder of several "
+        "checkpoints, for each; empty: the run's own",
         path=True,
     )
     predictions: str = setting("", "grade this file instead of a model (JSON or JSONL)", path=True)
+    test_jsonl: str = setting(
+        "", "records as 01 writes them, in place of the run's own split", names_input=True
+    )
+    reward_spec: str = input_option("reward_spec")
     split: Literal["train", "val", "dev", "test"] = setting("test", "which items; dev is val")
     max_items: int | None = setting(None, "only the first items of the split; null for all")
     num_samples: int = setting(

@@ -12,7 +12,7 @@ from utils.frame.config import StageConfig
 from utils.frame.files import UserError, read_json, resolve_path
 from utils.frame.processes import is_main_process
 from utils.frame.stage import StageContext
-from utils.training.inputs import configured_teacher
+from utils.training.inputs import configured_teacher, named_file, prepared_split, reward_spec
 
 
 def split_of(config: StageConfig) -> str:
@@ -34,10 +34,11 @@ def evaluation_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
         return {"predictions": resolve_path(options.predictions), "gold": gold_file(config.dataset, split)}
     checkpoint = checkpoint_of(variant_of(config), options.policy_ckpt, config.model, run_dir)
-    held_out = run_dir / "01_preprocessing" / HELD_OUT
+    records = named_file(config, "test_jsonl", "test.jsonl", prepared_split(run_dir, split))
+    held_out = records.with_name(HELD_OUT)
     return {
-        "records": run_dir / "01_preprocessing" / f"{split}.jsonl",
-        "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
+        "records": records,
+        "reward_spec": reward_spec(run_dir, config),
         **({"held_out_levels": held_out} if held_out.is_file() else {}),
         **weights_of(checkpoint),
         **(reference_inputs(checkpoint) if options.reference_metrics else {}),

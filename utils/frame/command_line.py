@@ -21,6 +21,7 @@ from utils.frame.synonyms import (
     having,
     meant,
 )
+from utils.frame.tier_files import check_kind, given_file
 from utils.frame.typed_settings import (
     Text,
     bounds_in_words,
@@ -94,12 +95,12 @@ def parse(stage: Any, argv: list[str]) -> Arguments:
     frame: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
     resume = ""
-    for name, value in _pairs(argv, lambda word: _is_switch(word, keys)):
+    for name, value in _pairs(argv, keys, stage.plain):
         name = FRAME_SYNONYMS.get(name, name)
         if name in field_types(FrameOptions):
             frame[name] = value
         elif name in RESUMING:
-            resume = value.value
+            resume = value.value if isinstance(value, Text) else str(value)
         else:
             for owner, key, given in located(name, value, keys):
                 overrides.setdefault(owner, {})[key] = given
@@ -152,19 +153,28 @@ def known_keys(stage: Any) -> dict[str, Key]:
     }
 
 
-def _pairs(argv: list[str], is_switch: Any) -> list[tuple[str, Text]]:
-    """Split `--key value`, `--key=value` and bare switches into (key, text) pairs."""
-    pairs = []
+def _pairs(argv: list[str], keys: dict[str, Key], plain: str) -> list[tuple[str, Any]]:
+    """Split `--key value`, `--key=value`, `--list a b c` and bare switches into (key, text) pairs.
+
+    ``plain`` is the option that words without one belong to; "" where there is none.
+    """
+    pairs: list[tuple[str, Any]] = []
     words = list(argv)
     while words:
         word = words.pop(0)
+        if plain and not word.startswith("--"):
+            pairs.append((plain, _entries([word, *_until_option(words)])))
+            continue
         if not word.startswith("--") or word == "--":
             raise UserError(f'unexpected argument "{word}": options are written --key value (see --help)')
         name, equals, text = word[2:].partition("=")
         name = name.replace("-", "_")
         if not equals:
             has_value = bool(words) and not words[0].startswith("--")
-            if is_switch(name) and not (has_value and words[0].lower() in ("true", "false")):
+            if has_value and _is_list(name, keys) and not words[0].startswith("["):
+                pairs.append((name, _entries(_until_option(words))))
+                continue
+            if _is_switch(name, keys) and not (has_value and words[0].lower() in ("true", "false")):
                 text = "true"
             elif has_value:
                 text = words.pop(0)
@@ -176,6 +186,27 @@ def _pairs(argv: list[str], is_switch: Any) -> list[tuple[str, Text]]:
     return pairs
 
 
+def _until_option(words: list[str]) -> list[str]:
+    """Take the words up to the next option off the front."""
+    count = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+    taken = words[:count]
+    del words[:count]
+    return taken
+
+
+def _entries(words: list[str]) -> list[Text]:
+    """The entries of a list that is typed as words, or as words with commas in them; a file's name may have
+    one.
+    """
+    parts = (part for word in words for part in ([word] if Path(word).exists() else word.split(",")))
+    return [Text(part.strip()) for part in parts if part.strip()]
+
+
+def _is_list(name: str, keys: dict[str, Key]) -> bool:
+    found = meant(name, keys) or having(name, keys)
+    return bool(found) and all(get_origin(keys[key].hint) is list for key in found)
+
+
 def _is_switch(name: str, keys: dict[str, Key]) -> bool:
     frame = field_types(FrameOptions)
     name = FRAME_SYNONYMS.get(name, name)
@@ -185,7 +216,7 @@ def _is_switch(name: str, keys: dict[str, Key]) -> bool:
     return name in SWITCHES or any(keys[key].hint is bool for key in found)
 
 
-def located(name: str, value: Text, keys: dict[str, Key]) -> list[tuple[str, str, Text]]:
+def located(name: str, value: Any, keys: dict[str, Key]) -> list[tuple[str, str, Any]]:
     """Return (owner, key, value) of what an option sets: its full dotted key, any ending of it that is
     unique, or what a name of elsewhere stands for. [] where that says nothing (``--fp16 false``).
 
@@ -193,7 +224,8 @@ def located(name: str, value: Text, keys: dict[str, Key]) -> list[tuple[str, str
     """
     if name in SWITCHES and name not in keys:
         return _switched(name, value, keys)
-    found = [name] if name in keys else meant(name, keys, value.value) or having(name, keys)
+    typed = value.value if isinstance(value, Text) else None
+    found = [name] if name in keys else meant(name, keys, typed) or having(name, keys)
     if len(found) == 1:
         key = keys[found[0]]
         return [(key.owner, key.name, value)]
@@ -241,12 +273,6 @@ def tier_file(stage: Any, tier: str, arguments: Arguments) -> Path:
     return REPO_ROOT / (chosen or default)
 
 
-def given_file(given: str) -> Path:
-    """The file that an option names, from the working directory or else from the repository."""
-    path = Path(given).expanduser()
-    return path if path.is_absolute() or path.exists() else REPO_ROOT / path
-
-
 def resolve(stage: Any, arguments: Arguments) -> StageConfig:
     """Load all tiers and the stage's options. Raises UserError naming file, key and nearest valid key."""
     frame, overrides = arguments.frame, arguments.overrides
@@ -279,36 +305,6 @@ def _apply_older(stage: Any, arguments: Arguments) -> None:
         found = [f"algo.{name}"] if f"algo.{name}" in keys else meant(name, keys)
         if len(found) == 1:
             arguments.overrides.setdefault("algo", {}).setdefault(keys[found[0]].name, value)
-
-
-# Folder of shipped files, and keys that no other tier has at its top: how a file of a tier is known.
-_KINDS = {
-    "config": ("models", {"model", "lora", "generation", "validation", "vllm", "teacher_cache"}),
-    "algo_config": (
-        "algorithms",
-        {
-            "learning_rate",
-            "num_rollouts",
-            "kl_coef",
-            "beta",
-            "num_train_epochs",
-            "loss_type",
-            "num_ppo_epochs",
-        },
-    ),
-    "dataset_config": ("datasets", {"dataset", "data_root", "max_train", "response_fields"}),
-    "reward_config": ("rewards", {"weights", "intrinsic", "exact_match", "format_penalty"}),
-}
-
-
-def check_kind(path: Path, flag: str) -> None:
-    """Raise UserError where the file is not there, or is of another tier than ``--flag``, saying which."""
-    data = read_yaml(path)
-    own = _KINDS[flag][1] & data.keys()
-    for other, (folder, typical) in _KINDS.items():
-        shipped = path.resolve().parent == REPO_ROOT / "configs" / folder
-        if other != flag and (shipped or (not own and typical & data.keys())):
-            raise UserError(f"--{flag} {shown(path)}: this file is for --{other}; give it as that")
 
 
 def output_root(stage: Any, frame: FrameOptions, config: StageConfig) -> Path:

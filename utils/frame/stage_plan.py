@@ -46,7 +46,8 @@ class Stage:
     the stage's own options; `inputs(config, run_dir)` names the paths it reads, without heavy imports;
     `quick` holds the values of `--quick_test` by dotted key; `variant` is the folder's suffix (10: its
     sub-folder); `choice` is the option that makes the script another stage; `several_processes`: it can run
-    in several processes at once, as `accelerate launch` starts them (docs/distributed.md).
+    in several processes at once, as `accelerate launch` starts them (docs/distributed.md); `plain` is the
+    option that words without one belong to.
     """
 
     number: str
@@ -61,6 +62,7 @@ class Stage:
     variant: Callable[[StageConfig], str] | str = ""
     choice: Choice | None = None
     several_processes: bool = False
+    plain: str = ""
 
     def chosen(self, argv: Sequence[str]) -> tuple["Stage", list[str]]:
         """Return the stage that a command line asks for, and the command line without the choice.

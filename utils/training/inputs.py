@@ -33,7 +33,7 @@ NAMED = {
 }
 
 
-def named(option: str) -> Any:
+def input_option(option: str) -> Any:
     """The field of a stage's options that names an input."""
     return setting("", NAMED[option], names_input=True)
 

@@ -232,7 +232,7 @@ def test_options_of_all_stages_go_everywhere(tmp_path):
     [
         (["--grop.num_iterations", "2"], "unknown option --grop.num_iterations.*'?grpo'?"),
         (["--modl.lora.r", "2"], "unknown option --modl.lora.r.*'?model'?"),
-        (["--learning_rate", "2"], "unknown option --learning_rate.*--OWNER.KEY VALUE"),
+        (["--lerning_rat", "2"], "unknown option --lerning_rat.*--OWNER.KEY VALUE"),
         (["--grpo"], "unknown option --grpo"),
         (["stray"], "'stray' belongs to no option|there is no"),
         (["--seed", "0", "--seeds", "0", "1"], "--seed for one run or --seeds"),
