@@ -7,6 +7,7 @@ The audit tells, before anything is trained, how well each part of the reward ra
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from utils.training.inputs import (
     start_of,
     teacher_inputs,
 )
+from utils.training.limits import split_fits
 
 
 @dataclass
@@ -97,6 +99,7 @@ STAGE = Stage(
     options=Options,
     inputs=inputs,
     several_processes=True,
+    fits=partial(split_fits, lambda config: config.options.split),
     quick={"max_items": 8, "num_candidates": 8},
 )
 

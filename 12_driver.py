@@ -17,6 +17,7 @@ import textwrap
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.command import parse, without_export
 from utils.driver.execution import Execution, exit_code
+from utils.driver.fit import check_fit
 from utils.driver.graph import build_graph, run_of_seed
 from utils.driver.launch import export_plan
 from utils.driver.show import show_budgets, show_plan, show_results
@@ -56,6 +57,7 @@ def drive(argv: list[str]) -> int:
         set_completions(known.completions, goal, overrides, runs[0], seeds[0])
     nodes = build_graph(goal, overrides, known.run_id, known.seed, known.seeds)
     budgets = [check_budgets(goal, overrides, run, seed) for run, seed in zip(runs, seeds, strict=True)]
+    check_fit(nodes)
     if goal.unordered():
         print(f"trained once, without a curriculum: {', '.join(goal.unordered())}")
     show_budgets(budgets[0], every=known.dry_run)

@@ -199,6 +199,7 @@ def _lead(stage: Stage, run: Run, argv: list[str]) -> int:
         if _nothing_to_do(plan):
             code = 0
             return 0
+        plan.stage.fits(plan.config, plan.run_dir)
         with _locked(plan.out):
             # Another execution may have finished the stage between the look above and the lock.
             if _nothing_to_do(plan):

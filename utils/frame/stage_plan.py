@@ -47,7 +47,8 @@ class Stage:
     `quick` holds the values of `--quick_test` by dotted key; `variant` is the folder's suffix (10: its
     sub-folder); `choice` is the option that makes the script another stage; `several_processes`: it can run
     in several processes at once, as `accelerate launch` starts them (docs/distributed.md); `plain` is the
-    option that words without one belong to.
+    option that words without one belong to; `fits(config, run_dir)` raises UserError for what is bound to
+    fail later, once the inputs are there and before anything is loaded or written.
     """
 
     number: str
@@ -63,6 +64,7 @@ class Stage:
     choice: Choice | None = None
     several_processes: bool = False
     plain: str = ""
+    fits: Callable[[StageConfig, Path], None] = lambda config, run_dir: None
 
     def chosen(self, argv: Sequence[str]) -> tuple["Stage", list[str]]:
         """Return the stage that a command line asks for, and the command line without the choice.

@@ -26,6 +26,7 @@ from utils.frame.typed_settings import setting
 from utils.models.settings import ModelConfig
 from utils.rollouts.settings import RolloutAlgo
 from utils.training.inputs import input_option, method_inputs, variant
+from utils.training.limits import method_fits
 
 
 def method_stage(script: str, note: str = "", choosing: str = "which method to train") -> Stage:
@@ -84,6 +85,7 @@ def _stage(method: Method) -> Stage:
         variant=variant,
         several_processes=True,
         quick=dict(method.quick),
+        fits=partial(method_fits, method),
     )
 
 

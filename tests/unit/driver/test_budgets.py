@@ -97,7 +97,7 @@ def test_the_check_after_preparation_stops_candidates_alone(tmp_path):
     """A driver that prepares the data itself learns only then how many prompts there are."""
     _, wanted, overrides = parse("--method", "ppo", "dpo", "--outputs_root", str(tmp_path))
     nodes = {node.step.id: node for node in build_graph(wanted, overrides, "r", 0)}
-    assert [name for name, node in nodes.items() if node.check] == ["candidates"]
+    assert [name for name, node in nodes.items() if node.check] == ["rewards", "candidates"]
     nodes["candidates"].check()
     prepared_data(tmp_path, 500)
     with pytest.raises(UserError, match="the train split has 500 prompts"):
