@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from utils.frame.config import StageConfig, setting
+from utils.frame.criteria import judged
 from utils.frame.pipeline import DEFAULT_REWARD, RewardName
 from utils.frame.stage import Stage, StageContext, main
 from utils.models.settings import ModelConfig
@@ -81,6 +82,9 @@ def run(ctx: StageContext) -> None:
         key: summary[key] for key in ("prompts", "candidates", "mean_reward", "parse_rate", "accuracy")
     }
     ctx.metrics |= {f"pass@{k}": rate["value"] for k, rate in summary["pass_at_k"].items()}
+    ctx.criteria["candidates that parse"] = judged(summary["parse_rate"], at_least=0.7)
+    signal = judged(summary["prompts_with_signal"], at_least=0.3)
+    ctx.criteria["prompts whose candidates differ in reward"] = signal
     ctx.log(
         f"{summary['candidates']} candidates of {summary['prompts']} prompts: "
         + ", ".join(f"pass@{k} {100 * rate['value']:.1f} %" for k, rate in summary["pass_at_k"].items())

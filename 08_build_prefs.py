@@ -57,7 +57,7 @@ def run(ctx: StageContext) -> None:
     from utils.data.records import load_records
     from utils.frame.files import write_jsonl, write_text
     from utils.methods.dpo.pairs import build_preferences, gold_answers, rules_in_force
-    from utils.methods.dpo.pairs_report import describe, length_warning, plot_margins
+    from utils.methods.dpo.pairs_report import describe, length_warning, pair_criteria, plot_margins
     from utils.methods.dpo.sampled import load_sampled
     from utils.models.loading import load_tokenizer
     from utils.rewards.spec import load_reward_spec, paid_weights
@@ -89,6 +89,7 @@ def run(ctx: StageContext) -> None:
         "prompts_with_pairs": sum(bool(each.pairs) for each in found.prompts),
         "prompts_without": found.reasons,
     }
+    ctx.criteria |= pair_criteria(found, len(rows))
     if warning := length_warning(pairs):
         ctx.log(f"warning: {warning}")
     ctx.log(

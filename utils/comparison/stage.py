@@ -18,6 +18,7 @@ from utils.comparison.lineage import trained_policies, training_logs
 from utils.comparison.seed_runs import SeedRuns, find_seed_runs
 from utils.evaluation.policy_names import evaluation_files
 from utils.frame.config import StageConfig
+from utils.frame.criteria import in_words, judged, verdict
 from utils.frame.failures import FAILED
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
@@ -77,10 +78,26 @@ def compare(ctx: StageContext) -> None:
     write_text(ctx.out / "report.md", report.markdown())
     write_page(ctx.out / PAGE, report, comparison, (rows, columns))
     _say(ctx, comparison, conclusion_lines(report.lead[0]))
+    _say_criteria(ctx, comparison)
     for name, share in comparison.accuracies.items():
         seeds = {"seeds": comparison.runs} if comparison.experiment else {}
         ctx.metrics[name] = {"accuracy": share.value, "n": share.n} | seeds
     ctx.metrics |= {policy: {"failed": reason} for policy, reason in comparison.failed.items()}
+
+
+def _say_criteria(ctx: StageContext, comparison: Comparison) -> None:
+    """Log how many acceptance criteria of the runs' stages are met, and those that are not; they go into the
+    manifest as one of this stage's own.
+    """
+    from utils.comparison.topics.acceptance_criteria import criteria_of
+
+    found = criteria_of(comparison)
+    failed = [each for each in found if not each[-1]["passed"]]
+    if found:
+        ctx.log(f"acceptance criteria of the stages: {len(found) - len(failed)} of {len(found)} met")
+    for run, stage, name, each in failed:
+        ctx.log(f"  [{verdict(each)}] {run}/{stage}: {name}: {in_words(each)}")
+    ctx.criteria["policies that failed"] = judged(len(comparison.failed), equal_to=0)
 
 
 def _policies(ctx: StageContext) -> Comparison:

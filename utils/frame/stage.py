@@ -27,6 +27,7 @@ from utils.frame import manifest as manifests
 from utils.frame.command_line import help_text, wants_help
 from utils.frame.config import StageConfig
 from utils.frame.credentials import load_environment, redact, redact_tracebacks
+from utils.frame.criteria import Criteria, criteria_lines
 from utils.frame.failures import forget_failures
 from utils.frame.files import TEMPORARY_PREFIX, UserError, dump_json, remove, shown, write_json, write_text
 from utils.frame.processes import (
@@ -49,7 +50,8 @@ class StageContext:
 
     `inputs` holds the verified paths by name, `out` the existing stage folder; `resuming` tells that an
     interrupted execution of the same work left its files there. `metrics` goes into the manifest (headline
-    numbers, nothing volatile), `runtime` into runtime.json (speeds, times). Of several processes, the main
+    numbers, nothing volatile), `criteria` too (`judged` of utils/frame/criteria.py, by name), `runtime` into
+    runtime.json (speeds, times). Of several processes, the main
     one's count, and it alone says lines. `stage` is the stage's folder without a variant ("06_grpo").
     """
 
@@ -62,6 +64,7 @@ class StageContext:
     metrics: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
     stage: str = ""
+    criteria: Criteria = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -299,6 +302,8 @@ def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: lis
     except Exception:
         _append_to_log(out, traceback.format_exc())
         raise
+    for line in criteria_lines(ctx.criteria):
+        ctx.log(line)
     if code == 0:
         seconds = time.monotonic() - begin
         _write_runtime(ctx, argv, sessions, seconds)
@@ -328,6 +333,7 @@ def _write_manifest(plan: Plan, ctx: StageContext) -> None:
     whole = plan.identity | {
         "run_id": ctx.run_id,
         "metrics": ctx.metrics,
+        "criteria": ctx.criteria,
         "outputs": manifests.describe_outputs(plan.out, plan.run_dir),
         "environment": manifests.environment(),
     }

@@ -18,6 +18,7 @@ from utils.data.prompts import template_facts
 from utils.data.records import Record, load_records
 from utils.documents.training_curves import plot_curves
 from utils.frame.files import TEMPORARY_PREFIX, UserError, write_jsonl
+from utils.frame.pipeline import METHODS
 from utils.frame.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.frame.stage import StageContext
 from utils.models.settings import ModelConfig
@@ -27,6 +28,7 @@ from utils.training.health.health_callback import TrainingHealth
 from utils.training.health.log_curves import is_finite
 from utils.training.memory import precision, train_within_memory
 from utils.training.trackers import tracker_arguments
+from utils.training.training_criteria import training_criteria
 from utils.training.validation import GenerationValidation, best_row
 
 datasets.disable_progress_bars()
@@ -182,6 +184,9 @@ def train_stage(
         return trainer, run_training(ctx, trainer, validation)
 
     trainer, history = train_within_memory(ctx, attempt)
+    demonstrations = ctx.metrics.get("demonstrations", 0) + ctx.metrics.get("left_out", 0)
+    left_out = ctx.metrics.get("left_out", 0) / max(1, demonstrations)
+    ctx.criteria |= training_criteria(METHODS[method], history, left_out)
     if is_main_process():
         plot_curves(history, panels, ctx.out / "logs" / "curves.png")
     if hasattr(trainer, "end_stage"):
