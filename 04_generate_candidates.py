@@ -62,8 +62,8 @@ def run(ctx: StageContext) -> None:
     from utils.frame.files import write_json, write_jsonl
     from utils.frame.processes import is_main_process
     from utils.rewards.audit.audit import audit_lines, write_audit
-    from utils.rewards.spec import load_reward_spec
-    from utils.rollouts.candidates import sample_candidates, summarize_candidates
+    from utils.rewards.spec import load_reward_spec, weights_in_force
+    from utils.rollouts.candidates import sample_candidates, score_rows, summarize_candidates
     from utils.rollouts.prompt_order import prompt_order
 
     options = ctx.config.options
@@ -75,7 +75,9 @@ def run(ctx: StageContext) -> None:
         return
     summary = summarize_candidates(rows, options.num_candidates, ctx.seed)
     write_jsonl(ctx.out / "candidates.jsonl", rows)
+    write_jsonl(ctx.out / "scores.jsonl", score_rows(rows))
     write_json(ctx.out / "summary.json", summary)
+    ctx.metrics["reward_weights"] = weights_in_force(spec, options.reward)
     for line in audit_lines(write_audit(rows, ctx.out, ctx.seed)["components"]):
         ctx.log(f"  {line}")
     ctx.metrics |= {
@@ -97,7 +99,8 @@ STAGE = Stage(
     folder="04_candidates",
     summary="Sample candidate answers from the SFT policy and score them.",
     reads="01_preprocessing/<split>.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
-    writes="04_candidates/: candidates.jsonl (a line per prompt, all reward components), summary.json, "
+    writes="04_candidates/: candidates.jsonl (a line per prompt, all reward components), scores.jsonl "
+    "(a line per candidate), summary.json, "
     "reward_audit.{json,png}",
     tiers={"model": (ModelConfig, "configs/models/sample.yaml")},
     options=Options,

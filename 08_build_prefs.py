@@ -60,7 +60,7 @@ def run(ctx: StageContext) -> None:
     from utils.methods.dpo.pairs_report import describe, length_warning, pair_criteria, plot_margins
     from utils.methods.dpo.sampled import load_sampled
     from utils.models.loading import load_tokenizer
-    from utils.rewards.spec import load_reward_spec, paid_weights
+    from utils.rewards.spec import load_reward_spec, paid_weights, weights_in_force
     from utils.rollouts.reward_state import close_pipeline, open_pipeline
 
     algo, reward = ctx.config.algo, ctx.config.options.reward
@@ -78,8 +78,7 @@ def run(ctx: StageContext) -> None:
     found = build_preferences(rows, golds, algo, spec, reward, ctx.seed)
     write_jsonl(ctx.out / "pairs.jsonl", (pair.row() for pair in found.train))
     write_jsonl(ctx.out / "val_pairs.jsonl", (pair.row() for pair in found.held_out))
-    pairs = [*found.train, *found.held_out]
-    rules = rules_in_force(algo.rules, paid_weights(spec, reward))
+    pairs, rules = [*found.train, *found.held_out], rules_in_force(algo.rules, paid_weights(spec, reward))
     write_text(ctx.out / "stats.txt", describe(found, reward, rules, algo))
     plot_margins(ctx.out / "margins.png", pairs, algo.min_margin)
     ctx.metrics |= {
@@ -89,6 +88,7 @@ def run(ctx: StageContext) -> None:
         "prompts_with_pairs": sum(bool(each.pairs) for each in found.prompts),
         "prompts_without": found.reasons,
     }
+    ctx.metrics["reward_weights"] = weights_in_force(spec, reward)
     ctx.criteria |= pair_criteria(found, len(rows))
     if warning := length_warning(pairs):
         ctx.log(f"warning: {warning}")

@@ -73,9 +73,10 @@ STAGE = Stage(
     reads="10_evaluation/<policy>/{metrics.json,breakdown.csv,samples/} of this run, --runs or --metrics; of "
     "the stages that trained them manifest.json, runtime.json, logs/metrics.jsonl and the reward audit; "
     "failed.json, where the driver noted what failed; --results files of others",
-    writes="11_comparison/: report.{html,md}, summary.csv, changes.jsonl, curves.csv, timing.{csv,md}, "
-    "{comparison,level_heatmap,curves,efficiency,timing}.png, and frontier.png, reward_audit.png and "
-    "curriculum.png where there is something to draw; pairs.csv; with --by_seed also by_seed.csv",
+    writes="11_comparison/: report.{html,md}, summary.{csv,json}, changes.jsonl, curves.csv, "
+    "timing.{csv,md}, {comparison,level_heatmap,curves,timing}.png, plots/{efficiency_vs_quality,"
+    "reward_vs_method}.png, and frontier.png, reward_audit.png and curriculum.png where there is something "
+    "to draw; pairs.csv; with --by_seed also by_seed.csv",
     tiers={},
     options=Options,
     inputs=comparison_inputs,

@@ -62,8 +62,9 @@ def compare(ctx: StageContext) -> None:
     from utils.comparison.failed_policies import with_failed
     from utils.comparison.page.page import PAGE, write_page
     from utils.comparison.report import conclusion_lines, report_of, summary_table, table_by_run
+    from utils.comparison.summary_files import summary_of, with_names
     from utils.comparison.topic import topics_of
-    from utils.frame.files import write_csv, write_text
+    from utils.frame.files import write_csv, write_json, write_text
 
     comparison = _means_over_seeds(ctx) if ctx.config.options.by_seed else _policies(ctx)
     topics = topics_of(comparison)
@@ -71,7 +72,9 @@ def compare(ctx: StageContext) -> None:
         for name, write in topic.files.items():
             write(ctx.out / name)
     rows, columns = summary_table(topics)
-    write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, comparison.failed))
+    table = with_names(*with_failed(rows, columns, comparison.failed), comparison)
+    write_csv(ctx.out / "summary.csv", *table)
+    write_json(ctx.out / "summary.json", summary_of(comparison, table[0]))
     if comparison.experiment:
         write_csv(ctx.out / "by_seed.csv", *table_by_run(topics))
     report = report_of(comparison, topics)

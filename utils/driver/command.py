@@ -40,6 +40,8 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
         "best checkpoint), a checkpoint, or a hub name"
     )
     parser.add_argument("--policy_ckpt", metavar="POLICY", help=start)
+    goal = "the run's goal, a sentence for its README.md"
+    parser.add_argument("--note", metavar="TEXT", help=goal)
     parser.add_argument("--teacher", action="store_true", help="evaluate and compare the teacher as well")
     parser.add_argument("--run_id", default="run_001", help="name of the run (default: run_001)")
     parser.add_argument("--outputs_root", help="folder that holds the runs (default: outputs)")

@@ -28,7 +28,23 @@ _KINDS = {
 def given_file(given: str) -> Path:
     """The file that an option names, from the working directory or else from the repository."""
     path = Path(given).expanduser()
-    return path if path.is_absolute() or path.exists() else REPO_ROOT / path
+    path = path if path.is_absolute() or path.exists() else REPO_ROOT / path
+    return path if path.exists() else _short_name(path) or path
+
+
+def _short_name(path: Path) -> Path | None:
+    """The shipped model tier that a file is by the name of its model, None for none:
+    config_microsoft_DialoGPT_medium.yaml is dialogpt-medium.yaml.
+    """
+    if not path.name.startswith("config_"):
+        return None
+    name = _letters(path.stem.removeprefix("config_"))
+    shipped = sorted((REPO_ROOT / "configs" / "models").glob("*.yaml"), key=lambda file: -len(file.stem))
+    return next((file for file in shipped if _letters(file.stem) in name), None)
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isalnum())
 
 
 def check_kind(path: Path, flag: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,14 @@ def sample_candidates(
         }
         for number, (record, prompt) in enumerate(zip(records, prompts, strict=True))
     ]
+
+
+def score_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row per candidate, without its text: which prompt's, which one, and what it was rewarded with."""
+    for row in rows:
+        for number, candidate in enumerate(row["candidates"]):
+            facts = {key: candidate[key] for key in ("correct", "parsed", "truncated", "tokens")}
+            yield {"id": row["id"], "candidate": number, **facts, "reward": candidate["reward"]}
 
 
 def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int, seed: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from utils.frame.pipeline import METHODS
 from utils.frame.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.frame.stage import StageContext
 from utils.models.settings import ModelConfig
-from utils.rewards.spec import RewardSpec, load_reward_spec
+from utils.rewards.spec import RewardSpec, load_reward_spec, weights_in_force
 from utils.training.cost import MeasuresUpdates
 from utils.training.health.health_callback import TrainingHealth
 from utils.training.health.log_curves import is_finite
@@ -169,6 +169,8 @@ def train_stage(
     """
     compute_reproducibly()
     spec = load_reward_spec(ctx.inputs["reward_spec"])
+    if reward := getattr(ctx.config.options, "reward", ""):
+        ctx.metrics["reward_weights"] = weights_in_force(spec, reward)
     # Components of the user's own join the built-in ones.
     own = [f"rewards/{name}/mean" for name in spec.own]
     panels = {

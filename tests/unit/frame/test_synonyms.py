@@ -158,3 +158,18 @@ def test_every_script_takes_every_option_of_the_frame(script):
         *("--dataset_config", "configs/datasets/sample.yaml"),
         *("--reward_config", "configs/rewards/task.yaml", "--seed", "1", "--quick_test"),
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "short"),
+    [
+        ("configs/config_microsoft_DialoGPT_medium.yaml", "dialogpt-medium"),
+        ("config_meta-llama_Llama-3.2-1B-Instruct.yaml", "llama-3.2-1b"),
+        ("configs/models/config_Qwen_Qwen2.5_Math_7B.yaml", "qwen2.5-math-7b"),
+        ("config_TinyLlama_TinyLlama_1.1B_Chat_v1.0.yaml", "tinyllama-1.1b"),
+    ],
+)
+def test_a_file_by_its_models_long_name_is_the_short_one(given, short):
+    assert config("03_sft_train.py", "--config", given) == config(
+        "03_sft_train.py", "--config", f"configs/models/{short}.yaml"
+    )
