@@ -12,6 +12,7 @@ from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_inputs, read_splits, render
 from utils.data.token_count import special_tokens
 from utils.frame.config import StageConfig
+from utils.frame.criteria import judged
 from utils.frame.files import shown, write_json, write_jsonl, write_text
 from utils.frame.stage import Stage, StageContext, main
 
@@ -59,6 +60,11 @@ def run(ctx: StageContext) -> int:
         ctx.metrics[split] = {"rows": counts["rows"], "usable": counts["usable"]}
         ctx.metrics[split] |= {"errors": errors, "warnings": warnings}
     ctx.metrics["repeated"] = summary["repeated"]
+    rows = sum(counts["rows"] for counts in summary["splits"].values())
+    usable = sum(counts["usable"] for counts in summary["splits"].values()) / max(1, rows)
+    ctx.criteria["usable rows"] = judged(usable, at_least=1 - config.error_threshold)
+    shared = summary["repeated"]["duplicate_across_splits"]
+    ctx.criteria["questions in two splits"] = judged(shared, equal_to=0)
     if failed:
         print(f"error: {failed} (all problems: {shown(ctx.out / 'problems.jsonl')})", file=sys.stderr)
     return 1 if failed else 0

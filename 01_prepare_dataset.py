@@ -10,6 +10,7 @@ from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_inputs, read_splits
 from utils.data.token_count import token_counter
 from utils.frame.config import StageConfig
+from utils.frame.criteria import judged
 from utils.frame.files import UserError, write_json, write_jsonl
 from utils.frame.stage import Stage, StageContext, main
 
@@ -51,6 +52,7 @@ def run(ctx: StageContext) -> None:
         cut = cut_statistics(prepared.cuts[split])
         ctx.metrics[split] = {"records": len(records)} | cut
         over = cut["inputs_still_over_limit"]
+        ctx.criteria[f"{split}: inputs within the limit"] = judged(1 - over / len(records), at_least=0.95)
         still = f", {over} still over the limit" if over else ""
         what = (
             "over-long inputs cut"

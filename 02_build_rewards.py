@@ -6,15 +6,16 @@
 ``--audit`` comes after 04: how well each part of the reward ranks right candidates above wrong ones.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from utils.frame.config import StageConfig, setting
+from utils.frame.criteria import judged
 from utils.frame.files import UserError, shown, write_json
 from utils.frame.stage import Stage, StageContext, main
 from utils.rewards.spec import RewardSpec, own_files, verified, write_reward_spec
+from utils.training.inputs import candidates_file
 
 SPLITS = ("train", "val", "test")
 
@@ -41,8 +42,8 @@ def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     if not config.options.audit:
         splits = {split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS}
         return splits | own_files(config.reward)
-    candidates = config.options.candidates or run_dir / "04_candidates" / "candidates.jsonl"
-    return {"reward_spec": run_dir / "02_rewards" / "reward_spec.yaml", "candidates": Path(candidates)}
+    specification = run_dir / "02_rewards" / "reward_spec.yaml"
+    return {"reward_spec": specification, "candidates": candidates_file(config, run_dir)}
 
 
 STAGE = Stage(
@@ -69,7 +70,7 @@ def run(ctx: StageContext) -> int:
     from utils.data.records import load_records
     from utils.grading.tasks import task_of
     from utils.rewards.task_reward import required_fields
-    from utils.rewards.unit_cases import run_cases
+    from utils.rewards.unit_cases import grade_golds, run_cases
     from utils.rewards.user_components import check_own, own_rewards, with_sources
 
     splits = {split: load_records(ctx.inputs[split]) for split in SPLITS}
@@ -83,17 +84,7 @@ def run(ctx: StageContext) -> int:
         ctx.metrics["own_of_golds"] = check_own(own_rewards(spec), golds)
         ctx.log(f"own rewards, mean over the golds of val: {ctx.metrics['own_of_golds']}")
 
-    failures: list[str] = []
-    for split, records in splits.items():
-        counts: Counter[str] = Counter()
-        for record in ctx.progress(records, description=f"golds of {split}"):
-            task = task_of(record.dataset)
-            graded = task.grade(record, task.gold_completion(record), tuple(spec.required_fields))
-            counts.update(name for name, met in graded.official.items() if met)
-            if not (graded.correct and graded.format_valid):
-                failures.append(f"{record.source or record.id}: {graded.failure or graded.format_error}")
-        ctx.metrics[split] = {"golds": len(records), **{f"gold_{k}": v for k, v in sorted(counts.items())}}
-        ctx.log(f"{split}: {ctx.metrics[split]}")
+    failures = grade_golds(ctx, splits, tuple(spec.required_fields))
 
     # Grading is tested even where nothing is paid for it.
     cases, results = run_cases(splits, verified(spec), ctx.config.options.cases_per_split, ctx.seed)
@@ -104,11 +95,15 @@ def run(ctx: StageContext) -> int:
     write_json(folder / "test_results.json", outcome)
     ctx.metrics["unit_tests"] = {"cases": len(cases), "failed": len(failed)}
     ctx.log(f"unit tests: {len(cases) - len(failed)} of {len(cases)} passed")
-    for line in failures[:5]:
-        ctx.log(f"a gold does not score as right: {line}")
-    for name in failed[:5]:
-        ctx.log(f"unit test failed: {name}")
-    allowed = ctx.config.options.gold_failures_allowed * sum(map(len, splits.values()))
+    wrong = [f"a gold does not score as right: {line}" for line in failures[:5]]
+    for line in [*wrong, *(f"unit test failed: {name}" for name in failed[:5])]:
+        ctx.log(line)
+    golds = sum(map(len, splits.values()))
+    allowed = ctx.config.options.gold_failures_allowed * golds
+    ctx.criteria["golds that score as right"] = judged(
+        1 - len(failures) / golds, at_least=1 - allowed / golds
+    )
+    ctx.criteria["unit tests failed"] = judged(len(failed), equal_to=0)
     if failed or len(failures) > allowed:
         ctx.log(f"error: {len(failures)} golds and {len(failed)} tests failed; see {shown(folder)}")
         return 1

@@ -7,14 +7,24 @@ The audit tells, before anything is trained, how well each part of the reward ra
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from utils.frame.config import StageConfig, setting
+from utils.frame.criteria import judged
 from utils.frame.pipeline import DEFAULT_REWARD, RewardName
 from utils.frame.stage import Stage, StageContext, main
 from utils.models.settings import ModelConfig
-from utils.training.inputs import prepared_split, reward_spec, sft_policy, teacher_inputs
+from utils.training.inputs import (
+    input_option,
+    model_inputs,
+    prepared_split,
+    reward_spec,
+    start_of,
+    teacher_inputs,
+)
+from utils.training.limits import split_fits
 
 
 @dataclass
@@ -27,6 +37,8 @@ class Options:
         1024, "only the first prompts of the split, in the order of the seed; null for all"
     )
     reward: RewardName = setting(DEFAULT_REWARD, "which parts of the reward specification are paid")
+    policy_ckpt: str = input_option("policy_ckpt")
+    reward_spec: str = input_option("reward_spec")
 
     def validate(self) -> None:
         if self.num_candidates < 1:
@@ -36,11 +48,12 @@ class Options:
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
+    spec = reward_spec(run_dir, config)
     return {
         "records": prepared_split(run_dir, config.options.split),
-        "reward_spec": reward_spec(run_dir),
-        **sft_policy(run_dir),
-        **teacher_inputs(run_dir, config.model, config.options.reward),
+        "reward_spec": spec,
+        **model_inputs(start_of(config, run_dir)),
+        **teacher_inputs(spec, config.model, config.options.reward),
     }
 
 
@@ -49,8 +62,8 @@ def run(ctx: StageContext) -> None:
     from utils.frame.files import write_json, write_jsonl
     from utils.frame.processes import is_main_process
     from utils.rewards.audit.audit import audit_lines, write_audit
-    from utils.rewards.spec import load_reward_spec
-    from utils.rollouts.candidates import sample_candidates, summarize_candidates
+    from utils.rewards.spec import load_reward_spec, weights_in_force
+    from utils.rollouts.candidates import sample_candidates, score_rows, summarize_candidates
     from utils.rollouts.prompt_order import prompt_order
 
     options = ctx.config.options
@@ -62,13 +75,18 @@ def run(ctx: StageContext) -> None:
         return
     summary = summarize_candidates(rows, options.num_candidates, ctx.seed)
     write_jsonl(ctx.out / "candidates.jsonl", rows)
+    write_jsonl(ctx.out / "scores.jsonl", score_rows(rows))
     write_json(ctx.out / "summary.json", summary)
+    ctx.metrics["reward_weights"] = weights_in_force(spec, options.reward)
     for line in audit_lines(write_audit(rows, ctx.out, ctx.seed)["components"]):
         ctx.log(f"  {line}")
     ctx.metrics |= {
         key: summary[key] for key in ("prompts", "candidates", "mean_reward", "parse_rate", "accuracy")
     }
     ctx.metrics |= {f"pass@{k}": rate["value"] for k, rate in summary["pass_at_k"].items()}
+    ctx.criteria["candidates that parse"] = judged(summary["parse_rate"], at_least=0.7)
+    signal = judged(summary["prompts_with_signal"], at_least=0.3)
+    ctx.criteria["prompts whose candidates differ in reward"] = signal
     ctx.log(
         f"{summary['candidates']} candidates of {summary['prompts']} prompts: "
         + ", ".join(f"pass@{k} {100 * rate['value']:.1f} %" for k, rate in summary["pass_at_k"].items())
@@ -81,12 +99,14 @@ STAGE = Stage(
     folder="04_candidates",
     summary="Sample candidate answers from the SFT policy and score them.",
     reads="01_preprocessing/<split>.jsonl, 02_rewards/reward_spec.yaml, 03_sft/ckpt_sft/best, teacher",
-    writes="04_candidates/: candidates.jsonl (a line per prompt, all reward components), summary.json, "
+    writes="04_candidates/: candidates.jsonl (a line per prompt, all reward components), scores.jsonl "
+    "(a line per candidate), summary.json, "
     "reward_audit.{json,png}",
     tiers={"model": (ModelConfig, "configs/models/sample.yaml")},
     options=Options,
     inputs=inputs,
     several_processes=True,
+    fits=partial(split_fits, lambda config: config.options.split),
     quick={"max_items": 8, "num_candidates": 8},
 )
 

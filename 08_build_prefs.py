@@ -14,7 +14,17 @@ from utils.frame.pipeline import DEFAULT_REWARD, RewardName
 from utils.frame.stage import Stage, StageContext, main
 from utils.methods.dpo.settings import PreferencesAlgo
 from utils.models.settings import ModelConfig
-from utils.training.inputs import prepared_split, reward_spec, sft_policy, teacher_inputs, variant
+from utils.training.inputs import (
+    candidates_file,
+    input_option,
+    model_inputs,
+    prepared_split,
+    reward_spec,
+    start_of,
+    start_path,
+    teacher_inputs,
+    variant,
+)
 
 
 @dataclass
@@ -25,47 +35,42 @@ class Options:
         DEFAULT_REWARD,
         "which parts of the candidates' rewards count; a folder 08_preferences_<reward> for others",
     )
+    candidates: str = input_option("candidates")
+    policy_ckpt: str = input_option("policy_ckpt")
+    reward_spec: str = input_option("reward_spec")
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     # The teacher is asked for demonstrations alone: candidates have been scored by 04.
-    teacher = (
-        teacher_inputs(run_dir, config.model, config.options.reward) if config.algo.gold_as_chosen else {}
-    )
+    spec = reward_spec(run_dir, config)
+    teacher = teacher_inputs(spec, config.model, config.options.reward) if config.algo.gold_as_chosen else {}
     return {
-        "candidates": run_dir / "04_candidates" / "candidates.jsonl",
+        "candidates": candidates_file(config, run_dir),
         "train": prepared_split(run_dir, "train"),
-        "reward_spec": reward_spec(run_dir),
-        **sft_policy(run_dir),
+        "reward_spec": spec,
+        **model_inputs(start_of(config, run_dir)),
         **teacher,
     }
 
 
 def run(ctx: StageContext) -> None:
     from utils.data.records import load_records
-    from utils.frame.files import UserError, read_jsonl, write_jsonl, write_text
-    from utils.frame.manifest import read_manifest
-    from utils.methods.dpo.pairs import build_preferences, check_components, gold_answers, rules_in_force
-    from utils.methods.dpo.pairs_report import describe, length_warning, plot_margins
+    from utils.frame.files import write_jsonl, write_text
+    from utils.methods.dpo.pairs import build_preferences, gold_answers, rules_in_force
+    from utils.methods.dpo.pairs_report import describe, length_warning, pair_criteria, plot_margins
+    from utils.methods.dpo.sampled import load_sampled
     from utils.models.loading import load_tokenizer
-    from utils.rewards.spec import load_reward_spec, paid_weights
+    from utils.rewards.spec import load_reward_spec, paid_weights, weights_in_force
     from utils.rollouts.reward_state import close_pipeline, open_pipeline
 
     algo, reward = ctx.config.algo, ctx.config.options.reward
-    rows = read_jsonl(ctx.inputs["candidates"])
     spec = load_reward_spec(ctx.inputs["reward_spec"])
-    sampling = read_manifest(ctx.inputs["candidates"].parent)["config"]["options"]
-    check_components(spec, reward, sampling["reward"])
-    if sampling["split"] != "train":
-        raise UserError(
-            f"04_candidates holds prompts of the {sampling['split']} split, which is not to train on: run "
-            "04_generate_candidates.py --split train --overwrite"
-        )
+    rows = load_sampled(ctx.inputs["candidates"], spec, reward)
     golds = [None] * len(rows)
     if algo.gold_as_chosen:
         record_of = {record.id: record for record in load_records(ctx.inputs["train"])}
         records = [record_of[row["id"]] for row in rows]
-        tokenizer = load_tokenizer(ctx.inputs["checkpoint"], ctx.config.model.model)
+        tokenizer = load_tokenizer(start_path(ctx), ctx.config.model.model)
         pipeline = open_pipeline(records, spec, reward, ctx.config.model, tokenizer)
         limit = ctx.config.model.generation.max_new_tokens
         golds = gold_answers(records, [row["prompt"] for row in rows], spec, pipeline, tokenizer, limit)
@@ -73,8 +78,7 @@ def run(ctx: StageContext) -> None:
     found = build_preferences(rows, golds, algo, spec, reward, ctx.seed)
     write_jsonl(ctx.out / "pairs.jsonl", (pair.row() for pair in found.train))
     write_jsonl(ctx.out / "val_pairs.jsonl", (pair.row() for pair in found.held_out))
-    pairs = [*found.train, *found.held_out]
-    rules = rules_in_force(algo.rules, paid_weights(spec, reward))
+    pairs, rules = [*found.train, *found.held_out], rules_in_force(algo.rules, paid_weights(spec, reward))
     write_text(ctx.out / "stats.txt", describe(found, reward, rules, algo))
     plot_margins(ctx.out / "margins.png", pairs, algo.min_margin)
     ctx.metrics |= {
@@ -84,6 +88,8 @@ def run(ctx: StageContext) -> None:
         "prompts_with_pairs": sum(bool(each.pairs) for each in found.prompts),
         "prompts_without": found.reasons,
     }
+    ctx.metrics["reward_weights"] = weights_in_force(spec, reward)
+    ctx.criteria |= pair_criteria(found, len(rows))
     if warning := length_warning(pairs):
         ctx.log(f"warning: {warning}")
     ctx.log(

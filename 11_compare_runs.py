@@ -3,10 +3,10 @@
     python 11_compare_runs.py
     python 11_compare_runs.py --policies sft,grpo --runs run_001,run_002
     python 11_compare_runs.py --runs 'sweep_*' --run_id sweep
-    python 11_compare_runs.py --metrics '../theirs/*/metrics.json',outputs/run_001/10_evaluation/sft
+    python 11_compare_runs.py outputs/run_*/10_evaluation/*/metrics.json ../theirs/run_003 [--run_id all]
     python 11_compare_runs.py --results a=samples_gsm8k_a.jsonl,b=samples_gsm8k_b.jsonl
     python 11_compare_runs.py --by_seed --runs seed_0,seed_1,seed_2 --run_id seeds
-    python 11_compare_runs.py --diff run_001 run_002 [--diff_json FILE] [--output_dir DIR]
+    python 11_compare_runs.py --diff run_001 run_002 [--diff_json FILE] [--outputs_root DIR]
 
 The default compares every policy that this run has evaluated. ``--by_seed`` takes the runs as seeds of one
 experiment: means over seeds, and tests that count seeds as well as items. ``--diff`` only reads and prints.
@@ -31,7 +31,9 @@ class Options:
         [], "run ids beside this run's folder, folders, or quoted globs of either; empty for this run"
     )
     metrics: list[str] = setting(
-        [], "metrics.json files of 10, or quoted globs; compared with what --runs and --policies name, if any"
+        [],
+        "metrics.json files of 10, their folders, runs, or globs, also without --metrics; compared with what "
+        "--runs and --policies name, if any",
     )
     results: list[str] = setting(
         [], "results of others, FILE or NAME=FILE: CSV with id,correct, lm-eval samples, Inspect logs"
@@ -71,12 +73,14 @@ STAGE = Stage(
     reads="10_evaluation/<policy>/{metrics.json,breakdown.csv,samples/} of this run, --runs or --metrics; of "
     "the stages that trained them manifest.json, runtime.json, logs/metrics.jsonl and the reward audit; "
     "failed.json, where the driver noted what failed; --results files of others",
-    writes="11_comparison/: report.{html,md}, summary.csv, changes.jsonl, curves.csv, timing.{csv,md}, "
-    "{comparison,level_heatmap,curves,efficiency,timing}.png, and frontier.png, reward_audit.png and "
-    "curriculum.png where there is something to draw; pairs.csv; with --by_seed also by_seed.csv",
+    writes="11_comparison/: report.{html,md}, summary.{csv,json}, changes.jsonl, curves.csv, "
+    "timing.{csv,md}, {comparison,level_heatmap,curves,timing}.png, plots/{efficiency_vs_quality,"
+    "reward_vs_method}.png, and frontier.png, reward_audit.png and curriculum.png where there is something "
+    "to draw; pairs.csv; with --by_seed also by_seed.csv",
     tiers={},
     options=Options,
     inputs=comparison_inputs,
+    plain="metrics",
 )
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ import textwrap
 from utils.driver.budget import check_budgets, set_completions
 from utils.driver.command import parse, without_export
 from utils.driver.execution import Execution, exit_code
+from utils.driver.fit import check_fit
 from utils.driver.graph import build_graph, run_of_seed
 from utils.driver.launch import export_plan
+from utils.driver.run_readme import write_readmes
 from utils.driver.show import show_budgets, show_plan, show_results
 from utils.frame.credentials import load_environment, redact, redact_tracebacks
 from utils.frame.files import UserError
@@ -39,7 +41,8 @@ With several jobs each step gets its share of the cores (OMP_NUM_THREADS, unless
 threads adds numbers up in another order, so results agree to the last byte only between equal numbers.
 
 reads    the raw data set, the models, and what earlier executions left in the run's folder
-writes   outputs/<run_id>/: a folder for each stage, run_manifest.json, failed.json where something failed;
+writes   outputs/<run_id>/: a folder for each stage, run_manifest.json, failed.json where something failed,
+         README.md (goal by --note, configuration, results, how to continue), left alone once it is edited;
          with --seeds outputs/<run_id>_seed_<s>/ for each seed, and their comparison in
          outputs/<run_id>/11_comparison
 exit     0 done, else the code of the first step that failed: 1 a stage failed, 2 a mistake in the command,
@@ -56,6 +59,7 @@ def drive(argv: list[str]) -> int:
         set_completions(known.completions, goal, overrides, runs[0], seeds[0])
     nodes = build_graph(goal, overrides, known.run_id, known.seed, known.seeds)
     budgets = [check_budgets(goal, overrides, run, seed) for run, seed in zip(runs, seeds, strict=True)]
+    check_fit(nodes)
     if goal.unordered():
         print(f"trained once, without a curriculum: {', '.join(goal.unordered())}")
     show_budgets(budgets[0], every=known.dry_run)
@@ -70,6 +74,7 @@ def drive(argv: list[str]) -> int:
         return 0
     execution = Execution(nodes, known.jobs, known.overwrite, known.launch, known.compare_only)
     outcomes = execution.run()
+    write_readmes(nodes, execution.run_dirs, known.note, argv)
     show_results(execution)
     return exit_code(nodes, outcomes)
 

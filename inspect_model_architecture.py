@@ -1,11 +1,12 @@
 """Write a configuration of the model tier for any causal language model, from its config.json alone.
 
-    python inspect_model_architecture.py --model NAME_OR_FOLDER [--out configs/models/NAME.yaml] [--overwrite]
+    python inspect_model_architecture.py --model NAME_OR_FOLDER [--out FILE] [--overwrite] [--no_config]
     python inspect_model_architecture.py --all [--overwrite]
 
---all does every model that configs/models ships a file for. No weights are loaded or downloaded. Prints what
-was found, and how much memory and time it is estimated to take, on the card that the file is for and on this
-machine (docs/models.md); a file that exists is kept unless --overwrite is given.
+--all does every model that configs/models ships a file for; where the hub cannot be asked, it reads what the
+file says. --no_config only prints. No weights are loaded or downloaded. Prints what was found, and how much
+memory and time it is estimated to take, on the card that the file is for and on this machine (docs/models.md);
+a file that exists is kept unless --overwrite is given.
 """
 
 import argparse
@@ -30,6 +31,9 @@ def main(argv: list[str]) -> int:
     which.add_argument("--all", action="store_true", help="every model that configs/models ships a file for")
     parser.add_argument("--out", metavar="FILE", help="default: configs/models/<name>.yaml")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument(
+        *("--no_config", "--no-config"), action="store_true", help="print what was found, and write nothing"
+    )
     arguments = parser.parse_args(argv)
     if arguments.all and arguments.out:
         parser.error("--out goes with --model")
@@ -46,15 +50,30 @@ def main(argv: list[str]) -> int:
     failed = 0
     for name, out, known in wanted:
         try:
-            write_config(name, out, known, arguments.overwrite)
+            write_config(name, None if arguments.no_config else out, known, arguments.overwrite)
         except UserError as error:
+            if arguments.all and out.exists() and not arguments.overwrite:
+                print(f"{name}: {shipped_summary(out)}")
+                continue
             failed += 1
             print(f"error: {redact(str(error))}", file=sys.stderr)
     return 2 if failed else 0
 
 
-def write_config(name: str, out: Path, known: "Known | None", overwrite: bool) -> None:
-    """Inspect one model, say what it is and write its file. Raises UserError."""
+def shipped_summary(file: Path) -> str:
+    """What a shipped file says of its model, once it has been read as a model tier."""
+    from utils.frame.config import load_tier
+    from utils.models.settings import ModelConfig
+
+    said = load_tier(ModelConfig, file).metadata
+    memory = ", ".join(f"{stage} {need:g} GB" for stage, need in said.memory_gb.items())
+    return (
+        f"{said.parameters:,} parameters; {memory or 'no estimate'} (by {shown(file)}; the hub was not asked)"
+    )
+
+
+def write_config(name: str, out: Path | None, known: "Known | None", overwrite: bool) -> None:
+    """Inspect one model, say what it is and write its file (none where ``out`` is None). Raises UserError."""
     from utils.models.inspection.architecture import inspect_model
     from utils.models.inspection.device_at_hand import cost_here, device_at_hand
     from utils.models.inspection.model_config import DEFAULT_RANK, config_text, summary
@@ -72,6 +91,8 @@ def write_config(name: str, out: Path, known: "Known | None", overwrite: bool) -
     print(f"{name}: {summary(estimated)}")
     form = estimated.load_in_4bit, estimated.gradient_checkpointing
     print(f"{name}: {cost_here(found, rank, device_at_hand(), *form)}")
+    if out is None:
+        return
     if out.exists() and not overwrite:
         print(f"{shown(out)} exists and is kept (--overwrite replaces it)")
         return

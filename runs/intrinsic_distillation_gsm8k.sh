@@ -19,11 +19,6 @@ if [ "${PROCESSES:-1}" -gt 1 ]; then
     launch=(--accelerate_config "${ACCELERATE:-configs/accelerate/ddp.yaml}" --num_processes "$PROCESSES")
 fi
 
-# Both start from the instruction-tuned model: one step of SFT within its warm-up, at learning rate 0, changes nothing.
-# (Of 16 demonstrations, so that up to as many processes can share them.)
-start=(--sft.max_steps 1 --sft.warmup_steps 1
-    --sft.per_device_train_batch_size 1 --sft.gradient_accumulation_steps 16)
-
 teacher=(--teacher --model.teacher_name_or_path "${TEACHER:-Qwen/Qwen2.5-32B-Instruct}"
     --model.teacher_load_in_4bit true)
 
@@ -39,10 +34,11 @@ distill=(--distill.num_rollouts "$rollouts" --distill.per_device_train_batch_siz
     --distill.steps_per_generation 32 --distill.gradient_accumulation_steps 16 --distill.num_iterations 2
     --distill.learning_rate 1e-5 --distill.divergence reverse_kl)
 
+# Both methods start from the instruction-tuned model as it is: there is no step of SFT.
 # shellcheck disable=SC2086
-python 12_driver.py --method distill ppo --seeds ${SEEDS:-0 1 2} --jobs 1 \
+python 12_driver.py --method distill ppo --policy_ckpt base --seeds ${SEEDS:-0 1 2} --jobs 1 \
     --run_id "${RUN_ID:-intrinsic_distillation_gsm8k}" \
     --config "${MODEL:-configs/models/qwen2.5-7b.yaml}" --dataset_config configs/datasets/gsm8k.yaml \
     --model.max_prompt_length 512 --model.generation.max_new_tokens 512 --model.generation.temperature 1.0 \
     --candidates.max_items 128 \
-    ${launch[@]+"${launch[@]}"} "${start[@]}" "${teacher[@]}" "${reward[@]}" "${ppo[@]}" "${distill[@]}" "$@"
+    ${launch[@]+"${launch[@]}"} "${teacher[@]}" "${reward[@]}" "${ppo[@]}" "${distill[@]}" "$@"

@@ -17,11 +17,6 @@ if [ "${PROCESSES:-1}" -gt 1 ]; then
     launch=(--accelerate_config "${ACCELERATE:-configs/accelerate/ddp.yaml}" --num_processes "$PROCESSES")
 fi
 
-# Both start from the instruction-tuned model: one step of SFT within its warm-up, at learning rate 0, changes nothing.
-# (Of 16 demonstrations, so that up to as many processes can share them.)
-start=(--sft.max_steps 1 --sft.warmup_steps 1
-    --sft.per_device_train_batch_size 1 --sft.gradient_accumulation_steps 16)
-
 # Rollouts of 64 prompts x 8 completions, two passes in eight updates each, micro-batches of 8 completions.
 ppo=(--ppo.num_rollouts "$rollouts" --ppo.rollout_batch_size 512 --ppo.num_generations 8
     --ppo.num_ppo_epochs 2 --ppo.num_mini_batches 8 --ppo.gradient_accumulation_steps 8
@@ -34,8 +29,9 @@ grpo=(--grpo.num_rollouts "$rollouts" --grpo.per_device_train_batch_size 8 --grp
 # The task reward alone: no teacher is loaded anywhere. 04 samples only what shows how the start policy answers.
 no_teacher=(--reward task --candidates.reward task --candidates.max_items 128 --evaluate.teacher_metrics false)
 
+# Both methods start from the instruction-tuned model as it is: there is no step of SFT.
 # shellcheck disable=SC2086
-python 12_driver.py --method ppo grpo --seeds ${SEEDS:-0 1 2} --run_id "${RUN_ID:-ppo_vs_grpo_gsm8k}" --jobs 1 \
+python 12_driver.py --method ppo grpo --policy_ckpt base --seeds ${SEEDS:-0 1 2} --run_id "${RUN_ID:-ppo_vs_grpo_gsm8k}" --jobs 1 \
     --config "${MODEL:-configs/models/qwen2.5-3b.yaml}" --dataset_config configs/datasets/gsm8k.yaml \
     --model.max_prompt_length 512 --model.generation.max_new_tokens 512 --model.generation.temperature 1.0 \
-    ${launch[@]+"${launch[@]}"} "${start[@]}" "${ppo[@]}" "${grpo[@]}" "${no_teacher[@]}" "$@"
+    ${launch[@]+"${launch[@]}"} "${ppo[@]}" "${grpo[@]}" "${no_teacher[@]}" "$@"

@@ -68,10 +68,10 @@ def main(argv: list[str]) -> int:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run_id", default="run_001", help="as given to submit.py (default: run_001)")
-    parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
+    parser.add_argument("--outputs_root", help="folder that holds the runs (default: outputs)")
     known = parser.parse_args(argv)
     try:
-        found = rows(jobs.read_record(jobs.folder_of(known.output_dir, known.run_id)))
+        found = rows(jobs.read_record(jobs.folder_of(known.outputs_root, known.run_id)))
     except UserError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2

@@ -56,9 +56,9 @@ class State:
     time: str = ""
 
 
-def folder_of(output_dir: str | None, run_id: str) -> Path:
+def folder_of(outputs_root: str | None, run_id: str) -> Path:
     """Where a submission's record and the logs of its jobs are."""
-    return resolve_path(output_dir or "outputs") / "slurm" / run_id
+    return resolve_path(outputs_root or "outputs") / "slurm" / run_id
 
 
 def sbatch(words: Sequence[str], environment: Mapping[str, str]) -> int:

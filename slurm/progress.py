@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--run_id", default="run_001", help="name of the run, or of its seeds' runs (default: run_001)"
     )
-    parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
+    parser.add_argument("--outputs_root", help="folder that holds the runs (default: outputs)")
     known = parser.parse_args(argv)
-    root = resolve_path(known.output_dir or "outputs")
+    root = resolve_path(known.outputs_root or "outputs")
     shown_any = False
     for run_dir in (root / known.run_id, *sorted(root.glob(f"{known.run_id}_seed_*"))):
         for progress in progress_of_run(run_dir):
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
             shown_any = True
     if not shown_any:
         print(
-            f"error: {shown(root / known.run_id)}: no stage has begun; give --run_id and --output_dir",
+            f"error: {shown(root / known.run_id)}: no stage has begun; give --run_id and --outputs_root",
             file=sys.stderr,
         )
         return 2

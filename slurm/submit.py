@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry_run", action="store_true", help="show sbatch's commands, and submit nothing")
     parser.add_argument("--run_id", default="run_001", help="name of the run (default: run_001)")
-    parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
+    parser.add_argument("--outputs_root", help="folder that holds the runs (default: outputs)")
     parser.add_argument("--seeds", nargs="+", default=[], metavar="S", help="a run for each seed")
     return parser
 
@@ -169,7 +169,7 @@ def main(argv: list[str]) -> int:
     driver = [
         "--run_id",
         known.run_id,
-        *(["--output_dir", known.output_dir] if known.output_dir else []),
+        *(["--outputs_root", known.outputs_root] if known.outputs_root else []),
         *rest,
     ]
     seeds = listed(known.seeds)
@@ -179,7 +179,7 @@ def main(argv: list[str]) -> int:
         cluster = read_cluster(known.cluster)
         steps = plan([*driver, *(["--seeds", *seeds] if seeds else [])])
         found = jobs_of_seeds(steps, known.run_id, seeds, driver) if known.array else jobs_of_steps(steps)
-        folder = jobs.folder_of(known.output_dir, known.run_id)
+        folder = jobs.folder_of(known.outputs_root, known.run_id)
         several = commands(found, cluster, folder)
         if known.dry_run:
             for job, words in zip(found, several, strict=True):

@@ -102,7 +102,7 @@ def test_a_job_is_not_requeued_for_ever(cluster, tmp_path):
 
 def submitted(tmp_path: Path, env: dict[str, str], *words: str) -> dict[str, int]:
     """Submit a run r; returns the job of each step."""
-    done = run("submit.py", "--run_id", "r", "--output_dir", str(tmp_path), *words, **env)
+    done = run("submit.py", "--run_id", "r", "--outputs_root", str(tmp_path), *words, **env)
     assert done.returncode == 0, done.stderr
     record = {job.name: job.job for job in jobs.read_record(tmp_path / "slurm" / "r")}
     assert done.stdout.splitlines()[:-1] == [f"{number}  {name}" for name, number in record.items()]
@@ -110,7 +110,7 @@ def submitted(tmp_path: Path, env: dict[str, str], *words: str) -> dict[str, int
 
 
 def checked(tmp_path: Path, env: dict[str, str]) -> tuple[int, str]:
-    done = run("check_jobs.py", "--run_id", "r", "--output_dir", str(tmp_path), **env)
+    done = run("check_jobs.py", "--run_id", "r", "--outputs_root", str(tmp_path), **env)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -149,7 +149,7 @@ def test_a_second_submission_waits_for_the_first_and_a_refused_one_leaves_nothin
     found = submitted(tmp_path, cluster, *NO_DATA, "--cluster", path)
     first = found["r/00_data_validation"]
     assert checked(tmp_path, cluster)[0] == 3
-    again = ["submit.py", "--run_id", "r", "--output_dir", str(tmp_path), *NO_DATA]
+    again = ["submit.py", "--run_id", "r", "--outputs_root", str(tmp_path), *NO_DATA]
     done = run(*again, **cluster)
     assert (
         done.returncode == 2 and f"r/00_data_validation is still in the queue as job {first}" in done.stderr
@@ -213,7 +213,7 @@ def test_two_tasks_are_killed_at_the_time_limit_and_resume_and_what_rests_on_the
     assert code == 0 and row.split()[2:4] == ["COMPLETED", "1"]
     assert (
         "r_seed_0/03_sft: done, 2 starts"
-        in run("progress.py", "--run_id", "r", "--output_dir", str(tmp_path)).stdout
+        in run("progress.py", "--run_id", "r", "--outputs_root", str(tmp_path)).stdout
     )
 
     # The same run as an array finds all of it done.

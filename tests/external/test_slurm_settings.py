@@ -128,14 +128,14 @@ def test_a_time_limit_that_leaves_no_time_is_refused(settings):
 def test_mistakes_in_the_command(settings, tmp_path, words, says):
     path = settings("nodes: 2")
     done = run(
-        "submit.py", "--cluster", path, "--output_dir", str(tmp_path / "o"), *words, PATH=str(tmp_path)
+        "submit.py", "--cluster", path, "--outputs_root", str(tmp_path / "o"), *words, PATH=str(tmp_path)
     )
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_without_slurm_the_jobs_of_a_run_cannot_be_checked(tmp_path):
     jobs.write_record(tmp_path / "slurm" / "r", [jobs.Submitted("r/03_sft", 1, "r.log")])
-    done = run("check_jobs.py", "--run_id", "r", "--output_dir", str(tmp_path), PATH=str(tmp_path))
+    done = run("check_jobs.py", "--run_id", "r", "--outputs_root", str(tmp_path), PATH=str(tmp_path))
     says = "error: scontrol is not here: run this on a login node of the cluster\n"
     assert (done.returncode, done.stderr) == (2, says)
 
@@ -253,6 +253,6 @@ def test_progress_of_a_run(tmp_path):
         "05_ppo: begun, resume point 12 of 64 steps, 2 starts | step 8/64: val reward 0.1",
         "06_grpo: failed, 2 starts | error: x",
     ]
-    done = run("progress.py", "--run_id", "none", "--output_dir", str(tmp_path))
+    done = run("progress.py", "--run_id", "none", "--outputs_root", str(tmp_path))
     assert done.returncode == 2 and "no stage has begun" in done.stderr
     assert progress_of_run(made)[0].state == "done"

@@ -21,7 +21,7 @@ SCRIPTS = {
 
 
 def run(number, outputs, *more):
-    assert execute_stage(SCRIPTS[number], ["--output_dir", outputs, *more]) == 0
+    assert execute_stage(SCRIPTS[number], ["--outputs_root", outputs, *more]) == 0
 
 
 def data(shared_data, dataset):

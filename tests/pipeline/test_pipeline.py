@@ -107,7 +107,7 @@ PATIENCE = 1800  # seconds; one execution takes some minutes on a quiet machine
 def driver(outputs: Path, *options: str, settings: dict[str, str] = SETTINGS) -> list[str]:
     """The command; ``options`` come last, and count where they are given twice."""
     words = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    script = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--quick_test", "--output_dir", str(outputs)]
+    script = [sys.executable, str(REPO_ROOT / "12_driver.py"), "--quick_test", "--outputs_root", str(outputs)]
     methods = ["--method", "all", "--seeds", *SEEDS, "--completions", str(COMPLETIONS)]
     return [*script, *methods, *words, *options]
 

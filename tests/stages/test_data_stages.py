@@ -42,7 +42,7 @@ def write_finqa(root: Path, **splits) -> Path:
 
 def run(script: str, dataset: str, root: Path, out: Path, *more: str) -> int:
     argv = ["--dataset_config", str(REPO_ROOT / f"configs/datasets/{dataset}.yaml"), "--data_root", str(root)]
-    return execute_stage(script, [*argv, "--output_dir", str(out), *more])
+    return execute_stage(script, [*argv, "--outputs_root", str(out), *more])
 
 
 @pytest.fixture()

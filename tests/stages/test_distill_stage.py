@@ -169,7 +169,7 @@ SCRIPT = load_script("03_sft_train.py")
     ],
 )
 def test_the_objective_chooses_folder_and_settings(tmp_path, argv, folder, algo):
-    plan = make_plan(SCRIPT.STAGE, [*argv, "--output_dir", str(tmp_path)])
+    plan = make_plan(SCRIPT.STAGE, [*argv, "--outputs_root", str(tmp_path)])
     assert plan.out == tmp_path / "run_001" / folder and isinstance(plan.config.algo, algo)
     assert "objective" not in str(plan.config.to_dict())
 
@@ -205,7 +205,7 @@ def test_it_reads_the_start_and_the_teacher(tmp_path):
         (["--objective", "distill"], "03_sft/ckpt_sft/best"),
         (["--objective", "distill", "--start", "base"], "assets/student"),
     ):
-        plan = make_plan(SCRIPT.STAGE, [*argv, "--output_dir", str(tmp_path)])
+        plan = make_plan(SCRIPT.STAGE, [*argv, "--outputs_root", str(tmp_path)])
         found = plan.stage.inputs(plan.config, plan.run_dir)
         assert found["checkpoint"].as_posix().endswith(wanted)
         assert found["teacher"].as_posix().endswith("assets/teacher")

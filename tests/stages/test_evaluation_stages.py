@@ -35,7 +35,7 @@ def responses(path, right, first=0, last=ITEMS):
 
 def evaluate(tmp_path, data_root, predictions, *more):
     argv = ["--predictions", str(predictions), "--dataset_config", "configs/datasets/gsm8k.yaml"]
-    argv += ["--data_root", str(data_root), "--output_dir", str(tmp_path / "outputs"), *more]
+    argv += ["--data_root", str(data_root), "--outputs_root", str(tmp_path / "outputs"), *more]
     return execute_stage("10_evaluate.py", argv)
 
 
@@ -114,10 +114,10 @@ def test_policy_without_its_checkpoint_names_the_script_to_run(tmp_path, capsys)
     pretend_finished(run_dir / "01_preprocessing", "test.jsonl")
     pretend_finished(run_dir / "02_rewards", "reward_spec.yaml")
     for policy, expected in (("grpo", "06_train_grpo.py"), ("ppo_intrinsic", "05_train_ppo.py")):
-        argv = ["--policy", policy, "--output_dir", str(tmp_path)]
+        argv = ["--policy", policy, "--outputs_root", str(tmp_path)]
         assert execute_stage("10_evaluate.py", argv) == 2
         assert f"python {expected}" in capsys.readouterr().err
-    assert execute_stage("10_evaluate.py", ["--policy", "best", "--output_dir", str(tmp_path)]) == 2
+    assert execute_stage("10_evaluate.py", ["--policy", "best", "--outputs_root", str(tmp_path)]) == 2
     assert "'best' is none of base, sft, teacher" in capsys.readouterr().err
 
 
@@ -132,7 +132,7 @@ def test_a_model_answers_every_item_the_same_twice(tmp_path, tiny_models):
         pretend_finished(tmp_path / run / "01_preprocessing")
         pretend_finished(tmp_path / run / "02_rewards", "reward_spec.yaml")
         argv = ["--policy", "tiny", "--policy_ckpt", str(tiny_models("llama")), "--run_id", run]
-        argv += ["--output_dir", str(tmp_path), "--max_new_tokens", "8", "--generation.batch_size", "2"]
+        argv += ["--outputs_root", str(tmp_path), "--max_new_tokens", "8", "--generation.batch_size", "2"]
         argv += ["--teacher_name_or_path", str(tiny_models("llama"))]
         assert execute_stage("10_evaluate.py", argv) == 0
     out = [tmp_path / run / "10_evaluation" / "tiny" for run in ("run_001", "run_002")]
@@ -161,7 +161,7 @@ def evaluated(tmp_path, data_root):
 
 
 def compare(outputs, *more):
-    return execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), *more])
+    return execute_stage("11_compare_runs.py", ["--outputs_root", str(outputs), *more])
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -218,7 +218,7 @@ def run_script(name, *argv, **kwargs):
 
 
 def test_diff_of_two_runs(evaluated, tmp_path):
-    argv = ["--output_dir", evaluated, "--diff_json", tmp_path / "diff.json"]
+    argv = ["--outputs_root", evaluated, "--diff_json", tmp_path / "diff.json"]
     done = run_script("11_compare_runs.py", "--diff", "run_001", "run_002", *argv)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -229,10 +229,10 @@ def test_diff_of_two_runs(evaluated, tmp_path):
     document = json.loads((tmp_path / "diff.json").read_text())
     assert {d["category"] for d in document["differences"]} == {"stages", "data", "config", "outputs"}
     assert not (evaluated / "run_001" / "11_comparison").exists()
-    same = run_script("11_compare_runs.py", "--output_dir", evaluated, "--diff", "run_001", "run_001")
+    same = run_script("11_compare_runs.py", "--outputs_root", evaluated, "--diff", "run_001", "run_001")
     assert same.stdout == "run_001 and run_001: no difference (run ids aside)\n"
     for bad in (["--diff", "run_001"], ["--diff", "run_001", "run_007"]):
-        done = run_script("11_compare_runs.py", *bad, "--output_dir", evaluated)
+        done = run_script("11_compare_runs.py", *bad, "--outputs_root", evaluated)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
@@ -249,7 +249,7 @@ def test_finqa_gold_programs_in_the_official_format(shared_data, tmp_path, split
     predictions = official(shared_data, split)
     write_json(tmp_path / "gold.json", predictions)
     argv = ["--predictions", "gold.json", "--dataset_config", "configs/datasets/finqa.yaml"]
-    argv += ["--data_root", shared_data / "finqa", "--split", split, "--output_dir", "out"]
+    argv += ["--data_root", shared_data / "finqa", "--split", split, "--outputs_root", "out"]
     # No model answers, so nothing that models need is imported, which would take many times as long.
     (tmp_path / "torch.py").write_text("raise AssertionError('who needs torch?')")
     done = run_script("10_evaluate.py", *argv, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
@@ -268,7 +268,7 @@ def test_finqa_predictions_left_out_lower_the_score(shared_data, tmp_path):
         row["predicted"].pop()  # without EOF the last step is lost
     write_json(tmp_path / "gold.json", predictions[:-10])
     argv = ["--predictions", tmp_path / "gold.json", "--dataset_config", "configs/datasets/finqa.yaml"]
-    argv += ["--data_root", shared_data / "finqa", "--output_dir", tmp_path / "out"]
+    argv += ["--data_root", shared_data / "finqa", "--outputs_root", tmp_path / "out"]
     assert execute_stage("10_evaluate.py", list(map(str, argv))) == 0
     out = tmp_path / "out" / "run_001" / "10_evaluation" / "predictions"
     metrics = json.loads((out / "metrics.json").read_text())

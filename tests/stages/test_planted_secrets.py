@@ -80,7 +80,7 @@ def planted_run(tmp_path_factory, tiny_models):
         rows = [{"question": f"{split} {n}+1?", "answer": f"#### {n + 1}"} for n in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["--dataset", "gsm8k", "--data_root", str(folder), "--val_fraction", "0.25"]
-    common = ["--quick_test", "--output_dir", str(outputs)]
+    common = ["--quick_test", "--outputs_root", str(outputs)]
     small = [*common, "--model.name_or_path", model, "--validation.num_items", "1"]
     small += ["--report_to", "tensorboard"]
     failing = [*small, "--reward", "task", "--generation.max_new_tokens", "8", "--training.save_steps", "1"]

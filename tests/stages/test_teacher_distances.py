@@ -27,7 +27,7 @@ def run_dir(tmp_path):
 
 
 def evaluate(run_dir, policy, teacher, *more):
-    argv = ["--policy", "tiny", "--policy_ckpt", str(policy), "--output_dir", str(run_dir.parent)]
+    argv = ["--policy", "tiny", "--policy_ckpt", str(policy), "--outputs_root", str(run_dir.parent)]
     argv += ["--model.teacher_name_or_path", str(teacher), "--max_new_tokens", "8", *more]
     return execute_stage("10_evaluate.py", argv)
 

@@ -57,7 +57,7 @@ def run_dir(tmp_path_factory, tiny_models):
 
 
 def evaluate(folder, policy, tiny_models, *more):
-    argv = ["--policy", policy, "--output_dir", str(folder.parent), "--max_new_tokens", "8"]
+    argv = ["--policy", policy, "--outputs_root", str(folder.parent), "--max_new_tokens", "8"]
     argv += ["--model.teacher_name_or_path", str(tiny_models("llama")), *more]
     return execute_stage("10_evaluate.py", argv)
 

@@ -53,7 +53,7 @@ def run(tmp_path_factory) -> Path:
         ("10_evaluate.py", *data, "--predictions", "predictions.jsonl", "--policy", "other"),
     ):
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        command = [sys.executable, script, *words, "--output_dir", "out"]
+        command = [sys.executable, script, *words, "--outputs_root", "out"]
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{script}: {done.stderr}"
     return project / "out" / "run_001"

@@ -14,7 +14,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TENSORBOARD_LOGGING_DIR", "")  # which the stage sets
         for run_id, tracker in (("plain", "none"), ("tracked", "tensorboard")):
-            words = ["--quick_test", "--output_dir", outputs, "--run_id", run_id]
+            words = ["--quick_test", "--outputs_root", outputs, "--run_id", run_id]
             assert execute_stage("01_prepare_dataset.py", words) == 0
             assert execute_stage("02_build_rewards.py", words) == 0
             words += ["--validation.num_items", "1", "--report_to", tracker]

@@ -51,7 +51,7 @@ def example(tmp_path_factory, tiny_models):
         ("07_train_rloo.py", *rollouts),
         ("10_evaluate.py", *short, *alone),
     ):
-        code = execute_stage(script, [*argv, "--output_dir", str(folder / "outputs")])
+        code = execute_stage(script, [*argv, "--outputs_root", str(folder / "outputs")])
         assert code == 0, script
     return folder
 
@@ -144,7 +144,7 @@ def test_no_output_names_a_place_of_this_machine(example, run):
 
 
 def test_an_edited_function_asks_for_02_again(example, capfd):
-    words = ["--output_dir", str(example / "outputs"), "--reward_config", str(example / "reward.yaml")]
+    words = ["--outputs_root", str(example / "outputs"), "--reward_config", str(example / "reward.yaml")]
     before = (example / "rewards.py").read_text()
     try:
         (example / "rewards.py").write_text(before.replace("completion", "answer"))
@@ -156,6 +156,6 @@ def test_an_edited_function_asks_for_02_again(example, capfd):
 
 def test_a_missing_file_is_a_missing_input(tmp_path, capfd, run):
     (tmp_path / "reward.yaml").write_text("own: {mine: {file: nosuch/rewards.py}}\n")
-    words = ["--reward_config", str(tmp_path / "reward.yaml"), "--output_dir", str(run.parent)]
+    words = ["--reward_config", str(tmp_path / "reward.yaml"), "--outputs_root", str(run.parent)]
     assert execute_stage("02_build_rewards.py", words) == 2
     assert capfd.readouterr().err == "error: missing input nosuch/rewards.py: no such file or folder\n"

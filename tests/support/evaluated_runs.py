@@ -31,7 +31,7 @@ def prepare_run(run_dir):
 
 
 def evaluate_run(run_dir, checkpoint, teacher, *more):
-    argv = ["--policy_ckpt", str(checkpoint), "--run_id", run_dir.name, "--output_dir", str(run_dir.parent)]
+    argv = ["--policy_ckpt", str(checkpoint), "--run_id", run_dir.name, "--outputs_root", str(run_dir.parent)]
     argv += ["--teacher_name_or_path", str(teacher), "--max_new_tokens", "8", "--generation.batch_size", "2"]
     return execute_stage("10_evaluate.py", [*argv, *more])
 

@@ -47,7 +47,7 @@ def do_all(models: Path, run_dir: Path) -> None:
     """The evaluation, one of every checkpoint of a folder, and candidates."""
     evaluate(models, run_dir)
     assert evaluate_run(run_dir, models / "steps", models / "steps" / "step_2", "--max_items", "3") == 0
-    argv = ["--run_id", run_dir.name, "--output_dir", str(run_dir.parent), "--num_candidates", "3"]
+    argv = ["--run_id", run_dir.name, "--outputs_root", str(run_dir.parent), "--num_candidates", "3"]
     argv += ["--teacher_name_or_path", str(models / "steps" / "step_2"), "--max_new_tokens", "8"]
     argv += ["--generation.batch_size", "6"]
     assert execute_stage("04_generate_candidates.py", argv) == 0

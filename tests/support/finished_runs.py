@@ -145,4 +145,4 @@ def trained(*runs, policies=tuple(RIGHT)):
 
 def compare_methods(outputs, *more, seeds=True):
     over = ["--runs", "s0,s1,s2", "--by_seed", "--run_id", "seeds"] if seeds else ["--run_id", "s0"]
-    return execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), *over, *more])
+    return execute_stage("11_compare_runs.py", ["--outputs_root", str(outputs), *over, *more])

@@ -151,10 +151,15 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _expand(entries: Sequence[str]) -> list[Path]:
-    """The paths of ``metrics``; a glob stands for all metrics.json, or folders with one, that it matches."""
+    """The paths of ``metrics``; a run stands for all it evaluated, a glob for all metrics.json, or folders
+    with one, that it matches.
+    """
     found: list[Path] = []
     for entry in entries:
         path = resolve_path(entry)
+        if path.is_dir() and _has_evaluations(path):
+            found += [each for each in sorted(path.glob(f"{STAGE}/*")) if _is_evaluation(each)]
+            continue
         if path.exists() or not _WILD.search(entry):
             found.append(path)
             continue

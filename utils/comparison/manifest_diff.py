@@ -66,7 +66,7 @@ def load_manifests(run: Path) -> dict[str, dict]:
     Raises UserError where the folder does not exist or holds no finished stage.
     """
     if not run.is_dir():
-        raise UserError(f"no run at {run}; give a run id under --output_dir, or the run's folder")
+        raise UserError(f"no run at {run}; give a run id under --outputs_root, or the run's folder")
     found = sorted(path for path in run.rglob("manifest.json") if ".in_progress" not in path.parts)
     if not found:
         raise UserError(f"{run}: no finished stage (no manifest.json below it)")

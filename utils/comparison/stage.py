@@ -18,6 +18,7 @@ from utils.comparison.lineage import trained_policies, training_logs
 from utils.comparison.seed_runs import SeedRuns, find_seed_runs
 from utils.evaluation.policy_names import evaluation_files
 from utils.frame.config import StageConfig
+from utils.frame.criteria import in_words, judged, verdict
 from utils.frame.failures import FAILED
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
@@ -61,8 +62,9 @@ def compare(ctx: StageContext) -> None:
     from utils.comparison.failed_policies import with_failed
     from utils.comparison.page.page import PAGE, write_page
     from utils.comparison.report import conclusion_lines, report_of, summary_table, table_by_run
+    from utils.comparison.summary_files import summary_of, with_names
     from utils.comparison.topic import topics_of
-    from utils.frame.files import write_csv, write_text
+    from utils.frame.files import write_csv, write_json, write_text
 
     comparison = _means_over_seeds(ctx) if ctx.config.options.by_seed else _policies(ctx)
     topics = topics_of(comparison)
@@ -70,17 +72,35 @@ def compare(ctx: StageContext) -> None:
         for name, write in topic.files.items():
             write(ctx.out / name)
     rows, columns = summary_table(topics)
-    write_csv(ctx.out / "summary.csv", *with_failed(rows, columns, comparison.failed))
+    table = with_names(*with_failed(rows, columns, comparison.failed), comparison)
+    write_csv(ctx.out / "summary.csv", *table)
+    write_json(ctx.out / "summary.json", summary_of(comparison, table[0]))
     if comparison.experiment:
         write_csv(ctx.out / "by_seed.csv", *table_by_run(topics))
     report = report_of(comparison, topics)
     write_text(ctx.out / "report.md", report.markdown())
     write_page(ctx.out / PAGE, report, comparison, (rows, columns))
     _say(ctx, comparison, conclusion_lines(report.lead[0]))
+    _say_criteria(ctx, comparison)
     for name, share in comparison.accuracies.items():
         seeds = {"seeds": comparison.runs} if comparison.experiment else {}
         ctx.metrics[name] = {"accuracy": share.value, "n": share.n} | seeds
     ctx.metrics |= {policy: {"failed": reason} for policy, reason in comparison.failed.items()}
+
+
+def _say_criteria(ctx: StageContext, comparison: Comparison) -> None:
+    """Log how many acceptance criteria of the runs' stages are met, and those that are not; they go into the
+    manifest as one of this stage's own.
+    """
+    from utils.comparison.topics.acceptance_criteria import criteria_of
+
+    found = criteria_of(comparison)
+    failed = [each for each in found if not each[-1]["passed"]]
+    if found:
+        ctx.log(f"acceptance criteria of the stages: {len(found) - len(failed)} of {len(found)} met")
+    for run, stage, name, each in failed:
+        ctx.log(f"  [{verdict(each)}] {run}/{stage}: {name}: {in_words(each)}")
+    ctx.criteria["policies that failed"] = judged(len(comparison.failed), equal_to=0)
 
 
 def _policies(ctx: StageContext) -> Comparison:

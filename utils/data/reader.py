@@ -48,6 +48,10 @@ class Reader:
     def ensure(self, root: Path) -> None:
         """Make the raw files where they are generated and missing."""
 
+    def recognises(self, row: Mapping[str, Any]) -> bool:
+        """Whether a raw row is of this form."""
+        return False
+
     def required_keys(self, config: Any) -> tuple[str, ...]:
         """The further keys, dotted, that a raw row must have under this dataset tier."""
         return tuple(config.required_fields)

@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from utils.data.reader import Reader
 from utils.data.readers import all_readers
+from utils.frame.config import absolute_if_local
+from utils.frame.files import resolve_path
 from utils.frame.typed_settings import setting
 
 
@@ -55,6 +57,18 @@ class DatasetConfig:
     error_threshold: float = setting(
         0.05, "share of rows with an error above which 00 and 01 fail", between=(0, 1)
     )
+
+    @staticmethod
+    def file_for(overrides: dict[str, Any]) -> str | None:
+        """The tier's file where none is named: found by the data below ``--data_root``, else None.
+
+        Raises UserError where the data there are of no known form.
+        """
+        if "data_root" not in overrides or {"dataset", "reader"} & overrides.keys():
+            return None
+        from utils.data.recognition import tier_for
+
+        return tier_for(resolve_path(absolute_if_local(overrides["data_root"]).value))
 
     def validate(self) -> None:
         if len(set(self.hold_out_levels)) < len(self.hold_out_levels):

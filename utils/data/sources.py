@@ -7,7 +7,9 @@ from pathlib import Path
 
 from utils.data.layouts import files_below, find_file
 from utils.data.reader import SPLITS
+from utils.data.readers import all_readers
 from utils.data.reading import FILE, Problem, RawRow
+from utils.data.recognition import first_row
 from utils.data.records import Record
 from utils.data.settings import DatasetConfig
 from utils.data.user_reader import read_own
@@ -69,6 +71,7 @@ def raw_inputs(config: DatasetConfig) -> dict[str, Path]:
     Raises UserError where the folder has other files than a split's, saying which.
     """
     files, root = raw_files(config), resolve_path(config.data_root)
+    _refuse_embedded(config, files["train"])
     for split, path in files.items():
         if not path.exists() and root.is_dir() and any(root.iterdir()):
             name = path.relative_to(root) if path.is_relative_to(root) else path
@@ -84,6 +87,16 @@ def raw_inputs(config: DatasetConfig) -> dict[str, Path]:
         for number, part in enumerate(_parts(config, path)[1:], start=2)
     }
     return files | parts | ({"reader": resolve_path(config.reader)} if config.reader else {})
+
+
+def _refuse_embedded(config: DatasetConfig, train: Path) -> None:
+    """Raise UserError where the embedded set lies in another's place, as earlier versions could write it."""
+    embedded, row = all_readers()["sample"], first_row(train) if train.is_file() else None
+    if row is not None and config.dataset != embedded.name and not config.name and embedded.recognises(row):
+        raise UserError(
+            f"{shown(train)} is the embedded synthetic data set, not {config.dataset}: delete it, then run "
+            f"./download.sh {config.dataset}"
+        )
 
 
 def _parts(config: DatasetConfig, path: Path) -> list[Path]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from utils.driver.bare_options import add_algorithm_files, add_bare, with_own_names
 from utils.driver.execution import default_jobs
 from utils.driver.goal import (
     FLAG_OF_TIER,
@@ -33,9 +35,17 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--reward", help="task, intrinsic or combined, for all methods (default: combined)")
     curricula = f"one or several of {', '.join(CURRICULA)}, or all: a training under each (default: random)"
     parser.add_argument("--curriculum", nargs="+", metavar="NAME", help=curricula)
+    start = (
+        "the policy that every method starts from, in place of SFT: base, a stage folder of another run (its "
+        "best checkpoint), a checkpoint, or a hub name"
+    )
+    parser.add_argument("--policy_ckpt", metavar="POLICY", help=start)
+    goal = "the run's goal, a sentence for its README.md"
+    parser.add_argument("--note", metavar="TEXT", help=goal)
     parser.add_argument("--teacher", action="store_true", help="evaluate and compare the teacher as well")
     parser.add_argument("--run_id", default="run_001", help="name of the run (default: run_001)")
-    parser.add_argument("--output_dir", help="folder that holds the runs (default: outputs)")
+    parser.add_argument("--outputs_root", help="folder that holds the runs (default: outputs)")
+    parser.add_argument("--output_dir", help=argparse.SUPPRESS)
     parser.add_argument("--seed", help="seed of every stage (default: 0)")
     parser.add_argument("--seeds", nargs="+", metavar="S", help="a run for each seed, and their comparison")
     parser.add_argument("--completions", metavar="N", help="completions that each method samples in a run")
@@ -52,6 +62,8 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages, deleting their files")
     parser.add_argument("--dry_run", action="store_true", help="say what would run, and run nothing")
+    algorithm = "algorithm tier (YAML) of the method that it is for; several for several methods"
+    parser.add_argument("--algo_config", nargs="+", default=[], metavar="FILE", help=algorithm)
     name = "a shipped model tier by its name (smollm2-135m), or the policy as a folder or hub name"
     parser.add_argument("--model", metavar="NAME", help=name)
     for tier, flag in FLAG_OF_TIER.items():
@@ -73,10 +85,17 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
     ``num_processes`` one or None; ``launch`` is how steps are started. Raises UserError for a value that
     cannot be, and for an option that has no owner.
     """
-    known, rest = build_parser(description, epilog).parse_known_args(argv)
+    known, rest = build_parser(description, epilog).parse_known_args(with_own_names(argv))
+    if known.output_dir:
+        run = Path(known.output_dir)
+        raise UserError(
+            f"--output_dir {run} is a stage's own folder, and the driver writes many: for a run in that "
+            f"place give --outputs_root {run.parent} --run_id {run.name}"
+        )
     methods = named("method", known.method, METHODS, {"all": FAMILIES, "presets": PRESETS})
     curricula = () if known.curriculum is None else named("curriculum", known.curriculum, CURRICULA)
-    goal, overrides = Goal(methods, known.reward, curricula, known.teacher), Overrides()
+    goal = Goal(methods, known.reward, curricula, known.teacher, _start(known.policy_ckpt))
+    overrides = Overrides()
     if known.seed is not None and known.seeds:
         raise UserError("give --seed for one run or --seeds for a run of each, not both")
     seeds = listed(known.seeds or ())
@@ -95,8 +114,8 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
         )
     if known.completions:
         known.completions = whole("completions", known.completions, 1)
-    if known.output_dir:
-        overrides.shared += ["--output_dir", known.output_dir]
+    if known.outputs_root:
+        overrides.shared += ["--outputs_root", known.outputs_root]
     if known.quick_test:
         overrides.shared.append("--quick_test")
     for tier, flag in FLAG_OF_TIER.items():
@@ -113,8 +132,18 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
             values.append(value)
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
-        overrides.add(key[2:], values, goal)
+        if "." in key or not add_bare(overrides, key[2:], values, goal):
+            overrides.add(key[2:], values, goal)
+    add_algorithm_files(overrides, known.algo_config, goal)
     return known, goal, overrides
+
+
+def _start(policy: str | None) -> str:
+    """The policy to start from as the steps are told it: a path is absolute, as they may run elsewhere."""
+    if policy in (None, "", "sft"):
+        return ""
+    path = Path(policy).expanduser()
+    return str(path.absolute()) if path.exists() else policy
 
 
 def without_export(argv: list[str]) -> list[str]:

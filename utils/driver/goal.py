@@ -18,7 +18,7 @@ from utils.frame.pipeline import (
     requires,
 )
 from utils.frame.stage_plan import Stage, load_script
-from utils.frame.typed_settings import suggestion
+from utils.frame.typed_settings import leaf_keys, suggestion
 
 TIERS = ("model", "dataset", "reward")
 FLAG_OF_TIER = {"model": "--config", "dataset": "--dataset_config", "reward": "--reward_config"}
@@ -91,13 +91,15 @@ class Goal:
 
     ``reward`` is one for all of them (None: each stage's default). Every method that follows curricula is
     trained under each of ``curricula`` (none: each stage's default), the others once. ``teacher``: it is
-    evaluated too.
+    evaluated too. ``start``: the policy that all start from, "base" or where it is; "" is SFT, which is then
+    a step of the run.
     """
 
     methods: tuple[str, ...]
     reward: str | None = None
     curricula: tuple[str, ...] = ()
     teacher: bool = False
+    start: str = ""
 
     def variants(self, method: str) -> dict[str, Step]:
         """Policy -> the step that trains it.
@@ -139,14 +141,23 @@ class Goal:
         steps: list[Step] = []
         for name in requires(*self.methods, beside=True):
             trained = name in self.methods
-            steps += self.variants(name).values() if trained else [self._paid(Step.of(ROWS[name]))]
-        return [*steps, *self.evaluations()]
+            if trained or name != "sft" or not self.start:
+                steps += self.variants(name).values() if trained else [self._paid(Step.of(ROWS[name]))]
+        return [*map(self._started, steps), *self.evaluations()]
 
     def evaluations(self) -> list[Step]:
         """Stage 10 for every policy of the comparison; its options are ``--evaluate.KEY``."""
         policies = {"base": "rewards"} | self._trained_by() | ({"teacher": "rewards"} if self.teacher else {})
+        if self.start not in ("", "base"):
+            policies = {"start": "rewards"} | policies
+        places = {"start": ("--policy_ckpt", self.start)}
         return [
-            replace(EVALUATE, arguments=("--policy", policy), needs=(need,), policy=policy)
+            replace(
+                EVALUATE,
+                arguments=("--policy", policy, *places.get(policy, ())),
+                needs=(need,),
+                policy=policy,
+            )
             for policy, need in policies.items()
         ]
 
@@ -157,7 +168,19 @@ class Goal:
     def _trained_by(self) -> dict[str, str]:
         """Policy -> id of the step that trains it, SFT first."""
         variants = [self.variants(method) for method in self.methods]
-        return {"sft": "sft"} | {policy: step.id for each in variants for policy, step in each.items()}
+        first = {} if self.start else {"sft": "sft"}
+        return first | {policy: step.id for each in variants for policy, step in each.items()}
+
+    def _started(self, step: Step) -> Step:
+        """The step with the policy that it starts from, where that is not the run's own SFT policy."""
+        if not self.start or "policy_ckpt" not in leaf_keys(step.stage.options):
+            return step
+        needs = [each for need in step.needs for each in (ROWS["sft"].needs if need == "sft" else (need,))]
+        return replace(
+            step,
+            arguments=(*step.arguments, "--policy_ckpt", self.start),
+            needs=tuple(dict.fromkeys(needs)),
+        )
 
     def _check_reward(self) -> None:
         if self.reward is None:
@@ -213,7 +236,7 @@ OWN_OPTIONS = {
 class Overrides:
     """Options of the stages, as the driver was given them.
 
-    ``shared`` go to every stage (output_dir …); ``tiers`` ("model", "dataset", "reward") to the stages that
+    ``shared`` go to every stage (outputs_root …); ``tiers`` ("model", "dataset", "reward") to the stages that
     have the tier; ``steps`` to all variants of the step they name, and ``budget`` before them
     (--completions).
     """

@@ -146,9 +146,18 @@ def nodes_of_run(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> li
         from_base = getattr(node.plan.config.options, "start", "sft") == "base"
         needs = ROWS["sft"].needs if from_base else step.needs
         nodes.append(replace(node, needs=tuple((run_id, need) for need in needs)))
+    # Once the data is prepared, everything is refused that could only fail later: nothing is loaded before.
+    place = next(place for place, node in enumerate(nodes) if node.step.name == ROWS["rewards"].name)
+    nodes[place] = replace(nodes[place], check=partial(check_records, tuple(nodes)))
     evaluations = tuple(node.key for node in nodes if node.step.policy)
     compare = ComparisonNode(run_id, COMPARE, tuple(overrides.argv(COMPARE, run_id, seed)), evaluations)
     return [*nodes, compare]
+
+
+def check_records(nodes: Sequence[Node]) -> None:
+    """Raise UserError where a step of a run cannot take what 01 prepared."""
+    for node in nodes:
+        node.plan.stage.fits(node.plan.config, node.plan.run_dir)
 
 
 def build_graph(

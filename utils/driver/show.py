@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,8 @@ def show_results(execution: Execution) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A policy's accuracy and its difference to SFT's, each with its interval; p is corrected by Holm."""
+    """A policy's accuracy and its difference to the baseline's (SFT's, or base's in a run without SFT), each
+    with its interval; p is corrected by Holm."""
 
     policy: str
     accuracy: tuple[float, float, float]
@@ -79,10 +80,11 @@ def _rows_of_run(run_dir: Path, policies: Sequence[str], seed: int) -> list[Row]
 
     found = find_evaluations(run_dir, [], policies)
     results = [load_result(name, *evaluation_files(folder)) for name, folder in found.items()]
-    over_sft = {pair.b: pair for pair in compare_all(results, seed) if pair.a == "sft"}
+    baseline = _baseline(found)
+    over = {pair.b: pair for pair in compare_all(results, seed) if pair.a == baseline}
     rows = []
     for result in results:
-        rate, pair = result.metrics["accuracy"], over_sft.get(result.name)
+        rate, pair = result.metrics["accuracy"], over.get(result.name)
         difference = (pair.difference, *pair.ci95) if pair else None
         accuracy = (rate["value"], *rate["ci95"])
         rows.append(Row(result.name, accuracy, difference, pair.p_holm if pair else None))
@@ -91,9 +93,11 @@ def _rows_of_run(run_dir: Path, policies: Sequence[str], seed: int) -> list[Row]
 
 def _rows_of_seeds(folder: Path) -> list[Row]:
     """The rows of summary.csv and pairs.csv of a comparison over seeds."""
-    pairs = {row["b"]: row for row in _read_csv(folder / "pairs.csv") if row["a"] == "sft"}
+    summary = _read_csv(folder / "summary.csv")
+    baseline = _baseline(row["policy"] for row in summary)
+    pairs = {row["b"]: row for row in _read_csv(folder / "pairs.csv") if row["a"] == baseline}
     rows = []
-    for row in _read_csv(folder / "summary.csv"):
+    for row in summary:
         if not row["accuracy"]:
             continue  # a failed policy, which has its own row below
         accuracy = tuple(float(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
@@ -101,6 +105,10 @@ def _rows_of_seeds(folder: Path) -> list[Row]:
         difference = tuple(float(pair[key]) for key in ("difference", "low", "high")) if pair else None
         rows.append(Row(row["policy"], accuracy, difference, float(pair["p_holm"]) if pair else None))
     return rows
+
+
+def _baseline(policies: Iterable[str]) -> str:
+    return "sft" if "sft" in set(policies) else "base"
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -113,7 +121,8 @@ def _print_table(title: str, rows: Sequence[Row], failures: Sequence[Failure], r
     from rich.table import Table
 
     table = Table(title=title)
-    for column in ("policy", "accuracy", "95 % interval", "over sft", "95 % interval", "p (Holm)"):
+    over = f"over {_baseline(row.policy for row in rows)}"
+    for column in ("policy", "accuracy", "95 % interval", over, "95 % interval", "p (Holm)"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for row in rows:
         value, low, high = (100 * number for number in row.accuracy)

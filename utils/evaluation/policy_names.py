@@ -10,7 +10,7 @@ from typing import NamedTuple
 from utils.frame.files import UserError, resolve_path, shown
 from utils.frame.pipeline import POLICIES, best_checkpoint, method_of, origin_of, policy_order
 from utils.models.settings import ModelConfig
-from utils.training.inputs import model_inputs
+from utils.training.inputs import checkpoint_at, is_checkpoint, model_inputs
 
 METRICS = "metrics.json"
 OUTSIDE = "predictions"  # the policy's name where outside predictions are given none
@@ -32,9 +32,9 @@ def policy_name(policy: str, outside: bool, checkpoint: str = "") -> str:
 
 
 def _named_after(checkpoint: str) -> str:
-    folder = resolve_path(checkpoint)
-    if not folder.is_dir():
+    if not resolve_path(checkpoint).is_dir():
         return checkpoint.rstrip("/").rsplit("/", 1)[-1]
+    folder = Path(checkpoint_at(checkpoint, several=True))
     several = bool(checkpoints_in(folder))
     holder = folder if several else folder.parent
     if not several and not holder.name.startswith("ckpt_"):
@@ -51,12 +51,12 @@ def checkpoint_of(policy: str, policy_ckpt: str, model: ModelConfig, run_dir: Pa
     checkpoint of the stage of this run that trained it: "grpo" of 06_grpo, "ppo_intrinsic" of
     05_ppo_intrinsic. Raises UserError for a policy that no stage trains.
     """
-    configured = {"base": model.model.name_or_path, "teacher": model.model.teacher_name_or_path}
-    given = policy_ckpt or configured.get(policy)
-    if given:
+    untrained = {"base": model.model.name_or_path, "teacher": model.model.teacher_name_or_path}
+    if policy_ckpt and policy_ckpt not in untrained:
+        return checkpoint_at(policy_ckpt, several=True)
+    if given := untrained.get(policy_ckpt or policy):
         folder = resolve_path(given)
-        local = folder.is_dir() or given.startswith((".", "/", "~", "assets/", "outputs/"))
-        return folder if local else given
+        return folder if folder.is_dir() or given.startswith((".", "/", "~")) else given
     trained = method_of(policy)
     if trained is None:
         raise UserError(
@@ -79,18 +79,14 @@ def checkpoints_in(folder: Path | str) -> list[Checkpoint]:
 
     None for a hub name or a folder that is a checkpoint itself: a full model or an adapter.
     """
-    if isinstance(folder, str) or not folder.is_dir() or _is_checkpoint(folder):
+    if isinstance(folder, str) or not folder.is_dir() or is_checkpoint(folder):
         return []
     found = []
     for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and _is_checkpoint(path):
+        if not path.name.startswith(".") and is_checkpoint(path):
             match = _STEP.fullmatch(path.name)
             found.append(Checkpoint(path.name, int(match[1]) if match else None, path))
     return sorted(found, key=lambda each: (each.step is None, each.step or 0))
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def weights_of(checkpoint: Path | str) -> dict[str, Path]:

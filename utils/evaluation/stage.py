@@ -9,10 +9,12 @@ from utils.data.records import HELD_OUT, Record
 from utils.evaluation.policy_names import checkpoint_of, checkpoints_in, policy_name, weights_of
 from utils.evaluation.start_policy import reference_inputs
 from utils.frame.config import StageConfig
+from utils.frame.criteria import Criteria, judged
 from utils.frame.files import UserError, read_json, resolve_path
+from utils.frame.pipeline import UNTRAINED
 from utils.frame.processes import is_main_process
 from utils.frame.stage import StageContext
-from utils.training.inputs import configured_teacher
+from utils.training.inputs import configured_teacher, named_file, prepared_split, reward_spec
 
 
 def split_of(config: StageConfig) -> str:
@@ -34,10 +36,11 @@ def evaluation_inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
 
         return {"predictions": resolve_path(options.predictions), "gold": gold_file(config.dataset, split)}
     checkpoint = checkpoint_of(variant_of(config), options.policy_ckpt, config.model, run_dir)
-    held_out = run_dir / "01_preprocessing" / HELD_OUT
+    records = named_file(config, "test_jsonl", "test.jsonl", prepared_split(run_dir, split))
+    held_out = records.with_name(HELD_OUT)
     return {
-        "records": run_dir / "01_preprocessing" / f"{split}.jsonl",
-        "reward_spec": run_dir / "02_rewards" / "reward_spec.yaml",
+        "records": records,
+        "reward_spec": reward_spec(run_dir, config),
         **({"held_out_levels": held_out} if held_out.is_file() else {}),
         **weights_of(checkpoint),
         **(reference_inputs(checkpoint) if options.reference_metrics else {}),
@@ -73,6 +76,17 @@ def run_evaluation(ctx: StageContext) -> None:
         for line in summary_lines(metrics):
             ctx.log(line)
         ctx.metrics |= headline(metrics)
+        ctx.criteria |= _criteria(metrics)
+
+
+def _criteria(metrics: dict[str, Any]) -> Criteria:
+    """What an evaluation should be like; a policy that no stage trained may answer in any form."""
+    found = {"items without an answer": judged(metrics["missing"]["count"], equal_to=0)}
+    if metrics["policy"] not in UNTRAINED:
+        found["answers of valid form"] = judged(metrics["format_validity"]["value"], at_least=0.9)
+    if "truncation_rate" in metrics:
+        found["answers cut off"] = judged(metrics["truncation_rate"]["value"], at_most=0.1)
+    return found
 
 
 def _questions(ctx: StageContext, checkpoint: Path | str) -> Any:

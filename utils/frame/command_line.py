@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -10,6 +10,18 @@ from typing import Any, get_origin
 
 from utils.frame.config import PathsSection, StageConfig, absolute_if_local, load_tier, read_yaml
 from utils.frame.files import REPO_ROOT, UserError, shown
+from utils.frame.pipeline import METHODS
+from utils.frame.synonyms import (
+    ELSEWHERE,
+    FRAME_SYNONYMS,
+    REFUSED,
+    RESUMING,
+    SWITCHES,
+    Key,
+    having,
+    meant,
+)
+from utils.frame.tier_files import check_kind, given_file
 from utils.frame.typed_settings import (
     Text,
     bounds_in_words,
@@ -33,7 +45,7 @@ TIER_FLAGS = {
 
 @dataclass
 class FrameOptions:
-    """Options every stage has."""
+    """Options every stage has. A tier's file that a stage has no use for is only looked for."""
 
     run_id: str = setting("run_001", "name of the run; its folder below the outputs folder")
     config: str | None = setting(
@@ -45,7 +57,10 @@ class FrameOptions:
     algo_config: str | None = setting(None, "algorithm tier (YAML)")
     dataset_config: str | None = setting(None, "dataset tier (YAML)")
     reward_config: str | None = setting(None, "reward tier (YAML)")
-    output_dir: str | None = setting(None, "folder that holds the runs (default: paths.outputs of --config)")
+    output_dir: str | None = setting(None, "the stage's own folder, such as outputs/run_002/02_rewards")
+    outputs_root: str | None = setting(
+        None, "folder that holds the runs (default: paths.outputs of --config)"
+    )
     seed: int = setting(0, "seed of everything random in the stage")
     quick_test: bool = setting(False, "a small version of the stage, in seconds")
     overwrite: bool = setting(False, "redo a finished stage, deleting what it wrote")
@@ -59,10 +74,14 @@ class FrameOptions:
 
 @dataclass
 class Arguments:
-    """A parsed command line: the frame's options, and overrides by tier (or "options") and key."""
+    """A parsed command line: the frame's options, which of them were typed, and overrides by tier (or
+    "options") and key. ``resume`` is what a user asked to resume from; a stage does so by itself.
+    """
 
     frame: FrameOptions
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    typed: frozenset[str] = frozenset()
+    resume: str = ""
 
 
 def wants_help(argv: list[str]) -> bool:
@@ -72,17 +91,20 @@ def wants_help(argv: list[str]) -> bool:
 
 def parse(stage: Any, argv: list[str]) -> Arguments:
     """Parse a stage's command line. Raises UserError for an unknown, ambiguous or incomplete option."""
-    frame_keys = {name for name in field_types(FrameOptions) if name not in _unused_flags(stage)}
-    keys = _known_keys(stage)
+    keys = known_keys(stage)
     frame: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
-    for name, value in _pairs(argv, lambda word: _is_switch(word, stage, keys)):
-        if name in frame_keys:
+    resume = ""
+    for name, value in _pairs(argv, keys, stage.plain):
+        name = FRAME_SYNONYMS.get(name, name)
+        if name in field_types(FrameOptions):
             frame[name] = value
+        elif name in RESUMING:
+            resume = value.value if isinstance(value, Text) else str(value)
         else:
-            owner, key = _locate(name, keys, frame_keys)
-            overrides.setdefault(owner, {})[key] = value
-    arguments = Arguments(build(FrameOptions, frame, "command line"), overrides)
+            for owner, key, given in located(name, value, keys):
+                overrides.setdefault(owner, {})[key] = given
+    arguments = Arguments(build(FrameOptions, frame, "command line"), overrides, frozenset(frame), resume)
     _apply_model(stage, arguments)
     if arguments.frame.quick_test:
         _apply_quick(stage, arguments, keys)
@@ -113,96 +135,153 @@ def _apply_model(stage: Any, arguments: Arguments) -> None:
             given.setdefault("model.teacher_name_or_path", Text(name))
 
 
-def _apply_quick(stage: Any, arguments: Arguments, keys: dict[str, Any]) -> None:
+def _apply_quick(stage: Any, arguments: Arguments, keys: dict[str, Key]) -> None:
     """Put the stage's quick-test values under what the user typed, which wins."""
     for name, value in stage.quick.items():
-        owner, key = _locate(name, keys, set())
-        arguments.overrides.setdefault(owner, {}).setdefault(key, value)
+        key = keys[name]
+        arguments.overrides.setdefault(key.owner, {}).setdefault(key.name, value)
 
 
-def _unused_flags(stage: Any) -> set[str]:
-    """Flags of tiers the stage does not have; --config always counts, for its `paths` section."""
-    return {flag for tier, flag in TIER_FLAGS.items() if tier not in stage.tiers} - {"config"}
+def known_keys(stage: Any) -> dict[str, Key]:
+    """Return full dotted key -> what it is; a stage's own options have no prefix."""
+    tiers = [("", "options", stage.options)]
+    tiers += [(f"{tier}.", tier, cls) for tier, (cls, _) in stage.tiers.items()]
+    return {
+        prefix + name: Key(owner, name, hint, spec.metadata.get("help", ""))
+        for prefix, owner, cls in tiers
+        for name, (hint, spec) in leaf_keys(cls).items()
+    }
 
 
-def _known_keys(stage: Any) -> dict[str, tuple[str, str, Any]]:
-    """Return full dotted key -> (owner, key within owner, type); a stage's own options have no prefix."""
-    keys = {name: ("options", name, hint) for name, (hint, _) in leaf_keys(stage.options).items()}
-    for tier, (cls, _) in stage.tiers.items():
-        keys |= {f"{tier}.{name}": (tier, name, hint) for name, (hint, _) in leaf_keys(cls).items()}
-    return keys
+def _pairs(argv: list[str], keys: dict[str, Key], plain: str) -> list[tuple[str, Any]]:
+    """Split `--key value`, `--key=value`, `--list a b c` and bare switches into (key, text) pairs.
 
-
-def _pairs(argv: list[str], is_switch: Any) -> list[tuple[str, Text]]:
-    """Split `--key value`, `--key=value` and bare switches into (key, text) pairs."""
-    pairs = []
+    ``plain`` is the option that words without one belong to; "" where there is none.
+    """
+    pairs: list[tuple[str, Any]] = []
     words = list(argv)
     while words:
         word = words.pop(0)
+        if plain and not word.startswith("--"):
+            pairs.append((plain, _entries([word, *_until_option(words)])))
+            continue
         if not word.startswith("--") or word == "--":
             raise UserError(f'unexpected argument "{word}": options are written --key value (see --help)')
         name, equals, text = word[2:].partition("=")
         name = name.replace("-", "_")
         if not equals:
             has_value = bool(words) and not words[0].startswith("--")
-            if is_switch(name) and not (has_value and words[0].lower() in ("true", "false")):
+            if has_value and _is_list(name, keys) and not words[0].startswith("["):
+                pairs.append((name, _entries(_until_option(words))))
+                continue
+            if _is_switch(name, keys) and not (has_value and words[0].lower() in ("true", "false")):
                 text = "true"
             elif has_value:
                 text = words.pop(0)
+            elif name in RESUMING or name in REFUSED:
+                text = "true"
             else:
                 raise UserError(f"option --{name} needs a value (see --help)")
         pairs.append((name, Text(text)))
     return pairs
 
 
-def _is_switch(name: str, stage: Any, keys: dict[str, Any]) -> bool:
+def _until_option(words: list[str]) -> list[str]:
+    """Take the words up to the next option off the front."""
+    count = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+    taken = words[:count]
+    del words[:count]
+    return taken
+
+
+def _entries(words: list[str]) -> list[Text]:
+    """The entries of a list that is typed as words, or as words with commas in them; a file's name may have
+    one.
+    """
+    parts = (part for word in words for part in ([word] if Path(word).exists() else word.split(",")))
+    return [Text(part.strip()) for part in parts if part.strip()]
+
+
+def _is_list(name: str, keys: dict[str, Key]) -> bool:
+    found = meant(name, keys) or having(name, keys)
+    return bool(found) and all(get_origin(keys[key].hint) is list for key in found)
+
+
+def _is_switch(name: str, keys: dict[str, Key]) -> bool:
     frame = field_types(FrameOptions)
+    name = FRAME_SYNONYMS.get(name, name)
     if name in frame:
         return frame[name] is bool
-    return any(hint is bool for key, (_, _, hint) in keys.items() if _matches(name, key))
+    found = meant(name, keys) or having(name, keys)
+    return name in SWITCHES or any(keys[key].hint is bool for key in found)
 
 
-def _matches(name: str, key: str) -> bool:
-    return key == name or key.endswith("." + name)
+def located(name: str, value: Any, keys: dict[str, Key]) -> list[tuple[str, str, Any]]:
+    """Return (owner, key, value) of what an option sets: its full dotted key, any ending of it that is
+    unique, or what a name of elsewhere stands for. [] where that says nothing (``--fp16 false``).
 
-
-def _locate(name: str, keys: dict[str, tuple[str, str, Any]], frame_keys: set[str]) -> tuple[str, str]:
-    """Return (owner, key) for an option: its full dotted key, or any ending of it that is unique."""
-    if name in keys:
-        return keys[name][:2]
-    found = [key for key in keys if _matches(name, key)]
+    Raises UserError for a name that is unknown, has several homes, or would mean something else here.
+    """
+    if name in SWITCHES and name not in keys:
+        return _switched(name, value, keys)
+    typed = value.value if isinstance(value, Text) else None
+    found = [name] if name in keys else meant(name, keys, typed) or having(name, keys)
     if len(found) == 1:
-        return keys[found[0]][:2]
+        key = keys[found[0]]
+        return [(key.owner, key.name, value)]
     if found:
-        raise UserError(f"option --{name} is ambiguous: write --{' or --'.join(sorted(found))}")
+        homes = " or ".join(f"--{key} ({keys[key].help})" for key in sorted(found))
+        raise UserError(f"option --{name} is ambiguous: write {homes}")
     # An entry of a mapping-valued key, e.g. --reward.weights.exact.
     mapping, _, entry = name.rpartition(".")
-    found = [key for key in keys if mapping and _matches(mapping, key) and _holds_mapping(keys[key][2])]
+    found = [key for key in having(mapping, keys) if mapping and _holds_mapping(keys[key].hint)]
     if len(found) == 1:
-        owner, within, _ = keys[found[0]]
-        return owner, f"{within}.{entry}"
-    valid = [f"--{key}" for key in (*keys, *frame_keys)]
+        key = keys[found[0]]
+        return [(key.owner, f"{key.name}.{entry}", value)]
+    valid = [f"--{key}" for key in (*keys, *field_types(FrameOptions))]
+    if reason := REFUSED.get(name) or ELSEWHERE.get(name):
+        raise UserError(f"option --{name} is not taken: {reason}")
     raise UserError(f"unknown option --{name}{suggestion('--' + name, valid) or ' (see --help)'}")
+
+
+def _switched(name: str, value: Text, keys: dict[str, Key]) -> list[tuple[str, str, Text]]:
+    """What a switch of SWITCHES sets."""
+    if value.value.lower() not in ("true", "false"):
+        raise UserError(f'--{name} is true or false, found "{value.value}"')
+    if value.value.lower() == "false":
+        return []
+    for target, text in SWITCHES[name]:
+        if found := having(target, keys):
+            key = keys[found[0]]
+            return [(key.owner, key.name, Text(text))]
+    return []
 
 
 def _holds_mapping(hint: Any) -> bool:
     return hint is dict or get_origin(hint) is dict
 
 
-def tier_file(stage: Any, tier: str, frame: FrameOptions) -> Path:
-    """Return the YAML file of a tier: the one on the command line, else the stage's default."""
-    given = getattr(frame, TIER_FLAGS[tier])
-    if given is None:
-        return REPO_ROOT / stage.tiers[tier][1]
-    path = Path(given).expanduser()
-    return path if path.is_absolute() or path.exists() else REPO_ROOT / path
+def tier_file(stage: Any, tier: str, arguments: Arguments) -> Path:
+    """Return the YAML file of a tier: the one on the command line, else the stage's default, or the one that
+    the tier's class finds for what was typed (``file_for``).
+    """
+    given = getattr(arguments.frame, TIER_FLAGS[tier])
+    if given is not None:
+        return given_file(given)
+    cls, default = stage.tiers[tier]
+    chosen = cls.file_for(arguments.overrides.get(tier, {})) if hasattr(cls, "file_for") else None
+    return REPO_ROOT / (chosen or default)
 
 
 def resolve(stage: Any, arguments: Arguments) -> StageConfig:
     """Load all tiers and the stage's options. Raises UserError naming file, key and nearest valid key."""
     frame, overrides = arguments.frame, arguments.overrides
+    for flag in TIER_FLAGS.values():
+        if (given := getattr(frame, flag)) is not None:
+            check_kind(given_file(given), flag)
+    _apply_older(stage, arguments)
     tiers = {
-        tier: load_tier(cls, tier_file(stage, tier, frame), overrides.get(tier))
+        tier: load_tier(cls, tier_file(stage, tier, arguments), overrides.get(tier))
         for tier, (cls, _) in stage.tiers.items()
     }
     paths = {name for name, (_, field) in leaf_keys(stage.options).items() if field.metadata.get("path")}
@@ -214,15 +293,29 @@ def resolve(stage: Any, arguments: Arguments) -> StageConfig:
     return StageConfig(**tiers, options=options, seed=frame.seed, quick_test=frame.quick_test)
 
 
+def _apply_older(stage: Any, arguments: Arguments) -> None:
+    """Give 03 what a model tier of an older form says of supervised fine-tuning, under what was typed."""
+    frame = arguments.frame
+    if stage.folder != METHODS["sft"].folder or frame.config is None or frame.algo_config is not None:
+        return
+    cls, keys = stage.tiers["model"][0], known_keys(stage)
+    for name, value in getattr(cls, "supervised", lambda data: {})(
+        read_yaml(given_file(frame.config))
+    ).items():
+        found = [f"algo.{name}"] if f"algo.{name}" in keys else meant(name, keys)
+        if len(found) == 1:
+            arguments.overrides.setdefault("algo", {}).setdefault(keys[found[0]].name, value)
+
+
 def output_root(stage: Any, frame: FrameOptions, config: StageConfig) -> Path:
-    """Return the folder that holds the runs: --output_dir, else `paths.outputs` of the model tier."""
-    if frame.output_dir is not None:
-        return Path(frame.output_dir).expanduser().absolute()
+    """Return the folder that holds the runs: --outputs_root, else `paths.outputs` of the model tier."""
+    if frame.outputs_root is not None:
+        return Path(frame.outputs_root).expanduser().absolute()
     if config.model is not None:
         outputs = config.model.paths.outputs
     elif frame.config is not None:
         # A stage without a model still writes where the run's other stages do.
-        file = tier_file(stage, "model", frame)
+        file = given_file(frame.config)
         outputs = build(PathsSection, read_yaml(file).get("paths") or {}, shown(file), "paths.").outputs
     else:
         outputs = PathsSection().outputs
@@ -246,11 +339,10 @@ def help_text(stage: Any, script: str, choice: Any = None) -> str:
         named = " | ".join([choice.default, *choice.others])
         note = f"{choice.help} [{named}] (default: {choice.default}; with --help: the options of that one)"
         blocks.append(f"what to do:\n  --{choice.option}  {note}")
-    unused = _unused_flags(stage)
     frame = FrameOptions()
     for tier, (_, default) in stage.tiers.items():
         setattr(frame, TIER_FLAGS[tier], default)
-    blocks.append(_block("options of every stage", "", frame, unused))
+    blocks.append(_block("options of every stage", "", frame))
     if leaf_keys(stage.options):
         blocks.append(_block("options of this stage", "", stage.options()))
     for tier, (cls, default) in stage.tiers.items():
@@ -259,16 +351,16 @@ def help_text(stage: Any, script: str, choice: Any = None) -> str:
         blocks.append(_block(f"{tier} tier, defaults from {default}", f"{tier}.", values))
     blocks.append(
         "A key may be shortened to any ending that is unique: --learning_rate for --algo.learning_rate.\n"
+        "Names that settings have elsewhere (epochs, lr, clip_range, …) are listed in docs/commands.md.\n"
         "Exit codes: 0 done or up to date, 1 failed, 2 a mistake to mend, 130 interrupted."
     )
     return "\n\n".join(blocks) + "\n"
 
 
-def _block(title: str, prefix: str, values: Any, skip: Iterable[str] = ()) -> str:
+def _block(title: str, prefix: str, values: Any) -> str:
     rows = [
         (f"--{prefix}{key}", f"{note} (default: {plain(value)})")
         for key, note, value in describe_keys(values)
-        if key not in skip
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join([f"{title}:", *(f"  {name:<{width}}  {note}" for name, note in rows)])

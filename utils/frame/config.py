@@ -6,6 +6,7 @@ hyper-parameters and the reward specification lie beside the code that uses them
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 import yaml
 
 from utils.frame.files import REPO_ROOT, UserError, resolve_path, shown
-from utils.frame.typed_settings import Text, build, leaf_keys, setting, suggestion
+from utils.frame.synonyms import REFUSED, SWITCHES, Key, having, meant
+from utils.frame.typed_settings import Text, build, leaf_keys, parse_scalar, setting, suggestion
 
 __all__ = [
     "StageConfig",
@@ -83,8 +85,8 @@ def load_tier(cls: type[T], path: str | Path | None, overrides: dict[str, Any] |
 
     `path` None stands for an empty file. Raises UserError naming file, key and nearest valid key.
     """
-    data = read_yaml(path) if path is not None else {}
     where = shown(path) if path is not None else cls.__name__
+    data = renamed(cls, read_yaml(path), where) if path is not None else {}
     # The file is checked alone first, so that an error names the file or the command line, whichever has it.
     loaded = build(cls, data, where)
     if not overrides:
@@ -97,6 +99,57 @@ def load_tier(cls: type[T], path: str | Path | None, overrides: dict[str, Any] |
             section = section[parent]
         section[name] = absolute_if_local(value) if _is_path(cls, key) else value
     return build(cls, data, f"command line (over {where})")
+
+
+def renamed(cls: type, data: dict[str, Any], where: str) -> dict[str, Any]:
+    """A file's mapping under this project's names (utils/frame/synonyms.py), after what the class itself does
+    to files of an older form (``from_older``). Raises UserError where two names of a setting are given.
+    """
+    if hasattr(cls, "from_older"):
+        data = cls.from_older(data)
+    keys = {
+        name: Key("", name, hint, spec.metadata.get("help", ""))
+        for name, (hint, spec) in leaf_keys(cls).items()
+    }
+    found: dict[str, Any] = {}
+    for path, value in sorted(_leaves(data, keys), key=lambda leaf: leaf[0] not in keys):
+        for name, given in _named_here(path, value, keys, where):
+            section = found
+            *parents, last = name.split(".")
+            for parent in parents:
+                if not isinstance(section.setdefault(parent, {}), dict):
+                    section[parent] = {}
+                section = section[parent]
+            if last in section and name != path:
+                raise UserError(f'{where}: "{path}" and "{name}" are one setting: give it once, as {name}')
+            section[last] = given
+    return found
+
+
+def _leaves(data: dict[str, Any], keys: dict[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of all that a mapping sets."""
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value and path not in keys:
+            yield from _leaves(value, keys, f"{path}.")
+        else:
+            yield path, value
+
+
+def _named_here(path: str, value: Any, keys: dict[str, Key], where: str) -> list[tuple[str, Any]]:
+    """The settings that a key of a file sets, under the names that they have here."""
+    section, _, last = path.rpartition(".")
+    if path in keys or any(key.startswith(f"{path}.") for key in keys):
+        return [(path, value)]
+    if last in SWITCHES and isinstance(value, bool):
+        found = [(having(target, keys), text) for target, text in SWITCHES[last]]
+        return [(homes[0], parse_scalar(text)) for homes, text in found if homes][:1] if value else []
+    homes = meant(path, keys) or meant(last, keys)
+    if len(homes) > 1:
+        raise UserError(f'{where}: "{path}" is ambiguous here: write {" or ".join(homes)}')
+    if not homes and (reason := REFUSED.get(last)):
+        raise UserError(f'{where}: "{path}" is not taken: {reason}')
+    return [(homes[0] if homes else path, value)]
 
 
 def _is_path(cls: type, key: str) -> bool:
@@ -136,6 +189,9 @@ class StageConfig:
             value = getattr(self, name)
             if value is not None:
                 tiers[name] = portable(dataclasses.asdict(value), run_dir)
+                for field in dataclasses.fields(value):
+                    if field.metadata.get("names_input") and not getattr(value, field.name):
+                        del tiers[name][field.name]
         tiers.get("model", {}).get("paths", {}).pop("outputs", None)
         return tiers | {"quick_test": self.quick_test}
 
@@ -165,7 +221,7 @@ def relative_name(path: Path, run_dir: Path | None = None) -> str:
 
 @dataclass
 class PathsSection:
-    """Folders, relative to the repository unless absolute. `--output_dir` overrides `outputs`."""
+    """Folders, relative to the repository unless absolute. `--outputs_root` overrides `outputs`."""
 
     outputs: str = setting("outputs", "where runs are written", path=True)
     datasets: str = setting("datasets", "where download.sh puts data", path=True)

@@ -247,7 +247,7 @@ def damaged_output(manifest: dict[str, Any], run_dir: Path, below: str = "") -> 
 
 
 def update_run_manifest(run_dir: Path) -> dict[str, Any]:
-    """Write `run_manifest.json`: stage folder -> path, hash and headline metrics of its manifest.
+    """Write `run_manifest.json`: stage folder -> path, hash, headline metrics and criteria of its manifest.
 
     The hash leaves `run_id` out, so that the same work under two run ids differs in `run_id` alone.
     """
@@ -259,6 +259,7 @@ def update_run_manifest(run_dir: Path) -> dict[str, Any]:
             "manifest": path.relative_to(run_dir).as_posix(),
             "sha256_without_run_id": hashlib.sha256(dump_json(content).encode()).hexdigest(),
             "metrics": manifest.get("metrics", {}),
+            "criteria": manifest.get("criteria", {}),
         }
     whole = {"schema_version": SCHEMA_VERSION, "run_id": run_dir.name, "stages": stages}
     write_manifest(run_dir / RUN_MANIFEST, whole)

@@ -27,6 +27,7 @@ from utils.frame import manifest as manifests
 from utils.frame.command_line import help_text, wants_help
 from utils.frame.config import StageConfig
 from utils.frame.credentials import load_environment, redact, redact_tracebacks
+from utils.frame.criteria import Criteria, criteria_lines
 from utils.frame.failures import forget_failures
 from utils.frame.files import TEMPORARY_PREFIX, UserError, dump_json, remove, shown, write_json, write_text
 from utils.frame.processes import (
@@ -49,7 +50,8 @@ class StageContext:
 
     `inputs` holds the verified paths by name, `out` the existing stage folder; `resuming` tells that an
     interrupted execution of the same work left its files there. `metrics` goes into the manifest (headline
-    numbers, nothing volatile), `runtime` into runtime.json (speeds, times). Of several processes, the main
+    numbers, nothing volatile), `criteria` too (`judged` of utils/frame/criteria.py, by name), `runtime` into
+    runtime.json (speeds, times). Of several processes, the main
     one's count, and it alone says lines. `stage` is the stage's folder without a variant ("06_grpo").
     """
 
@@ -62,6 +64,7 @@ class StageContext:
     metrics: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
     stage: str = ""
+    criteria: Criteria = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -136,9 +139,9 @@ def execute(stage: Stage, run: Run, argv: list[str]) -> int:
             return _fail("another process of this stage has ended, see its message", 1)
 
 
-_FREE = "free space or choose another --output_dir"
-_ALLOW = "mend its permissions or choose another --output_dir"
-_OTHER = "choose another --output_dir or --run_id"
+_FREE = "free space or choose another --outputs_root"
+_ALLOW = "mend its permissions or choose another --outputs_root"
+_OTHER = "choose another --outputs_root or --run_id"
 _REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
@@ -199,6 +202,7 @@ def _lead(stage: Stage, run: Run, argv: list[str]) -> int:
         if _nothing_to_do(plan):
             code = 0
             return 0
+        plan.stage.fits(plan.config, plan.run_dir)
         with _locked(plan.out):
             # Another execution may have finished the stage between the look above and the lock.
             if _nothing_to_do(plan):
@@ -241,9 +245,22 @@ def _nothing_to_do(plan: Plan) -> bool:
     return False
 
 
+# What a stage's folder has one of from its first moment on.
+_TRACES = (LOCK, LOG, IN_PROGRESS, manifests.MANIFEST)
+
+
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep a second process out of a stage folder; the lock ends with the process, however it ends."""
+    """Keep a second process out of a stage folder; the lock ends with the process, however it ends.
+
+    Raises UserError where the folder holds files that no stage wrote: they would be cleared away.
+    """
+    foreign = sorted(out.iterdir())[:1] if out.is_dir() else []
+    if foreign and not any((out / name).exists() for name in _TRACES):
+        raise UserError(
+            f"{shown(out)} holds {foreign[0].name}, which no stage wrote: nothing is written into a folder "
+            "that holds other data; move it away, or choose another --run_id"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with open(out / LOCK, "w") as file:
         try:
@@ -285,6 +302,8 @@ def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: lis
     except Exception:
         _append_to_log(out, traceback.format_exc())
         raise
+    for line in criteria_lines(ctx.criteria):
+        ctx.log(line)
     if code == 0:
         seconds = time.monotonic() - begin
         _write_runtime(ctx, argv, sessions, seconds)
@@ -314,6 +333,7 @@ def _write_manifest(plan: Plan, ctx: StageContext) -> None:
     whole = plan.identity | {
         "run_id": ctx.run_id,
         "metrics": ctx.metrics,
+        "criteria": ctx.criteria,
         "outputs": manifests.describe_outputs(plan.out, plan.run_dir),
         "environment": manifests.environment(),
     }

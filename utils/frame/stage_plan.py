@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from utils.frame import manifest as manifests
 from utils.frame.command_line import Arguments, output_root, parse, resolve
 from utils.frame.config import StageConfig
-from utils.frame.files import REPO_ROOT, UserError, read_json, shown
+from utils.frame.files import REPO_ROOT, UserError, read_json, resolve_path, shown
 from utils.frame.pipeline import NESTED, options_of, row_of
 
 IN_PROGRESS = ".in_progress.json"
@@ -46,7 +46,9 @@ class Stage:
     the stage's own options; `inputs(config, run_dir)` names the paths it reads, without heavy imports;
     `quick` holds the values of `--quick_test` by dotted key; `variant` is the folder's suffix (10: its
     sub-folder); `choice` is the option that makes the script another stage; `several_processes`: it can run
-    in several processes at once, as `accelerate launch` starts them (docs/distributed.md).
+    in several processes at once, as `accelerate launch` starts them (docs/distributed.md); `plain` is the
+    option that words without one belong to; `fits(config, run_dir)` raises UserError for what is bound to
+    fail later, once the inputs are there and before anything is loaded or written.
     """
 
     number: str
@@ -61,6 +63,8 @@ class Stage:
     variant: Callable[[StageConfig], str] | str = ""
     choice: Choice | None = None
     several_processes: bool = False
+    plain: str = ""
+    fits: Callable[[StageConfig, Path], None] = lambda config, run_dir: None
 
     def chosen(self, argv: Sequence[str]) -> tuple["Stage", list[str]]:
         """Return the stage that a command line asks for, and the command line without the choice.
@@ -142,8 +146,63 @@ def make_plan(stage: Stage, argv: list[str]) -> Plan:
     stage, argv = stage.chosen(argv)
     arguments = parse(stage, argv)
     config = resolve(stage, arguments)
-    run_dir = output_root(stage, arguments.frame, config) / arguments.frame.run_id
-    return Plan(stage, arguments, config, run_dir, stage.out_dir(config, run_dir))
+    if arguments.frame.output_dir is not None:
+        run_dir = _run_of_own_folder(stage, arguments, config)
+    else:
+        run_dir = output_root(stage, arguments.frame, config) / arguments.frame.run_id
+    out = stage.out_dir(config, run_dir)
+    _check_resume(arguments.resume, out)
+    return Plan(stage, arguments, config, run_dir, out)
+
+
+def _run_of_own_folder(stage: Stage, arguments: Arguments, config: StageConfig) -> Path:
+    """The run of --output_dir, which is the stage's own folder; the run's id and the folder that holds the
+    runs are read off it. Raises UserError for any other folder, saying what to type.
+    """
+    frame, given = arguments.frame, Path(arguments.frame.output_dir).expanduser().absolute()
+    nested = stage.folder in NESTED and given.name != stage.folder
+    run_dir = given.parent.parent if nested else given.parent
+    row = row_of(given.parent.name if nested else given.name)
+    if row is None or row.folder != stage.folder:
+        raise UserError(
+            f"--output_dir {shown(given)}: this option is the stage's own folder, such as "
+            f"outputs/{frame.run_id}/{stage.folder}; for the folder that holds the runs give --outputs_root"
+        )
+    if next(run_dir.glob(f"*/{manifests.RUN_MANIFEST}"), None):
+        raise UserError(
+            f"--output_dir {shown(given)}: {shown(run_dir)} holds runs and is none itself; give "
+            f"{shown(run_dir)}/{frame.run_id}/{stage.folder}"
+        )
+    for option, value in (("run_id", run_dir.name), ("outputs_root", str(run_dir.parent))):
+        typed = str(getattr(frame, option))
+        typed = str(Path(typed).expanduser().absolute()) if option == "outputs_root" else typed
+        if option in arguments.typed and typed != value:
+            raise UserError(
+                f"--output_dir {shown(given)} and --{option} {getattr(frame, option)} name two places: "
+                "leave one of them out"
+            )
+    out = stage.out_dir(config, run_dir)
+    if given != out and not (stage.folder in NESTED and given == out.parent):
+        raise UserError(
+            f"--output_dir {shown(given)}: with these options the stage's folder is "
+            f"{shown(out)}; give that, or the options of {given.name}"
+        )
+    frame.run_id, frame.outputs_root = run_dir.name, str(run_dir.parent)
+    frame.validate()
+    return run_dir
+
+
+def _check_resume(asked: str, out: Path) -> None:
+    """Raise UserError where a stage is asked to resume from elsewhere than where it stopped."""
+    if asked.lower() in ("", "true", "auto", "latest", "last"):
+        return
+    if asked.lower() == "false":
+        raise UserError("a stage that was interrupted resumes by itself; --overwrite begins anew")
+    if not resolve_path(asked).is_relative_to(out):
+        raise UserError(
+            f"--resume_from_checkpoint {asked}: a stage resumes by itself from where it stopped, in "
+            f"{shown(out)}; to start from another policy give --policy_ckpt"
+        )
 
 
 def prepare(stage: Stage, argv: list[str] | None = None) -> Prepared:
@@ -183,7 +242,7 @@ def _verify_input(path: Path, plan: Plan) -> None:
     relative = path.relative_to(run_dir)
     depth = 2 if relative.parts[0] in NESTED and len(relative.parts) > 2 else 1
     folder = Path(*relative.parts[:depth])
-    command = command_for(folder, run_dir.name, plan.arguments.frame.output_dir)
+    command = command_for(folder, run_dir.name, plan.arguments.frame.outputs_root)
     recorded = manifests.read_manifest(run_dir / folder)
     if recorded is None:
         unfinished = (run_dir / folder / IN_PROGRESS).exists()
@@ -217,14 +276,14 @@ def _how_to_get(path: Path) -> str:
     return ": no such file or folder"
 
 
-def command_for(folder: Path, run_id: str, output_dir: str | None) -> str:
+def command_for(folder: Path, run_id: str, outputs_root: str | None) -> str:
     """Return the command that makes a stage folder of a run."""
     stage = folder.parts[0]
     row = row_of(stage)
     script = row.script if row else f"{stage[:2]}_….py"
     words = ["python", script, "--run_id", run_id, *(options_of(stage) if row else ())]
-    if output_dir is not None:
-        words += ["--output_dir", output_dir]
+    if outputs_root is not None:
+        words += ["--outputs_root", outputs_root]
     return shlex.join(words)
 
 

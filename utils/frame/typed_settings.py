@@ -40,12 +40,19 @@ _BOUNDS = {
 }
 
 
-def setting(default: Any, help: str, path: bool = False, **bounds: float | tuple[float, float]) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    path: bool = False,
+    names_input: bool = False,
+    **bounds: float | tuple[float, float],
+) -> Any:
     """Declare a dataclass field: its default, its line in `--help`, whether it names a path, and its bounds.
 
-    ``bounds`` (above, at_least, below, at_most, between) hold for numbers alone.
+    ``names_input``: a path that stands in for one of the run's own; a manifest's configuration has it only
+    where it is given. ``bounds`` (above, at_least, below, at_most, between) hold for numbers alone.
     """
-    metadata = {"help": help, "path": path, "bounds": bounds}
+    metadata = {"help": help, "path": path or names_input, "names_input": names_input, "bounds": bounds}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

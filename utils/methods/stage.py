@@ -25,7 +25,8 @@ from utils.frame.stage_plan import Choice, NoOptions, Stage
 from utils.frame.typed_settings import setting
 from utils.models.settings import ModelConfig
 from utils.rollouts.settings import RolloutAlgo
-from utils.training.inputs import method_inputs, variant
+from utils.training.inputs import input_option, method_inputs, variant
+from utils.training.limits import method_fits
 
 
 def method_stage(script: str, note: str = "", choosing: str = "which method to train") -> Stage:
@@ -84,12 +85,16 @@ def _stage(method: Method) -> Stage:
         variant=variant,
         several_processes=True,
         quick=dict(method.quick),
+        fits=partial(method_fits, method),
     )
 
 
 def _options(method: Method) -> type:
     """The class of the stage's own options, which follow from the row."""
     own: list[tuple[str, Any, Any]] = []
+    inputs = [("policy_ckpt", method.starts != ("base",)), ("reward_spec", True)]
+    inputs += [("candidates", method.from_candidates), ("pairs", method.from_pairs)]
+    own += [(name, str, input_option(name)) for name, wanted in inputs if wanted]
     if len(method.starts) > 1:
         note = "what is trained: the SFT policy, or the base model"
         own.append(("start", Literal[method.starts], setting(method.starts[0], note)))

@@ -59,7 +59,7 @@ class Room:
         return found
 
     def _advice(self, size: int) -> str:
-        smaller = "" if size == 1 else f"--batch_size auto, --batch_size {size // 2}, "
+        smaller = "" if size == 1 else f"--batch_size auto, --generation.batch_size {size // 2}, "
         return (
             f"out of memory sampling {size} completions at once: try, one after the other, {smaller}a lower "
             f"generation.max_new_tokens ({self.new_tokens}), --load_in_4bit true, or a smaller model"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from utils.data.prompts import DATE
 from utils.frame.config import PathsSection
 from utils.frame.typed_settings import setting
+from utils.models.older_form import supervised, without_older
 
 AUTO_BATCH = 64  # completions that generation.batch_size auto begins with
 
@@ -205,3 +206,6 @@ class ModelConfig:
     teacher_cache: TeacherCacheSection = dataclasses.field(default_factory=TeacherCacheSection)
     paths: PathsSection = dataclasses.field(default_factory=PathsSection)
     metadata: MetadataSection = dataclasses.field(default_factory=MetadataSection)
+
+    from_older = staticmethod(without_older)
+    supervised = staticmethod(supervised)

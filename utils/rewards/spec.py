@@ -151,6 +151,11 @@ def own_weights(spec: RewardSpec, reward: str) -> dict[str, float]:
     return {name: 0.0 if reward == "intrinsic" else own.weight for name, own in spec.own.items()}
 
 
+def weights_in_force(spec: RewardSpec, reward: str) -> dict[str, float]:
+    """What every component is multiplied by under ``reward``, the user's own included, for a manifest."""
+    return asdict(paid_weights(spec, reward)) | own_weights(spec, reward)
+
+
 def own_files(spec: RewardSpec) -> dict[str, Path]:
     """The files of a reward tier's own components, as inputs of the stage that copies them."""
     return {f"own_{name}": resolve_path(own.file) for name, own in spec.own.items()}

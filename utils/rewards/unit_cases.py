@@ -5,11 +5,14 @@ in the prompts' format or in the specification shows before anything is trained 
 """
 
 import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
 from utils.data.records import Record
 from utils.frame.files import derive_seed
+from utils.frame.stage import StageContext
 from utils.grading.tasks import task_of
 from utils.rewards.spec import RewardSpec
 from utils.rewards.task_reward import COMPONENTS, task_reward
@@ -80,3 +83,24 @@ def run_case(case: Case, record: Record, spec: RewardSpec) -> dict:
 def as_json(case: Case) -> dict:
     """The case as JSON data, its expected total included."""
     return asdict(case) | {"expected": case.expected | {"total": sum(case.expected.values())}}
+
+
+def grade_golds(
+    ctx: StageContext, splits: Mapping[str, Sequence[Record]], fields: tuple[str, ...]
+) -> list[str]:
+    """Grade every gold as an answer with these fields; the counts go into the manifest and the log.
+
+    Returns a line for each that does not score as right: where it is from, and why.
+    """
+    failures: list[str] = []
+    for split, records in splits.items():
+        counts: Counter[str] = Counter()
+        for record in ctx.progress(records, description=f"golds of {split}"):
+            task = task_of(record.dataset)
+            graded = task.grade(record, task.gold_completion(record), fields)
+            counts.update(name for name, met in graded.official.items() if met)
+            if not (graded.correct and graded.format_valid):
+                failures.append(f"{record.source or record.id}: {graded.failure or graded.format_error}")
+        ctx.metrics[split] = {"golds": len(records), **{f"gold_{k}": v for k, v in sorted(counts.items())}}
+        ctx.log(f"{split}: {ctx.metrics[split]}")
+    return failures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from utils.rewards.spec import RewardSpec
 from utils.rollouts.reward_state import close_pipeline, open_pipeline
 from utils.statistics.pass_at_k import mean_shares, pass_at_k, sample_ks
 from utils.training.cost import Cost
+from utils.training.inputs import start_path
 
 
 def sample_candidates(
@@ -37,7 +38,7 @@ def sample_candidates(
     asked).
     """
     config = ctx.config.model
-    model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model)
+    model, tokenizer = load_policy(start_path(ctx), config.model)
     ctx.metrics |= template_facts(tokenizer)
     prompts = [render_prompt(tokenizer, record.input_text) for record in records]
     prompt_ids = token_ids(tokenizer, prompts)
@@ -94,6 +95,14 @@ def sample_candidates(
         }
         for number, (record, prompt) in enumerate(zip(records, prompts, strict=True))
     ]
+
+
+def score_rows(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row per candidate, without its text: which prompt's, which one, and what it was rewarded with."""
+    for row in rows:
+        for number, candidate in enumerate(row["candidates"]):
+            facts = {key: candidate[key] for key in ("correct", "parsed", "truncated", "tokens")}
+            yield {"id": row["id"], "candidate": number, **facts, "reward": candidate["reward"]}
 
 
 def summarize_candidates(rows: Sequence[dict[str, Any]], num_candidates: int, seed: int) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def close_pipeline(ctx: StageContext, pipeline: RewardPipeline) -> None:
         if is_main_process() or in_parts:
             cache.publish()
         stats = gather_items([cache.stats]) if in_parts else [cache.stats]
-        ctx.metrics["teacher_cache"] = {name: sum(each[name] for each in stats) for name in cache.stats}
+        counts = {name: sum(each[name] for each in stats) for name in cache.stats}
+        asked = counts["hits"] + counts["misses"]
+        ctx.metrics["teacher_cache"] = counts | {"hit_rate": round(counts["hits"] / max(1, asked), 6)}
 
 
 class KeepsRewardState:

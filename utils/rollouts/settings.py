@@ -97,7 +97,7 @@ class MicroBatchAlgo(RolloutAlgo):
 class GroupAlgo(MicroBatchAlgo):
     """What GRPO and RLOO share: rollouts of groups, whose completions are compared with each other."""
 
-    beta: float = setting(0.005, "weight of the KL penalty to the reference policy", at_least=0)
+    beta: float = setting(0.005, "weight of the KL penalty (to the reference policy)", at_least=0)
     epsilon: float = setting(0.2, "clip range of the probability ratio", above=0)
     epsilon_high: float | None = setting(None, "upper clip range; null: epsilon")
     mask_truncated_completions: bool = setting(False, "leave completions without an end out of the loss")

@@ -17,7 +17,7 @@ from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.frame.stage import StageContext
 from utils.frame.typed_settings import fields_of
-from utils.models.loading import device, load_policy
+from utils.models.loading import device
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.sampling import eos_token_ids
 from utils.models.settings import ModelConfig
@@ -28,6 +28,7 @@ from utils.rollouts.batches import share_batches, updates_per_rollout
 from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.reward_state import open_pipeline
 from utils.rollouts.settings import RolloutAlgo
+from utils.training.load_start import load_start
 from utils.training.run import trainer_arguments
 
 
@@ -122,7 +123,7 @@ class Start:
                 "not pay under 02_rewards/reward_spec.yaml: use --reward combined with a weight on "
                 "intrinsic, or algo.supervision outcome"
             )
-        model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
+        model, tokenizer = load_start(ctx)
         prompts = [render_prompt(tokenizer, record.input_text) for record in records]
         prompt_tokens = PromptTokens(tokenizer)
         check_prompts(prompt_tokens(prompts), records, config.model.max_prompt_length)

@@ -16,19 +16,21 @@ from utils.data.prompts import template_facts
 from utils.data.records import Record, load_records
 from utils.documents.training_curves import plot_curves
 from utils.frame.files import TEMPORARY_PREFIX, UserError, write_jsonl
+from utils.frame.pipeline import METHODS
 from utils.frame.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.frame.stage import StageContext
 from utils.models import four_bits
 from utils.models.gated_layers import keep_less
 from utils.models.loading import device
 from utils.models.settings import ModelConfig
-from utils.rewards.spec import RewardSpec, load_reward_spec
+from utils.rewards.spec import RewardSpec, load_reward_spec, weights_in_force
 from utils.training.cost import MeasuresUpdates
 from utils.training.health.health_callback import TrainingHealth
 from utils.training.health.log_curves import is_finite
 from utils.training.memory import precision, train_within_memory
 from utils.training.resume_points import SealsResumePoints, resume_point
 from utils.training.trackers import tracker_arguments
+from utils.training.training_criteria import training_criteria
 from utils.training.validation import GenerationValidation, best_row
 
 datasets.disable_progress_bars()
@@ -165,6 +167,8 @@ def train_stage(
     """
     compute_reproducibly()
     spec = load_reward_spec(ctx.inputs["reward_spec"])
+    if reward := getattr(ctx.config.options, "reward", ""):
+        ctx.metrics["reward_weights"] = weights_in_force(spec, reward)
     # Components of the user's own join the built-in ones.
     own = [f"rewards/{name}/mean" for name in spec.own]
     panels = {
@@ -180,6 +184,9 @@ def train_stage(
         return trainer, run_training(ctx, trainer, validation)
 
     trainer, history = train_within_memory(ctx, attempt)
+    demonstrations = ctx.metrics.get("demonstrations", 0) + ctx.metrics.get("left_out", 0)
+    left_out = ctx.metrics.get("left_out", 0) / max(1, demonstrations)
+    ctx.criteria |= training_criteria(METHODS[method], history, left_out)
     if is_main_process():
         plot_curves(history, panels, ctx.out / "logs" / "curves.png")
     if hasattr(trainer, "end_stage"):

@@ -115,13 +115,13 @@ def test_policies_stand_in_the_order_of_the_pipeline(run):
 
 @pytest.mark.slow
 def test_a_comparison_draws_and_tells_of_distillation(run):
-    argv = ["--output_dir", str(run.parent), "--run_id", "s0"]
+    argv = ["--outputs_root", str(run.parent), "--run_id", "s0"]
     assert execute_stage("11_compare_runs.py", argv) == 0
     out = run / "11_comparison"
     with open(out / "summary.csv", encoding="utf-8", newline="") as file:
         rows = {row["policy"]: row for row in csv.DictReader(file)}
     assert rows["distill"]["sampled_completions"] == "64" and rows["distill_sec"]["trained_tokens"] == "5000"
-    for figure in ("curves.png", "efficiency.png", "timing.png"):
+    for figure in ("curves.png", "plots/efficiency_vs_quality.png", "timing.png"):
         assert (out / figure).stat().st_size > 0
     assert "Dashed: sft and distill_sec, best checkpoint." in (out / "report.md").read_text()
 

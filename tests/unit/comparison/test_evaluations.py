@@ -50,8 +50,20 @@ def refused(*args, **kwargs):
 
 
 def compare(outputs, *more):
-    argv = ["--output_dir", str(outputs), "--run_id", "c", *more]
+    argv = ["--outputs_root", str(outputs), "--run_id", "c", *more]
     return execute_stage("11_compare_runs.py", argv)
+
+
+def test_paths_are_plain_arguments(outputs, unrendered):
+    """As a shell expands outputs/run_*/10_evaluation/*/metrics.json; several after --metrics; runs."""
+    files = sorted(map(str, outputs.glob("s*/10_evaluation/*/metrics.json")))
+    names = ["s0/sft", "s1/sft", "s0/grpo", "s1/grpo"]
+    runs = [f"{outputs}/s0", f"{outputs}/s1"]
+    for argv in (files, ["--metrics", *files], ["--metrics", ",".join(files)], runs):
+        assert compare(outputs, *argv, "--overwrite") == 0
+        manifest = json.loads((outputs / "c" / "11_comparison" / "manifest.json").read_text())
+        assert sorted(manifest["metrics"]) == sorted(names)
+    assert compare(outputs, "--policies", "sft", "grpo", "--runs", "s0", "s1", "--overwrite") == 0
 
 
 def test_names_are_the_policies_of_one_run_and_carry_the_run_of_several(outputs):

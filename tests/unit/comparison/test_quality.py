@@ -167,7 +167,7 @@ def outputs(tmp_path):
 @pytest.mark.parametrize("seeds", [False, True])
 def test_figures_and_sections_of_a_whole_comparison(outputs, seeds):
     over = ["--by_seed", "--runs", "s*", "--run_id", "c"] if seeds else ["--run_id", "s0"]
-    assert execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), *over]) == 0
+    assert execute_stage("11_compare_runs.py", ["--outputs_root", str(outputs), *over]) == 0
     out = outputs / ("c" if seeds else "s0") / "11_comparison"
     report = (out / "report.md").read_text()
     for name in ("level_heatmap.png", "frontier.png", "reward_audit.png"):
@@ -187,7 +187,7 @@ def test_total_rewards_of_different_specifications_are_not_drawn(outputs):
         manifest = read_json(path)
         manifest["inputs"]["02_rewards/reward_spec.yaml"]["sha256"] = policy
         write_json(path, manifest)
-    assert execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), "--run_id", "s0"]) == 0
+    assert execute_stage("11_compare_runs.py", ["--outputs_root", str(outputs), "--run_id", "s0"]) == 0
     report = (outputs / "s0" / "11_comparison" / "report.md").read_text()
     assert "follow different specifications and are not comparable" in report
 

@@ -188,7 +188,7 @@ def test_names_of_files(tmp_path):
 
 def compare(outputs, *more):
     """The folder that 11 leaves, or its exit code where it fails."""
-    code = execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), "--run_id", "c", *more])
+    code = execute_stage("11_compare_runs.py", ["--outputs_root", str(outputs), "--run_id", "c", *more])
     return outputs / "c" / "11_comparison" if code == 0 else code
 
 

@@ -138,7 +138,7 @@ def test_outside_weights_and_predictions_may_differ(outputs):
 
 
 def compare(outputs, *more):
-    argv = ["--output_dir", str(outputs), "--runs", "s2,s0,s1", "--by_seed", "--run_id", "seeds", *more]
+    argv = ["--outputs_root", str(outputs), "--runs", "s2,s0,s1", "--by_seed", "--run_id", "seeds", *more]
     return execute_stage("11_compare_runs.py", argv)
 
 

@@ -72,7 +72,7 @@ def fake(tmp_path, monkeypatch):
         words = (
             "--run_id",
             "r",
-            "--output_dir",
+            "--outputs_root",
             str(tmp_path / "out"),
             "--name",
             name,

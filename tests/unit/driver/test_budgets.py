@@ -14,7 +14,7 @@ SAMPLING = ("distill", "ppo", "grpo", "rloo", "dpo")
 
 @pytest.mark.parametrize("size", [[], ["--quick_test"]])
 def test_the_budgets_as_shipped_are_equal(size, tmp_path):
-    found = budgets("--method", "all", "--output_dir", str(tmp_path), *size)
+    found = budgets("--method", "all", "--outputs_root", str(tmp_path), *size)
     assert list(found) == list(SAMPLING)
     assert {(each.completions, each.prompts) for each in found.values()} == (
         {(64, 8)} if size else {(8192, 1024)}
@@ -22,7 +22,7 @@ def test_the_budgets_as_shipped_are_equal(size, tmp_path):
 
 
 def test_unequal_budgets_are_refused(tmp_path):
-    at = ["--output_dir", str(tmp_path)]
+    at = ["--outputs_root", str(tmp_path)]
     with pytest.raises(UserError, match=r"ppo 8192, grpo 4096.*--completions N") as caught:
         budgets("--method", "ppo", "grpo", "--grpo.num_rollouts", "32", *at)
     assert "\n" not in str(caught.value)
@@ -37,7 +37,7 @@ GOLD = ["--distill.on_policy_fraction", "0", "--distill.num_generations", "1"]
 @pytest.mark.parametrize(("fraction", "gold"), [("0", 8192), ("0.25", 6144)])
 def test_gold_text_counts_as_a_completion(fraction, gold, tmp_path):
     """Of a prompt there is one gold text: as many completions, of more prompts."""
-    argv = ["--distill.on_policy_fraction", fraction, *GOLD[2:], "--output_dir", str(tmp_path)]
+    argv = ["--distill.on_policy_fraction", fraction, *GOLD[2:], "--outputs_root", str(tmp_path)]
     found = budgets("--method", "distill", "grpo", "dpo", *argv)
     assert {each.completions for each in found.values()} == {8192}
     assert (found["distill"].prompts, found["distill"].gold) == (8192, gold)
@@ -47,18 +47,18 @@ def test_gold_text_counts_as_a_completion(fraction, gold, tmp_path):
 
 
 def test_groups_of_one_are_other_prompts_where_all_are_sampled(tmp_path):
-    argv = ["--distill.num_generations", "1", "--output_dir", str(tmp_path)]
+    argv = ["--distill.num_generations", "1", "--outputs_root", str(tmp_path)]
     with pytest.raises(UserError, match=r"per prompt \(distill 1, ppo 8\).*--distill.num_generations"):
         budgets("--method", "distill", "ppo", *argv)
 
 
 def test_groups_of_another_size_are_other_prompts(tmp_path):
     with pytest.raises(UserError, match=r"per prompt \(ppo 8, grpo 4\).*--grpo.num_generations"):
-        budgets("--method", "ppo", "grpo", "--grpo.num_generations", "4", "--output_dir", str(tmp_path))
+        budgets("--method", "ppo", "grpo", "--grpo.num_generations", "4", "--outputs_root", str(tmp_path))
 
 
 def test_candidates_of_another_split_are_other_prompts(tmp_path):
-    argv = ["--candidates.split", "val", "--output_dir", str(tmp_path)]
+    argv = ["--candidates.split", "val", "--outputs_root", str(tmp_path)]
     with pytest.raises(UserError, match="--candidates.split is val"):
         budgets("--method", "ppo", "dpo", *argv)
     budgets("--method", "ppo", *argv)  # where nothing learns from candidates it is nobody's budget
@@ -73,7 +73,7 @@ def prepared_data(folder: Path, prompts: int) -> None:
 
 
 def test_all_prompts_are_counted_once_the_data_is_prepared(tmp_path):
-    argv = ["--method", "ppo", "dpo", "--candidates.max_items", "null", "--output_dir", str(tmp_path)]
+    argv = ["--method", "ppo", "dpo", "--candidates.max_items", "null", "--outputs_root", str(tmp_path)]
     with pytest.raises(UserError, match="known only when 01 has run.*--completions N"):
         budgets(*argv)
     prepared_data(tmp_path, 1024)
@@ -85,19 +85,19 @@ def test_all_prompts_are_counted_once_the_data_is_prepared(tmp_path):
 
 def test_no_more_candidates_than_prompts(tmp_path):
     """Trainers draw a prompt again in the next epoch; 04 asks each once."""
-    argv = ["--method", "ppo", "dpo", "--output_dir", str(tmp_path)]
+    argv = ["--method", "ppo", "dpo", "--outputs_root", str(tmp_path)]
     assert budgets(*argv)["dpo"].prompts == 1024
     prepared_data(tmp_path, 500)
     with pytest.raises(UserError, match=r"ppo 8192, dpo 4000; the train split has 500 prompts"):
         budgets(*argv)
-    assert budgets("--method", "dpo", "--output_dir", str(tmp_path))["dpo"].completions == 4000
+    assert budgets("--method", "dpo", "--outputs_root", str(tmp_path))["dpo"].completions == 4000
 
 
 def test_the_check_after_preparation_stops_candidates_alone(tmp_path):
     """A driver that prepares the data itself learns only then how many prompts there are."""
-    _, wanted, overrides = parse("--method", "ppo", "dpo", "--output_dir", str(tmp_path))
+    _, wanted, overrides = parse("--method", "ppo", "dpo", "--outputs_root", str(tmp_path))
     nodes = {node.step.id: node for node in build_graph(wanted, overrides, "r", 0)}
-    assert [name for name, node in nodes.items() if node.check] == ["candidates"]
+    assert [name for name, node in nodes.items() if node.check] == ["rewards", "candidates"]
     nodes["candidates"].check()
     prepared_data(tmp_path, 500)
     with pytest.raises(UserError, match="the train split has 500 prompts"):
@@ -105,10 +105,10 @@ def test_the_check_after_preparation_stops_candidates_alone(tmp_path):
 
 
 def test_completions_set_every_method(tmp_path):
-    found = budgets("--method", "all", "--completions", "1024", "--output_dir", str(tmp_path))
+    found = budgets("--method", "all", "--completions", "1024", "--outputs_root", str(tmp_path))
     assert {(each.completions, each.prompts) for each in found.values()} == {(1024, 128)}
     found = budgets(
-        "--method", "distill", "ppo", "--completions", "1024", *GOLD, "--output_dir", str(tmp_path)
+        "--method", "distill", "ppo", "--completions", "1024", *GOLD, "--outputs_root", str(tmp_path)
     )
     assert (found["distill"].completions, found["distill"].gold) == (1024, 1024)
     known, wanted, overrides = parse("--method", "ppo", "--completions", "1024")

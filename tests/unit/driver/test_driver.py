@@ -138,7 +138,7 @@ def test_the_command_that_makes_a_variants_folder(folder, options, tmp_path):
     """What an error about a missing input tells to run writes the folder that is missing."""
     words = command_for(Path(folder), "run_001", None).split()
     assert words[2:] == ["--run_id", "run_001", *options.split()]
-    argv = [*words[2:], "--output_dir", str(tmp_path)]
+    argv = [*words[2:], "--outputs_root", str(tmp_path)]
     assert prepare(load_script(words[1]).STAGE, argv).out.name == folder
 
 
@@ -156,7 +156,7 @@ def test_a_reward_that_a_method_has_not_is_one_line():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_step_is_a_script_that_takes_its_arguments(method, tmp_path):
-    overrides = Overrides(shared=["--output_dir", str(tmp_path)])
+    overrides = Overrides(shared=["--outputs_root", str(tmp_path)])
     for node in build_graph(Goal((method,)), overrides, "run_001", 0):
         prepared = prepare(load_script(node.step.script).STAGE, list(node.argv))
         assert prepared.status == "missing" and prepared.run_dir == tmp_path / "run_001"
@@ -209,7 +209,17 @@ def test_a_model_by_name_goes_to_every_stage_that_has_models():
 
 def test_options_of_all_stages_go_everywhere(tmp_path):
     known, wanted, overrides = parse(
-        *("--method", "all", "--run_id", "mine", "--seed", "7", "--output_dir", str(tmp_path), "--quick_test")
+        *(
+            "--method",
+            "all",
+            "--run_id",
+            "mine",
+            "--seed",
+            "7",
+            "--outputs_root",
+            str(tmp_path),
+            "--quick_test",
+        )
     )
     for node in build_graph(wanted, overrides, known.run_id, known.seed):
         prepared = prepare(load_script(node.step.script).STAGE, list(node.argv))
@@ -222,7 +232,7 @@ def test_options_of_all_stages_go_everywhere(tmp_path):
     [
         (["--grop.num_iterations", "2"], "unknown option --grop.num_iterations.*'?grpo'?"),
         (["--modl.lora.r", "2"], "unknown option --modl.lora.r.*'?model'?"),
-        (["--learning_rate", "2"], "unknown option --learning_rate.*--OWNER.KEY VALUE"),
+        (["--lerning_rat", "2"], "unknown option --lerning_rat.*--OWNER.KEY VALUE"),
         (["--grpo"], "unknown option --grpo"),
         (["stray"], "'stray' belongs to no option|there is no"),
         (["--seed", "0", "--seeds", "0", "1"], "--seed for one run or --seeds"),
@@ -290,7 +300,7 @@ def test_help_names_methods_owners_and_exit_codes():
 
 
 def test_mistakes_end_with_2_and_one_line(tmp_path, capsys):
-    code, out, err = drive(capsys, "--output_dir", str(tmp_path), "--method", "grpo", "--grop.beta", "1")
+    code, out, err = drive(capsys, "--outputs_root", str(tmp_path), "--method", "grpo", "--grop.beta", "1")
     assert (code, out) == (2, "")
     assert err.startswith("error: unknown option --grop.beta") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -298,14 +308,14 @@ def test_mistakes_end_with_2_and_one_line(tmp_path, capsys):
 
 def test_a_stages_mistake_is_found_before_anything_runs(tmp_path, capsys):
     """A wrong value for the last stage: no stage has run for it."""
-    code, out, err = drive(capsys, "--output_dir", str(tmp_path), "--evaluate.max_items", "many")
+    code, out, err = drive(capsys, "--outputs_root", str(tmp_path), "--evaluate.max_items", "many")
     assert (code, out) == (2, "")
     assert "10_evaluate.py" in err and "max_items" in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unequal_budgets_end_before_anything_runs(tmp_path, capsys):
-    words = ("--output_dir", str(tmp_path), "--method", "ppo", "grpo", "--ppo.num_rollouts", "1")
+    words = ("--outputs_root", str(tmp_path), "--method", "ppo", "grpo", "--ppo.num_rollouts", "1")
     code, out, err = drive(capsys, *words)
     assert (code, out) == (2, "")
     assert "ppo 128, grpo 8192" in err and err.count("\n") == 1
@@ -315,7 +325,7 @@ def test_unequal_budgets_end_before_anything_runs(tmp_path, capsys):
 def test_a_dry_run_says_all_and_does_nothing(tmp_path, capsys):
     code, out, err = drive(
         capsys,
-        *("--output_dir", str(tmp_path / "out"), "--method", "all", "--seeds", "4", "5", "--jobs", "2"),
+        *("--outputs_root", str(tmp_path / "out"), "--method", "all", "--seeds", "4", "5", "--jobs", "2"),
         *("--run_id", "mine", "--dry_run", "--quick_test"),
     )
     assert (code, err) == (0, "")

@@ -55,7 +55,7 @@ def test_what_a_variant_writes_is_what_its_evaluation_reads(method, reward, tmp_
     goal = Goal((method, "sft"), None if method == "distill" else reward, CURRICULA)
     model = ModelConfig(model=ModelSection(name_or_path="assets/student", teacher_name_or_path="x/y"))
     for policy, step in goal.variants(method).items():
-        argv = [*step.arguments, "--run_id", "r", "--output_dir", str(tmp_path)]
+        argv = [*step.arguments, "--run_id", "r", "--outputs_root", str(tmp_path)]
         prepared = prepare(load_script(step.script).STAGE, argv)
         assert checkpoint_of(policy, "", model, prepared.run_dir) == prepared.out / f"ckpt_{method}" / "best"
 
@@ -63,7 +63,7 @@ def test_what_a_variant_writes_is_what_its_evaluation_reads(method, reward, tmp_
 def test_the_default_curriculum_named_is_the_plain_training(tmp_path):
     [plain] = Goal(("grpo",)).variants("grpo").values()
     [named] = Goal(("grpo",), None, ("random",)).variants("grpo").values()
-    argv = ["--run_id", "r", "--output_dir", str(tmp_path)]
+    argv = ["--run_id", "r", "--outputs_root", str(tmp_path)]
     stage = load_script("06_train_grpo.py").STAGE
     a, b = (prepare(stage, [*step.arguments, *argv]) for step in (plain, named))
     assert (a.out, a.config.to_dict(a.run_dir)) == (b.out, b.config.to_dict(b.run_dir))
@@ -126,12 +126,12 @@ def test_options_of_a_step_go_to_all_its_variants():
 
 def test_settings_of_a_curriculum_are_options_of_the_step(tmp_path):
     argv = words_of("--curriculum", "sec", "--grpo.curriculum.tau", "0.25")["grpo sec"]
-    prepared = prepare(load_script("06_train_grpo.py").STAGE, [*argv, "--output_dir", str(tmp_path)])
+    prepared = prepare(load_script("06_train_grpo.py").STAGE, [*argv, "--outputs_root", str(tmp_path)])
     assert prepared.config.algo.curriculum.tau == 0.25 and prepared.out.name == "06_grpo_sec"
 
 
 def test_variants_have_one_budget(tmp_path):
-    at = ["--output_dir", str(tmp_path), "--curriculum", "all"]
+    at = ["--outputs_root", str(tmp_path), "--curriculum", "all"]
     found = budgets("--method", "all", *at)
     assert {(each.completions, each.prompts) for each in found.values()} == {(8192, 1024)}
     known, goal, overrides = parse("--method", "distill", "rloo", "--completions", "1024", *at)
@@ -190,7 +190,7 @@ def test_a_variant_that_fails_with_one_seed_is_left_out_alone(stages):
 def test_a_dry_run_shows_the_variants(tmp_path, capsys):
     code, out, err = drive(
         capsys,
-        *("--output_dir", str(tmp_path / "out"), "--method", "distill", "sft", "grpo", "--reward", "task"),
+        *("--outputs_root", str(tmp_path / "out"), "--method", "distill", "sft", "grpo", "--reward", "task"),
         *("--curriculum", "random", "sec", "--dry_run"),
     )
     assert (code, err) == (0, "")

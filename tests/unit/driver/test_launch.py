@@ -228,7 +228,7 @@ def test_a_plans_steps_are_launched(tmp_path):
 def test_a_plan_is_written_and_nothing_run(tmp_path, capsys, monkeypatch):
     """From another working directory, in which its commands are to be run."""
     monkeypatch.chdir(tmp_path)
-    argv = ["--method", "sft", "--output_dir", "out"]
+    argv = ["--method", "sft", "--outputs_root", "out"]
     assert DRIVER.main([*argv, "--export_plan", "plan.json"]) == 0
     assert capsys.readouterr().out == "plan.json: 7 steps; nothing was run (--export_plan)\n"
     steps = json.loads(Path("plan.json").read_text())

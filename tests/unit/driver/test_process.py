@@ -197,7 +197,7 @@ from utils.frame.stage_plan import load_script
 
 def drive(argv):
     script, out, *names = argv
-    words = ("--run_id", "r", "--output_dir", out, "--name")
+    words = ("--run_id", "r", "--outputs_root", out, "--name")
     nodes = [Node("r", Step(name, script), (*words, name)) for name in names]
     return exit_code(nodes, Execution(nodes, jobs=2).run())
 

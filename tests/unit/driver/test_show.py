@@ -59,7 +59,7 @@ def test_over_seeds_it_is_what_stage_11_wrote(tmp_path, capsys, fail):
         write_run(tmp_path / f"r_seed_{seed}", seed, right | ({} if fail else {"grpo": 30}))
     failed = [(f"r_seed_{SEEDS[1]}", "evaluate grpo")] if fail else []
     execution = finished(tmp_path, SEEDS, failed)
-    argv = [*execution.nodes[-1].command(execution.outcomes), "--output_dir", str(tmp_path)]
+    argv = [*execution.nodes[-1].command(execution.outcomes), "--outputs_root", str(tmp_path)]
     write_failures(tmp_path / "r", execution.nodes[-1].failures(execution.outcomes))
     assert execute_stage("11_compare_runs.py", argv) == 0
     report = (tmp_path / "r" / "11_comparison" / "report.md").read_text()
@@ -83,7 +83,7 @@ def test_a_seed_that_failed_altogether_is_named_in_the_report(tmp_path, capsys):
     lost = SEEDS[2]
     failed = [(f"r_seed_{lost}", f"evaluate {policy}") for policy in ("sft", "ppo", "grpo")]
     execution = finished(tmp_path, SEEDS, failed)
-    argv = [*execution.nodes[-1].command(execution.outcomes), "--output_dir", str(tmp_path)]
+    argv = [*execution.nodes[-1].command(execution.outcomes), "--outputs_root", str(tmp_path)]
     write_failures(tmp_path / "r", execution.nodes[-1].failures(execution.outcomes))
     assert execute_stage("11_compare_runs.py", argv) == 0
     assert f"seed_{lost}" in (tmp_path / "r" / "11_comparison" / "report.md").read_text()

@@ -138,7 +138,7 @@ def test_nothing_that_a_stage_says_or_notes_keeps_one(planted, tmp_path, capfd, 
         if error:
             raise error
 
-    words = ["--output_dir", str(tmp_path / "outputs")]
+    words = ["--outputs_root", str(tmp_path / "outputs")]
     if isinstance(error, RuntimeError):
         with pytest.raises(RuntimeError):  # which Python reports, through `redact_tracebacks`
             execute(stage, run, words)

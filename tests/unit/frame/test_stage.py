@@ -26,14 +26,14 @@ def run(tmp_path, capfd):
 
     def call(number: str, *argv: str, run_id: str = "run_001") -> tuple[int, str, str]:
         stage, function = toy.STAGES[number]
-        code = execute(stage, function, ["--output_dir", str(tmp_path), "--run_id", run_id, *argv])
+        code = execute(stage, function, ["--outputs_root", str(tmp_path), "--run_id", run_id, *argv])
         return code, *capfd.readouterr()
 
     return call
 
 
 def status(tmp_path: Path, number: str, *argv: str) -> str:
-    return prepare(toy.STAGES[number][0], ["--output_dir", str(tmp_path), *argv]).status
+    return prepare(toy.STAGES[number][0], ["--outputs_root", str(tmp_path), *argv]).status
 
 
 def read(path: Path) -> dict:
@@ -41,7 +41,7 @@ def read(path: Path) -> dict:
 
 
 def process(tmp_path: Path, number: str, *argv: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, PYTHON_FILE, number, "--output_dir", str(tmp_path), *argv]
+    command = [sys.executable, PYTHON_FILE, number, "--outputs_root", str(tmp_path), *argv]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
@@ -176,14 +176,14 @@ def test_a_missing_input_names_the_script_to_run(run, tmp_path):
     code, out, err = run("03")
     assert code == 2 and out == ""
     assert err.count("\n") == 1 and err.startswith("error: missing input ")
-    assert "train.jsonl" in err and "`python 01_prepare_dataset.py --run_id run_001 --output_dir" in err
+    assert "train.jsonl" in err and "`python 01_prepare_dataset.py --run_id run_001 --outputs_root" in err
     assert not (tmp_path / "run_001").exists()
 
 
 def test_a_missing_data_set_names_the_download(tmp_path):
     from utils.frame.stage_plan import check_inputs, make_plan
 
-    plan = make_plan(toy.FIRST, ["--output_dir", str(tmp_path), "--source", "datasets/nosuch/train.json"])
+    plan = make_plan(toy.FIRST, ["--outputs_root", str(tmp_path), "--source", "datasets/nosuch/train.json"])
     with pytest.raises(toy.UserError, match=r"run `./download.sh nosuch` first"):
         check_inputs(plan)
 
@@ -391,14 +391,14 @@ def test_an_impossible_folder_is_one_line(tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
     done = process(tmp_path / place, "01")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ") and "--output_dir" in done.stderr
+    assert done.stderr.startswith("error: ") and "--outputs_root" in done.stderr
 
 
 def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path, capfd):
     def fill(ctx):
         raise OSError(errno.ENOSPC, "No space left on device", str(ctx.out / "big"))
 
-    argv = ["--output_dir", str(tmp_path)]
+    argv = ["--outputs_root", str(tmp_path)]
     assert execute(toy.FIRST, fill, argv) == 2
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and "big: no space left on device; free space or" in err
@@ -427,3 +427,50 @@ def test_importing_the_frame_is_light():
         env=os.environ,
     )
     assert done.stdout == "[]\n"
+
+
+# --------------------------------------------------------------------------------------- a folder of its own
+
+
+def own(folder: Path, *argv: str, number: str = "01") -> int:
+    stage, function = toy.STAGES[number]
+    return execute(stage, function, ["--output_dir", str(folder), *argv])
+
+
+def test_output_dir_is_the_stages_own_folder(tmp_path):
+    """The run and the folder that holds the runs are read off it."""
+    assert own(tmp_path / "outputs" / "run_002" / "01_preprocessing") == 0
+    assert own(tmp_path / "outputs" / "run_002" / "03_sft", number="03") == 0
+    assert own(tmp_path / "outputs" / "run_002" / "10_evaluation", number="10") == 0
+    assert own(tmp_path / "outputs" / "run_002" / "10_evaluation" / "sft", number="10") == 0
+    assert read(tmp_path / "outputs/run_002/03_sft/manifest.json")["run_id"] == "run_002"
+    assert sorted(path.name for path in (tmp_path / "outputs" / "run_002").iterdir()) == [
+        *("01_preprocessing", "03_sft", "10_evaluation", "run_manifest.json")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "more", "words"),
+    [
+        ("outputs/run_002", [], "--outputs_root"),
+        ("outputs/run_002/02_rewards", [], "such as outputs/run_001/01_preprocessing"),
+        ("outputs/01_preprocessing", [], "outputs holds runs and is none itself"),
+        ("outputs/run_002/01_preprocessing", ["--run_id", "x"], "name two places"),
+        ("outputs/run_002/01_preprocessing", ["--outputs_root", "x"], "name two places"),
+    ],
+)
+def test_any_other_output_dir_is_refused(tmp_path, capfd, folder, more, words):
+    assert own(tmp_path / "outputs" / "run_001" / "01_preprocessing") == 0
+    before = sorted(tmp_path.rglob("*"))
+    assert own(tmp_path / folder, *more) == 2
+    assert words in capfd.readouterr().err and sorted(tmp_path.rglob("*")) == before
+
+
+def test_nothing_is_written_among_other_data(tmp_path, capfd):
+    """A folder of a stage's name with files that no stage wrote keeps them."""
+    folder = tmp_path / "run_001" / "01_preprocessing"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("mine")
+    assert own(folder) == 2
+    assert "holds mine.txt, which no stage wrote" in capfd.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]

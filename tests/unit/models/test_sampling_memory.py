@@ -48,4 +48,4 @@ def test_samples_in_parts_are_the_same_samples(model, monkeypatch, temperature):
     assert sizes == [12, 6, 3, 3, 3, 3, 2]  # what did not fit is not tried again
     with pytest.raises(UserError, match="out of memory sampling 12 completions at once: try") as raised:
         sample(Room(GenerationSection(batch_size=12)))
-    assert "--batch_size auto, --batch_size 6" in str(raised.value)
+    assert "--batch_size auto, --generation.batch_size 6" in str(raised.value)

@@ -16,6 +16,7 @@ SHOWN = {
     "forward_kl": ("forward KL", (0.0, math.inf)),
     "reverse_kl": ("reverse KL", (0.0, math.inf)),
     "jsd": ("JSD", (0.0, math.log(2))),
+    "centred_cosine": ("cosine of logits", (-1.0, 1.0)),
 }
 TEXTS = {"on_responses": "own answers", "on_gold": "gold text"}
 PLACES = [(text, key) for text in TEXTS for key in SHOWN]

@@ -17,7 +17,7 @@ from utils.documents.text import listed
 from utils.frame.pipeline import counts_cost
 
 COUNTS = ("sampled_completions", "generated_tokens", "trained_tokens")
-EFFICIENCY, TIMING = "efficiency.png", "timing.md"
+EFFICIENCY, TIMING = "plots/efficiency_vs_quality.png", "timing.md"
 WIDTH = 1.16  # of a panel, in the largest cost
 SIDE_BY_SIDE = 0.028  # of a panel's width: the least distance of two markers
 

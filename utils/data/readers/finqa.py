@@ -48,6 +48,12 @@ class FinqaReader(Reader):
     has_context = True
     max_level: float = math.inf
 
+    def recognises(self, row) -> bool:
+        qa = row.get("qa")
+        return any(key in row for key in self.markers) and not (
+            isinstance(qa, dict) and "demonstration" in qa
+        )
+
     def required_keys(self, config) -> tuple[str, ...]:
         keys = super().required_keys(config)
         if "evidence" not in config.response_fields:

@@ -29,6 +29,9 @@ class Gsm8kReader(Reader):
         "test": ("test.jsonl", "grade_school_math/data/test.jsonl"),
     }
 
+    def recognises(self, row) -> bool:
+        return "question" in row and "####" in str(row.get("answer"))
+
     def read(self, path, split, required=()):
         items, problems = read_items(self.parts(path), self.markers)
         used = {"id", "question", "answer"}

@@ -51,6 +51,9 @@ class MathReader(Reader):
     }
     markers = ("problem",)
 
+    def recognises(self, row) -> bool:
+        return "problem" in row
+
     def parts(self, path) -> list[Path]:
         if path.parent.name != _BY_TYPE[0]:
             return super().parts(path)

@@ -25,10 +25,11 @@ from statistics import mean
 from typing import NamedTuple
 
 from utils.data.readers.finqa import FinqaReader
-from utils.frame.files import UserError, derive_seed, read_json, write_json
+from utils.frame.files import UserError, derive_seed, read_json, shown, write_json
 
 SPLIT_SIZES = {"train": 2000, "dev": 200, "test": 500}
 QUESTIONS_PER_REPORT = 4
+OTHERS = ("finqa", "gsm8k", "math")  # data sets that this one must not pass for
 MAX_LEVEL = 4
 VALUES = (10, 99)  # table cells are two-digit amounts (millions)
 
@@ -286,20 +287,42 @@ class SampleReader(FinqaReader):
     quirks_known = False
     max_level = MAX_LEVEL
 
+    def recognises(self, row) -> bool:
+        qa = row.get("qa")
+        return isinstance(qa, dict) and "demonstration" in qa and "family" in qa
+
     def ensure(self, root: Path, seed: int = 0) -> None:
         """Write ``{train,dev,test}.json`` under ``root`` unless they are there already, unchanged.
 
-        Raises UserError if a file there differs from what ``seed`` generates.
+        Raises UserError where ``root`` is named for another data set or holds anything else, and if a file
+        there differs from what ``seed`` generates.
         """
+        root = Path(root)
+        _check_own_folder(root)
         for split, rows in generate(seed).items():
-            path = Path(root) / f"{split}.json"
+            path = root / f"{split}.json"
             if not path.exists():
                 write_json(path, rows)
             elif read_json(path) != rows:
                 raise UserError(
-                    f"{path} is not the embedded data set of seed {seed}: "
-                    "delete it, or choose another data_root"
+                    f"{path} is not the embedded data set of seed {seed}: name its form by "
+                    "--dataset_config, or choose another data_root"
                 )
+
+
+def _check_own_folder(root: Path) -> None:
+    """Raise UserError where the embedded set would come to lie among other data, or pass for another set."""
+    remedy = "name the data set's form by --dataset_config"
+    if named := next((name for name in OTHERS if name in root.name.lower()), None):
+        raise UserError(
+            f"{shown(root)} is named for {named}: the embedded data set is not written there; {remedy}"
+        )
+    own = {f"{split}.json" for split in SPLIT_SIZES}
+    found = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
+    if others := [name for name in found if name not in own and not name.startswith(".")]:
+        raise UserError(
+            f"{shown(root)} holds {others[0]}: the embedded data set has a folder of its own; {remedy}"
+        )
 
 
 READER = SampleReader()

@@ -9,13 +9,12 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from utils.data.prompts import PromptTokens, render_prompt
 from utils.data.records import Record
-from utils.frame.files import UserError, derive_seed
+from utils.frame.files import UserError
 from utils.frame.stage import StageContext
 from utils.methods.distill.gold_text import gold_completions
 from utils.methods.distill.settings import DistillAlgo
 from utils.methods.distill.trainer import GroupDistillationConfig, GroupDistillationTrainer
 from utils.methods.sft.trainer import check_left_out
-from utils.models.loading import add_lora, load_policy
 from utils.models.prefix.shared_prefix import position_limit
 from utils.models.settings import ModelConfig
 from utils.models.teacher import Teacher
@@ -24,6 +23,7 @@ from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.panels import GRADIENT, LENGTH
 from utils.rollouts.reward_state import open_pipeline
 from utils.rollouts.start import check_prompts, rollout_arguments
+from utils.training.load_start import load_start
 
 # On gold text, a start policy at this agreement and these KLs (nats per token) says what its teacher says.
 AGREEMENT, SMALL_KL = 0.95, 0.01
@@ -75,12 +75,7 @@ def build_distill_trainer(
     """
     config: ModelConfig = ctx.config.model
     algo: DistillAlgo = ctx.config.algo
-    if ctx.config.options.start == "sft":
-        model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
-    else:
-        model, tokenizer = load_policy(config.model.name_or_path, config.model, trainable=True)
-        if config.lora.enabled:
-            model = add_lora(model, config.lora, derive_seed(ctx.seed, "lora"))
+    model, tokenizer = load_start(ctx)
     teacher = Teacher.load(config.model, tokenizer)
     reads_gold = algo.on_policy_fraction < 1 or algo.ce_weight > 0 or ctx.config.options.curriculum == "sec"
     gold = gold_completions(records, tokenizer)

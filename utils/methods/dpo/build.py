@@ -29,6 +29,8 @@ from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.batches import share_batches
 from utils.rollouts.panels import GRADIENT, VALIDATION
+from utils.training.inputs import start_path
+from utils.training.load_start import load_start
 from utils.training.run import trainer_arguments
 from utils.training.validation import GenerationValidation
 
@@ -132,8 +134,7 @@ def build_dpo_trainer(
     """
     model_config: ModelConfig = ctx.config.model
     algo: DpoAlgo = ctx.config.algo
-    start = ctx.inputs["checkpoint"]
-    model, tokenizer = load_policy(start, model_config.model, trainable=True)
+    model, tokenizer = load_start(ctx)
     datasets = {}
     for name in ("pairs", "val_pairs"):
         rows = read_jsonl(ctx.inputs[name])
@@ -155,8 +156,9 @@ def build_dpo_trainer(
         precompute_ref_log_probs=True,
         max_length=None,  # nothing is cut: too long ones are an error above
     )
-    # Adapters keep the reference beside the policy; a full model needs a second one for the KL.
-    reference = None if hasattr(model, "peft_config") else load_policy(start, model_config.model)[0]
+    reference = None  # adapters keep it beside the policy; a full model needs a second one for the KL
+    if not hasattr(model, "peft_config"):
+        reference = load_policy(start_path(ctx), model_config.model)[0]
     trainer = PairTrainer(
         model=model,
         ref_model=reference,

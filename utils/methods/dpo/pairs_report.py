@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.documents.figures import PALETTE, drawing
+from utils.frame.criteria import Criteria, judged
 from utils.methods.dpo.pairs import RULE_OF_GOLD, PreferencePair, PreferenceSet, remedies
 from utils.methods.dpo.settings import PreferencesAlgo
 
@@ -93,6 +94,16 @@ def describe(found: PreferenceSet, reward: str, rules: Sequence[str], algo: Pref
 
 def _prompts(pairs: Sequence[PreferencePair]) -> int:
     return len({pair.prompt for pair in pairs})
+
+
+def pair_criteria(found: PreferenceSet, prompts: int) -> Criteria:
+    """What pairs should be like: of many prompts, with a positive margin."""
+    having = sum(bool(each.pairs) for each in found.prompts)
+    margins = [pair.margin for pair in (*found.train, *found.held_out)]
+    return {
+        "prompts with pairs": judged(having / max(1, prompts), at_least=0.2),
+        "mean margin": judged(float(np.mean(margins)) if margins else None, above=0.0),
+    }
 
 
 def plot_margins(path: Path, pairs: Sequence[PreferencePair], min_margin: float) -> None:

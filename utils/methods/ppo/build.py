@@ -11,12 +11,11 @@ from utils.frame.stage import StageContext
 from utils.methods.ppo.ppo_config import PPOConfig
 from utils.methods.ppo.settings import PpoAlgo
 from utils.methods.ppo.trainer import PPOTrainer
-from utils.models.loading import load_policy
-from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.follows_curriculum import follow_curriculum
 from utils.rollouts.panels import ADAPTED, CUT_OFF, LENGTH, PHANTOM, REWARDS, VALIDATION
 from utils.rollouts.start import Start, rollout_arguments
+from utils.training.load_start import load_start
 
 __all__ = ["PPOConfig", "PPOTrainer", "build_ppo_trainer"]
 
@@ -53,13 +52,12 @@ def build_ppo_trainer(
 
     Raises UserError as `Start.of` and `follow_curriculum`.
     """
-    model_config: ModelConfig = ctx.config.model
     algo: PpoAlgo = ctx.config.algo
     start = Start.of(ctx, records, spec, gamma=algo.gamma)
     arguments = PPOConfig(**rollout_arguments(ctx, PPOConfig, correction=True))
     critic = None
     if algo.value_model == "separate":
-        critic, _ = load_policy(ctx.inputs["checkpoint"], model_config.model, trainable=True)
+        critic, _ = load_start(ctx)
     trainer = PPOTrainer(
         model=start.model,
         pipeline=start.pipeline,

@@ -19,9 +19,8 @@ from utils.frame.files import UserError, derive_seed, read_jsonl
 from utils.frame.stage import StageContext
 from utils.methods.rft.settings import RftAlgo
 from utils.methods.sft.trainer import PANELS, taught_row, trainer_of_rows
-from utils.models.loading import load_policy
-from utils.models.settings import ModelConfig
 from utils.rewards.spec import RewardSpec
+from utils.training.load_start import load_start
 
 __all__ = ["PANELS", "build_rft_trainer", "right_candidates"]
 
@@ -55,7 +54,6 @@ def build_rft_trainer(
 
     Raises UserError where no candidate is right.
     """
-    config: ModelConfig = ctx.config.model
     algo: RftAlgo = ctx.config.algo
     sampled = read_jsonl(ctx.inputs["candidates"])
     right = right_candidates(sampled, algo.max_per_prompt, ctx.seed)
@@ -64,7 +62,7 @@ def build_rft_trainer(
             f"{ctx.inputs['candidates']}: no candidate is right, so there is nothing to learn from: sample "
             "more in 04 (--num_candidates, --max_items), or train 03 for longer"
         )
-    model, tokenizer = load_policy(ctx.inputs["checkpoint"], config.model, trainable=True)
+    model, tokenizer = load_start(ctx)
     prompts = token_ids(tokenizer, [prompt for prompt, _ in right])
     rows = [
         taught_row(prompt, ids) for prompt, (_, chosen) in zip(prompts, right, strict=True) for ids in chosen

@@ -201,7 +201,7 @@ def test_stage_11_writes_the_page_and_lists_it(tmp_path):
         tmp_path / "gsm8k" / "test.jsonl",
         [{"question": f"what is {i} + 1?", "answer": f"{i} + 1.\n#### {i + 1}"} for i in range(6)],
     )
-    out = ["--output_dir", str(tmp_path / "outputs")]
+    out = ["--outputs_root", str(tmp_path / "outputs")]
     data = ["--dataset_config", "configs/datasets/gsm8k.yaml", "--data_root", str(tmp_path / "gsm8k")]
     for policy, step in (("one", 1), ("two", 2)):
         file = tmp_path / f"{policy}.jsonl"

@@ -188,7 +188,7 @@ def outputs(tmp_path):
 
 
 def compare(outputs, *more):
-    return execute_stage("11_compare_runs.py", ["--output_dir", str(outputs), *more])
+    return execute_stage("11_compare_runs.py", ["--outputs_root", str(outputs), *more])
 
 
 def summary(folder):

@@ -176,12 +176,22 @@ def test_the_comparison_is_the_same_whatever_the_seconds(outputs, capsys):
     assert compare_methods(outputs) == 0
     out = outputs / "seeds" / "11_comparison"
     first = {
-        path.name: path.read_bytes() for path in out.iterdir() if path.name not in ("stage.log", ".lock")
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name not in ("stage.log", ".lock")
     }
     listed = json.loads(first["manifest.json"])["outputs"]
-    assert {name.split("/")[1] for name in listed} - {"report.html"} == {
-        *("summary.csv", "by_seed.csv", "pairs.csv", "curves.csv", "changes.jsonl", "report.md"),
-        *("comparison.png", "level_heatmap.png", "curves.png", "efficiency.png"),
+    assert {name.split("/", 1)[1] for name in listed} - {"report.html"} == {
+        *(
+            "summary.csv",
+            "summary.json",
+            "by_seed.csv",
+            "pairs.csv",
+            "curves.csv",
+            "changes.jsonl",
+            "report.md",
+        ),
+        *("comparison.png", "level_heatmap.png", "curves.png", "plots/efficiency_vs_quality.png"),
     }
     assert {"timing.csv", "timing.md", "timing.png"} <= set(first)
     for path in outputs.glob("s*/0*/runtime.json"):
@@ -203,7 +213,8 @@ def test_the_report_and_summary_hold_the_counts(outputs):
     report = (out / "report.md").read_text()
     assert "**One budget**: ppo, grpo and dpo sampled 64 completions each with every seed." in report
     assert "All 5 policies answered the same 60 test items." in report
-    assert "(efficiency.png)" in report and "(timing.md)" in report and report.lower().count("seconds") == 1
+    assert "(plots/efficiency_vs_quality.png)" in report and "(timing.md)" in report
+    assert report.lower().count("seconds") == 1
     rows = {row["policy"]: row for row in read_csv(out / "summary.csv")}
     assert [rows["dpo"][key] for key in KEYS] == ["64", "1302", "720"] and rows["base"][
         "trained_tokens"

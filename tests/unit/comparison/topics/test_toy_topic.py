@@ -56,7 +56,7 @@ def test_one_file_is_a_topic(tmp_path, seeds):
     for seed in range(2):
         write_run(tmp_path / f"s{seed}", seed, {"sft": 20 + seed, "sft_long": 40 + seed})
     over = ["--by_seed", "--runs", "s0,s1"] if seeds else ["--runs", "s0"]
-    argv = ["--output_dir", str(tmp_path), "--run_id", "c", *over]
+    argv = ["--outputs_root", str(tmp_path), "--run_id", "c", *over]
     assert execute_stage("11_compare_runs.py", argv) == 0
     out = tmp_path / "c" / "11_comparison"
     rows = read_csv(out / "summary.csv")
@@ -83,7 +83,7 @@ def test_equal_runs_have_equal_pages_whatever_their_names_and_commits(tmp_path):
         write_json(path, read_json(path) | changes)
     written = []
     for run in ("one", "two"):
-        argv = ["--output_dir", str(tmp_path), "--run_id", run]
+        argv = ["--outputs_root", str(tmp_path), "--run_id", run]
         assert execute_stage("11_compare_runs.py", argv) == 0
         written.append(read_json(tmp_path / run / "11_comparison" / "manifest.json")["outputs"])
     assert written[0] == written[1]
@@ -96,7 +96,7 @@ def test_equal_runs_have_equal_pages_whatever_their_names_and_commits(tmp_path):
 def test_several_runs_are_told_apart_on_the_page(tmp_path):
     for seed in range(2):
         write_run(tmp_path / f"run_{seed}", seed, {"sft": 20 + seed})
-    argv = ["--output_dir", str(tmp_path), "--run_id", "both", "--runs", "run_0,run_1"]
+    argv = ["--outputs_root", str(tmp_path), "--run_id", "both", "--runs", "run_0,run_1"]
     assert execute_stage("11_compare_runs.py", argv) == 0
     page = (tmp_path / "both" / "11_comparison" / "report.html").read_text()
     provenance = page[page.index('id="provenance-title"') :]

@@ -12,6 +12,7 @@ from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, Mixtra
 from tests.support.stand_ins import KINDS, make_stand_in
 from utils.frame.config import load_tier, read_yaml
 from utils.frame.files import REPO_ROOT, UserError
+from utils.frame.stage_plan import load_script
 from utils.models.inspection.architecture import inspect_model
 from utils.models.inspection.device_at_hand import cost_here, device_at_hand
 from utils.models.inspection.model_config import KNOWN, config_text
@@ -242,3 +243,21 @@ def test_stand_ins_share_a_tokenizer_and_not_their_weights(tmp_path, stand_ins):
     assert (other / "tokenizer.json").read_bytes() == (stand_ins["qwen2"] / "tokenizer.json").read_bytes()
     first, second = (load_policy(path, ModelConfig().model)[0] for path in (stand_ins["qwen2"], other))
     assert not torch.equal(first.get_input_embeddings().weight, second.get_input_embeddings().weight)
+
+
+def test_all_reads_the_shipped_files_where_the_hub_cannot_be_asked(capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert load_script("inspect_model_architecture.py").main(["--all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("Qwen2.5-0.5B-Instruct: 494,032,768 parameters" in line for line in lines)
+
+
+def test_no_config_prints_and_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "x.yaml"
+    assert (
+        load_script("inspect_model_architecture.py").main(
+            ["--model", "assets/student", "--no_config", "--out", str(out)]
+        )
+        == 0
+    )
+    assert "963,968 parameters" in capsys.readouterr().out and not out.exists()

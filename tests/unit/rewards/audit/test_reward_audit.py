@@ -398,7 +398,7 @@ def stage_run(tmp_path, rows, **weights):
 
 
 def audit_stage(tmp_path, *options):
-    return execute_stage("02_build_rewards.py", ["--audit", "--output_dir", tmp_path, *options])
+    return execute_stage("02_build_rewards.py", ["--audit", "--outputs_root", tmp_path, *options])
 
 
 def test_what_cannot_be_audited_is_said_once(tmp_path):
@@ -459,6 +459,6 @@ def test_stage_without_candidates_says_what_to_run(tmp_path, capsys):
 
 
 def test_candidates_without_audit_is_a_mistake(tmp_path, capsys):
-    arguments = ["--candidates", "mine.jsonl", "--output_dir", str(tmp_path)]
+    arguments = ["--candidates", "mine.jsonl", "--outputs_root", str(tmp_path)]
     assert execute_stage("02_build_rewards.py", arguments) == 2
     assert "candidates is for --audit alone" in capsys.readouterr().err

@@ -1,0 +1,25 @@
+"""The policy that a training stage starts from, ready to be trained."""
+
+from __future__ import annotations
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from utils.frame.files import derive_seed
+from utils.frame.stage import StageContext
+from utils.models.loading import add_lora, load_policy
+from utils.training.inputs import start_path
+
+
+def load_start(ctx: StageContext) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Policy and tokenizer: the run's SFT policy, or what ``--policy_ckpt`` or ``--start`` names.
+
+    A named model without an adapter gets a fresh one, unless ``lora.enabled`` is off. (The run's own SFT
+    policy has one if it was trained so.)
+    """
+    config, options = ctx.config.model, ctx.config.options
+    model, tokenizer = load_policy(start_path(ctx), config.model, trainable=True)
+    named = getattr(options, "policy_ckpt", "") or getattr(options, "start", "sft") == "base"
+    if named and config.lora.enabled and not isinstance(model, PeftModel):
+        model = add_lora(model, config.lora, derive_seed(ctx.seed, "lora"))
+    return model, tokenizer
