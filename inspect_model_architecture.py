@@ -5,7 +5,7 @@
 
 --all does every model that configs/models ships a file for; where the hub cannot be asked, it reads what the
 file says. --no_config only prints. No weights are loaded or downloaded. Prints what was found, and how much
-memory and time it is estimated to take, on the card that the file is for and on this machine (docs/models.md);
+memory and time it may take, on the card that the file is for and on this machine (docs/models.md);
 a file that exists is kept unless --overwrite is given.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utils.driver.graph import Comparison, Node, check_records
+from utils.driver.graph import ComparisonNode, Node, check_records
 from utils.frame.manifest import read_manifest
 from utils.frame.pipeline import METHODS, ROWS
 from utils.training.limits import raw_data_fit
@@ -14,7 +14,9 @@ def check_fit(nodes: Sequence[Node]) -> None:
     """Raise UserError where the prompts of the first run cannot fit (its other seeds have the same): by the
     records that 01 left, or else by the first rows of the raw data.
     """
-    of_run = [node for node in nodes if node.run_id == nodes[0].run_id and not isinstance(node, Comparison)]
+    of_run = [
+        node for node in nodes if node.run_id == nodes[0].run_id and not isinstance(node, ComparisonNode)
+    ]
     prepare = next(node for node in of_run if node.step.name == ROWS["prepare"].name)
     if read_manifest(prepare.plan.out) is not None:
         check_records(of_run)

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.driver.graph import Comparison, Node
+from utils.driver.graph import ComparisonNode, Node
 from utils.frame.credentials import redact
 from utils.frame.files import write_text
 from utils.frame.pipeline import METHODS, ROWS
@@ -65,7 +65,7 @@ def _readme(run_id: str, run_dir: Path, goal: str, nodes: Sequence[Node], argv: 
 
 def _configuration(nodes: Sequence[Node]) -> list[str]:
     """Five lines at most: data, models, reward, what is trained, seed."""
-    plans = {node.step.id: node.plan for node in nodes if not isinstance(node, Comparison)}
+    plans = {node.step.id: node.plan for node in nodes if not isinstance(node, ComparisonNode)}
     trained = [node for node in nodes if node.step.name in METHODS]
     found = []
     if "prepare" in plans:
