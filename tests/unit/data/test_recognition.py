@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.raw_items import finqa_item, math_item
+from tests.support.raw_rows import finqa_item, math_item
 from tests.support.scripts import execute_stage
 from utils.data.readers import sample
 from utils.data.recognition import form_of, tier_for
