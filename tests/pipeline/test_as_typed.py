@@ -11,7 +11,6 @@ import shutil
 
 import pytest
 
-from tests.conftest import find_shared_data
 from tests.support.scripts import execute_stage
 from utils.evaluation.ask import ask_command
 from utils.frame.files import REPO_ROOT, UserError, read_json
@@ -62,14 +61,14 @@ def outputs(tmp_path_factory):
     return root
 
 
-def words_of(command: str, outputs) -> list[str]:
+def words_of(command: str, outputs, data) -> list[str]:
     """The words of a command, its paths in the folder of the test and globs expanded, as a shell would."""
     found = []
     for word in shlex.split(command)[1:]:
         if word.startswith("outputs/"):
             word = str(outputs.parent / word)
         elif word.rstrip("/") in DATA:
-            word = str(find_shared_data() / word.split("/")[1])
+            word = str(data / word.split("/")[1])
         found += sorted(glob.glob(word)) if "*" in word else [word]
     return found
 
@@ -107,16 +106,16 @@ def planned(script: str, argv: list[str]) -> int:
 
 @pytest.mark.parametrize(("command", "here"), ROWS, ids=[command for command, _ in ROWS])
 @pytest.mark.usefixtures("unrendered")
-def test_it_works_or_is_refused_as_documented(command, here, outputs, capsys, monkeypatch):
+def test_it_works_or_is_refused_as_documented(command, here, outputs, request, capsys, monkeypatch):
     monkeypatch.chdir(REPO_ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    named = {word.rstrip("/") for word in shlex.split(command)}
-    if find_shared_data() is None and named & {*DATA, "configs/datasets/finqa.yaml"}:
-        pytest.skip("real data not found: set BELLMAN_DATA to a folder with finqa/, gsm8k/ and math/")
+    named, data = {word.rstrip("/") for word in shlex.split(command)}, None
+    if named & {*DATA, "configs/datasets/finqa.yaml"}:
+        data = request.getfixturevalue("shared_data")
     if "configs/datasets/finqa.yaml" in named:
-        command += f" --data_root {find_shared_data()}/finqa"
+        command += f" --data_root {data}/finqa"
     script, before = command.split()[0], sorted(outputs.rglob("*"))
-    code = run(script, words_of(command, outputs), command, outputs)
+    code = run(script, words_of(command, outputs, data), command, outputs)
     said = "".join(capsys.readouterr())
     if "Refused" in here:
         assert code == 2 and said.count("error:") == 1 and "Traceback" not in said
