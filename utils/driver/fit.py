@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from utils.driver.graph import ComparisonNode, Node, check_records
-from utils.frame.manifest import read_manifest
 from utils.frame.pipeline import METHODS, ROWS
+from utils.frame.stage_plan import load_script, prepare
 from utils.training.limits import raw_data_fit
 
 
@@ -17,10 +17,11 @@ def check_fit(nodes: Sequence[Node]) -> None:
     of_run = [
         node for node in nodes if node.run_id == nodes[0].run_id and not isinstance(node, ComparisonNode)
     ]
-    prepare = next(node for node in of_run if node.step.name == ROWS["prepare"].name)
-    if read_manifest(prepare.plan.out) is not None:
+    prepares = next(node for node in of_run if node.step.name == ROWS["prepare"].name)
+    stage, argv = load_script(prepares.step.script).STAGE, list(prepares.argv)
+    if prepare(stage, argv).status == "up_to_date":
         check_records(of_run)
         return
     trains = next((node for node in of_run if node.step.name in METHODS), None)
     if trains is not None:
-        raw_data_fit(prepare.plan.config.dataset, trains.plan.config, not METHODS[trains.step.name].samples)
+        raw_data_fit(prepares.plan.config.dataset, trains.plan.config, not METHODS[trains.step.name].samples)

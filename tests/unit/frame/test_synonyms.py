@@ -164,7 +164,7 @@ def test_every_script_takes_every_option_of_the_frame(script):
     ("given", "short"),
     [
         ("configs/config_microsoft_DialoGPT_medium.yaml", "dialogpt-medium"),
-        ("config_meta-llama_Llama-3.2-1B-Instruct.yaml", "llama-3.2-1b"),
+        ("config_meta-llama_Llama-3.2-1B-Instruct.yaml", "llama-3.2-1b-instruct"),
         ("configs/models/config_Qwen_Qwen2.5_Math_7B.yaml", "qwen2.5-math-7b"),
         ("config_TinyLlama_TinyLlama_1.1B_Chat_v1.0.yaml", "tinyllama-1.1b"),
     ],

@@ -67,6 +67,17 @@ KNOWN = {
     "llama-3.2-3b": Known(
         "meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B", "Llama 3.2 Community License"
     ),
+    "llama-3.2-1b-instruct": Known(
+        "meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-3B-Instruct", "Llama 3.2 Community License"
+    ),
+    "llama-3.2-3b-instruct": Known(
+        "meta-llama/Llama-3.2-3B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", "Llama 3.2 Community License"
+    ),
+    "llama-3.1-8b-instruct": Known(
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "meta-llama/Llama-3.1-70B-Instruct",
+        "Llama 3.1 Community License",
+    ),
     "llama-3-8b": Known(
         "meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-70B", "Meta Llama 3 Community License"
     ),

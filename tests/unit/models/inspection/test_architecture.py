@@ -36,6 +36,7 @@ def sizes(hidden, ffn, layers, heads, key_heads, vocabulary, tied, positions):
     }
 
 
+LLAMA_8B = sizes(4096, 14336, 32, 32, 8, 128256, False, 8192)
 # The sizes in the models' own config.json, and the numbers of weights that the hub counts in their files.
 REAL = {
     "qwen2.5-0.5b": (Qwen2Config, sizes(896, 4864, 24, 14, 2, 151936, True, 32768), 494_032_768),
@@ -46,11 +47,13 @@ REAL = {
     "qwen2.5-math-7b": (Qwen2Config, sizes(3584, 18944, 28, 28, 4, 152064, False, 4096), 7_615_616_512),
     "llama-3.2-1b": (LlamaConfig, sizes(2048, 8192, 16, 32, 8, 128256, True, 131072), 1_235_814_400),
     "llama-3.2-3b": (LlamaConfig, sizes(3072, 8192, 28, 24, 8, 128256, True, 131072), 3_212_749_824),
-    "llama-3-8b": (LlamaConfig, sizes(4096, 14336, 32, 32, 8, 128256, False, 8192), 8_030_261_248),
+    "llama-3-8b": (LlamaConfig, LLAMA_8B, 8_030_261_248),
     "tinyllama-1.1b": (LlamaConfig, sizes(2048, 5632, 22, 32, 4, 32000, False, 2048), 1_100_048_384),
     "dialogpt-medium": (GPT2Config, {"n_embd": 1024, "n_layer": 24, "n_head": 16}, 354_823_168),
 }
-REAL["llama-3.2-1b-ultrafast"] = REAL["llama-3.2-1b"]
+REAL["llama-3.2-1b-ultrafast"] = REAL["llama-3.2-1b-instruct"] = REAL["llama-3.2-1b"]
+REAL["llama-3.2-3b-instruct"] = REAL["llama-3.2-3b"]
+REAL["llama-3.1-8b-instruct"] = (LlamaConfig, LLAMA_8B | {"max_position_embeddings": 131072}, 8_030_261_248)
 STAND_IN = {"qwen": "qwen2", "llama": "llama3", "tinyl": "llama2", "dialo": "gpt2"}
 
 
