@@ -43,9 +43,8 @@ def _named_after(checkpoint: str) -> str:
     folder = resolve_path(checkpoint)
     if not folder.is_dir():
         return checkpoint.rstrip("/").rsplit("/", 1)[-1]
-    if not is_checkpoint(folder) and isinstance(
-        row := row_of(folder.name), Method
-    ):  # a stage's folder, which means its best checkpoint
+    row = row_of(folder.name)
+    if isinstance(row, Method) and not is_checkpoint(folder):  # its best checkpoint is meant
         folder = folder / f"ckpt_{row.name}" / "best"
     several = bool(checkpoints_in(folder))
     holder = folder if several else folder.parent
