@@ -21,6 +21,7 @@ _MARK = re.compile("\n" + _SIGNED.format(r"(\w+)") + "\n\\Z")
 _GOAL = re.compile(r"^Goal: (.*)$", re.MULTILINE)
 # What differs between two executions of the same work.
 _LEFT_OUT = ("--outputs_root", "--jobs", "--note")
+_SWITCHES_LEFT_OUT = ("--compare_only", "--overwrite")
 
 
 def write_readmes(
@@ -106,6 +107,8 @@ def _command(argv: Sequence[str]) -> str:
     words, rest = [], list(argv)
     while rest:
         word = rest.pop(0)
+        if word in _SWITCHES_LEFT_OUT:
+            continue
         if word.partition("=")[0] not in _LEFT_OUT:
             words.append(word)
         elif "=" not in word and rest:

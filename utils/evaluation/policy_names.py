@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.frame.files import UserError, resolve_path, shown
-from utils.frame.pipeline import POLICIES, best_checkpoint, method_of, origin_of, policy_order
+from utils.frame.pipeline import (
+    POLICIES,
+    Method,
+    best_checkpoint,
+    method_of,
+    origin_of,
+    policy_order,
+    row_of,
+)
 from utils.models.settings import ModelConfig
 from utils.training.inputs import checkpoint_at, is_checkpoint, model_inputs
 
@@ -32,9 +40,12 @@ def policy_name(policy: str, outside: bool, checkpoint: str = "") -> str:
 
 
 def _named_after(checkpoint: str) -> str:
-    if not resolve_path(checkpoint).is_dir():
+    folder = resolve_path(checkpoint)
+    if not folder.is_dir():
         return checkpoint.rstrip("/").rsplit("/", 1)[-1]
-    folder = Path(checkpoint_at(checkpoint, several=True))
+    row = row_of(folder.name)
+    if isinstance(row, Method) and not is_checkpoint(folder):  # its best checkpoint is meant
+        folder = folder / f"ckpt_{row.name}" / "best"
     several = bool(checkpoints_in(folder))
     holder = folder if several else folder.parent
     if not several and not holder.name.startswith("ckpt_"):

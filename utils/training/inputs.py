@@ -101,7 +101,15 @@ def start_of(config: StageConfig, run_dir: Path, default: str = "sft") -> Path |
 
 def start_path(ctx: StageContext) -> Path | str:
     """Where a running stage finds the policy that it starts from: its verified input, or a hub name."""
+    if is_named(ctx.config):
+        return start_of(ctx.config, ctx.run_dir)
     return ctx.inputs.get("checkpoint") or start_of(ctx.config, ctx.run_dir)
+
+
+def is_named(config: StageConfig) -> bool:
+    """Whether a stage starts from something else than its run's SFT policy (--policy_ckpt, --start)."""
+    options = config.options
+    return bool(getattr(options, "policy_ckpt", "")) or getattr(options, "start", "sft") == "base"
 
 
 def configured(name_or_path: str) -> Path | str:
@@ -119,11 +127,10 @@ def checkpoint_at(given: str, several: bool = False) -> Path | str:
     folder = resolve_path(given)
     if not folder.is_dir():
         return folder if given.startswith((".", "/", "~", "assets/", "outputs/", "models/")) else given
-    row = row_of(folder.name)
-    if isinstance(row, Method):
-        return folder / f"ckpt_{row.name}" / "best"
     if is_checkpoint(folder):
         return folder
+    if isinstance(row := row_of(folder.name), Method):
+        return folder / f"ckpt_{row.name}" / "best"
     held = sorted(path.name for path in folder.iterdir() if is_checkpoint(path))
     if held and (several or "best" not in held):
         if several:

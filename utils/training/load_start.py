@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from utils.frame.files import derive_seed
 from utils.frame.stage import StageContext
 from utils.models.loading import add_lora, load_policy
-from utils.training.inputs import start_path
+from utils.training.inputs import is_named, start_path
 
 
 def load_start(ctx: StageContext) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
@@ -17,9 +17,8 @@ def load_start(ctx: StageContext) -> tuple[PreTrainedModel | PeftModel, PreTrain
     A named model without an adapter gets a fresh one, unless ``lora.enabled`` is off. (The run's own SFT
     policy has one if it was trained so.)
     """
-    config, options = ctx.config.model, ctx.config.options
+    config = ctx.config.model
     model, tokenizer = load_policy(start_path(ctx), config.model, trainable=True)
-    named = getattr(options, "policy_ckpt", "") or getattr(options, "start", "sft") == "base"
-    if named and config.lora.enabled and not isinstance(model, PeftModel):
+    if is_named(ctx.config) and config.lora.enabled and not isinstance(model, PeftModel):
         model = add_lora(model, config.lora, derive_seed(ctx.seed, "lora"))
     return model, tokenizer

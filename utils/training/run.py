@@ -184,9 +184,8 @@ def train_stage(
         return trainer, run_training(ctx, trainer, validation)
 
     trainer, history = train_within_memory(ctx, attempt)
-    demonstrations = ctx.metrics.get("demonstrations", 0) + ctx.metrics.get("left_out", 0)
-    left_out = ctx.metrics.get("left_out", 0) / max(1, demonstrations)
-    ctx.criteria |= training_criteria(METHODS[method], history, left_out)
+    if method in METHODS:
+        ctx.criteria |= training_criteria(METHODS[method], history, ctx.metrics)
     if is_main_process():
         plot_curves(history, panels, ctx.out / "logs" / "curves.png")
     if hasattr(trainer, "end_stage"):

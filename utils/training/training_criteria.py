@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ LARGEST_CUT_OFF = 0.2  # share of sampled completions without an end
 _LAST = 5  # log rows that a level is the median of
 
 
-def training_criteria(method: Method, history: Sequence[dict[str, Any]], left_out: float = 0.0) -> Criteria:
-    """The criteria of a method's stage by its ``logs/metrics.jsonl``, as far as that has their numbers.
-
-    ``left_out``: the share of demonstrations that were too long to be taught.
+def training_criteria(
+    method: Method, history: Sequence[dict[str, Any]], metrics: Mapping[str, Any]
+) -> Criteria:
+    """The criteria of a method's stage by its ``logs/metrics.jsonl`` and its manifest's ``metrics``, as far
+    as these have their numbers.
     """
     found: Criteria = {}
     validated = [row for row in history if "val_reward" in row]
@@ -37,7 +38,8 @@ def training_criteria(method: Method, history: Sequence[dict[str, Any]], left_ou
     elif method.from_pairs:
         found |= _of_pairs(history)
     else:
-        found["demonstrations left out"] = judged(left_out, at_most=0.1)
+        left_out, taught = metrics.get("left_out", 0), metrics.get("demonstrations", 0)
+        found["demonstrations left out"] = judged(left_out / max(1, left_out + taught), at_most=0.1)
     return found
 
 

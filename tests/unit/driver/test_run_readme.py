@@ -7,7 +7,17 @@ from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import build_graph
 from utils.driver.run_readme import write_readmes
 
-ARGV = ["--method", "grpo", "--outputs_root", "/somewhere/else", "--jobs", "2", "--note", "why ?"]
+ARGV = [
+    "--method",
+    "grpo",
+    "--outputs_root",
+    "/somewhere/else",
+    "--jobs",
+    "2",
+    "--note",
+    "why ?",
+    "--compare_only",
+]
 
 
 def write(run_dir: Path, note: str | None = None) -> str:

@@ -4,8 +4,9 @@ from utils.frame.pipeline import METHODS
 from utils.training.training_criteria import training_criteria
 
 
-def verdicts(method, rows, **more):
-    return {name: each["passed"] for name, each in training_criteria(METHODS[method], rows, **more).items()}
+def verdicts(method, rows, **metrics):
+    found = training_criteria(METHODS[method], rows, metrics)
+    return {name: each["passed"] for name, each in found.items()}
 
 
 def validated(step, reward, valid=1.0):
@@ -20,7 +21,7 @@ def test_fine_tuning():
         "demonstrations left out": True,
     }
     bad = [validated(0, 0.5, 0.5), validated(4, 0.4, 0.95)]
-    assert set(verdicts("sft", bad, left_out=0.3).values()) == {False}
+    assert set(verdicts("sft", bad, left_out=3, demonstrations=7).values()) == {False}
 
 
 def test_rollouts():
