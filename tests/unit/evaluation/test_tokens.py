@@ -229,7 +229,7 @@ def test_a_policy_that_is_its_own_reference_is_run_once(models, tokenizer, answe
     monkeypatch.setattr(
         token_values,
         "states_and_head",
-        lambda model, batch: passes.append(model) or original(model, batch),
+        lambda model, *given, **more: passes.append(model) or original(model, *given, **more),
     )
     ctx = context(tmp_path, reference=tmp_path / "best")
     found = run(ctx, answers, models, len(tokenizer), checkpoint=tmp_path / "best")

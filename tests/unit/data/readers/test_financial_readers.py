@@ -300,7 +300,7 @@ def test_stages_take_the_form_as_any_other(tmp_path, form):
     out = tmp_path / "out"
     for script in ("00_check_data.py", "01_prepare_dataset.py", "02_build_rewards.py"):
         words = [] if script.startswith("02") else data
-        assert execute_stage(script, [*words, "--output_dir", out]) == 0
+        assert execute_stage(script, [*words, "--outputs_root", out]) == 0
     run = out / "run_001"
     files = {split: run / "01_preprocessing" / f"{split}.jsonl" for split in ("train", "val", "test")}
     records = {split: read_jsonl(file) for split, file in files.items()}
@@ -312,7 +312,7 @@ def test_stages_take_the_form_as_any_other(tmp_path, form):
     assert results["failed"] == results["gold_failures"] == []
     gold = [{"id": row["id"], "response": row["target_text"]} for row in records["test"]]
     (tmp_path / "gold.jsonl").write_text("\n".join(map(json.dumps, gold)))
-    words = [*data, "--predictions", tmp_path / "gold.jsonl", "--policy", "gold", "--output_dir", out]
+    words = [*data, "--predictions", tmp_path / "gold.jsonl", "--policy", "gold", "--outputs_root", out]
     assert execute_stage("10_evaluate.py", words) == 0
     metrics = read_json(run / "10_evaluation" / "gold" / "metrics.json")
     assert metrics["accuracy"]["value"] == 1 and metrics["accuracy"]["clusters"] == 8
