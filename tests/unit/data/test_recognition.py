@@ -29,6 +29,8 @@ def check(tmp_path: Path, root: Path, *more: str) -> int:
     [
         ("finqa", lambda root: write_json(root / "test.json", [finqa_item()])),
         ("finqa", lambda root: write_json(root / "dataset" / "train.json", [finqa_item()])),
+        ("convfinqa", lambda root: write_json(root / "dev.json", [finqa_item() | {"annotation": {}}])),
+        ("tatqa", lambda root: write_json(root / "dev.json", [{"questions": [], "paragraphs": []}])),
         ("gsm8k", lambda root: write_jsonl(root / "main" / "test.jsonl", GSM8K)),
         ("math", lambda root: write_jsonl(root / "train.jsonl", [math_item()])),
         ("math", lambda root: write_json(root / "MATH" / "test" / "algebra" / "1.json", math_item())),

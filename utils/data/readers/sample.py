@@ -29,7 +29,7 @@ from utils.frame.files import UserError, derive_seed, read_json, shown, write_js
 
 SPLIT_SIZES = {"train": 2000, "dev": 200, "test": 500}
 QUESTIONS_PER_REPORT = 4
-OTHERS = ("finqa", "gsm8k", "math")  # data sets that this one must not pass for
+OTHERS = ("finqa", "gsm8k", "math", "tatqa")  # data sets that this one must not pass for
 MAX_LEVEL = 4
 VALUES = (10, 99)  # table cells are two-digit amounts (millions)
 

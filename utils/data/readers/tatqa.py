@@ -35,6 +35,10 @@ class TatqaReader(Reader):
         "test": ("tatqa_dataset_test_gold.json", "dataset_raw/tatqa_dataset_test_gold.json"),
     }
     markers = ("questions",)
+
+    def recognises(self, row) -> bool:
+        return "questions" in row and "paragraphs" in row
+
     row_keys = ()
     has_context = True
     quirks_known = False
