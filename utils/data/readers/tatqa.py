@@ -35,13 +35,12 @@ class TatqaReader(Reader):
         "test": ("tatqa_dataset_test_gold.json", "dataset_raw/tatqa_dataset_test_gold.json"),
     }
     markers = ("questions",)
-
-    def recognises(self, row) -> bool:
-        return "questions" in row and "paragraphs" in row
-
     row_keys = ()
     has_context = True
     quirks_known = False
+
+    def recognises(self, row) -> bool:
+        return "questions" in row and "paragraphs" in row
 
     def read(self, path, split, required=()):
         items, problems = read_items(self.parts(path), self.markers)
