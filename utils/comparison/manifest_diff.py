@@ -120,14 +120,18 @@ def _diff_stage(stage: str, a: dict, b: dict) -> Iterable[Difference]:
 
 def _facts(manifest: dict) -> dict[tuple[str, str], Any]:
     """(category, key) -> value of everything that a manifest says but for its labels."""
-    metrics = {f"metric {key}": value for key, value in flatten(manifest.get("metrics", {})).items()}
-    known = ("inputs", "outputs", "metrics", "environment", "config", *_LABELS)
+    results = {
+        f"{name} {key}": value
+        for name, of in (("metric", "metrics"), ("criterion", "criteria"))
+        for key, value in flatten(manifest.get(of, {})).items()
+    }
+    known = ("inputs", "outputs", "metrics", "criteria", "environment", "config", *_LABELS)
     rest = {key: value for key, value in manifest.items() if key not in known}
     found = {
         "data": {f"input {path}": facts for path, facts in manifest.get("inputs", {}).items()},
         "config": {"seed": None} | flatten(manifest.get("config", {})) | flatten(rest),
         "code": flatten(manifest.get("environment", {})),
-        "outputs": manifest.get("outputs", {}) | metrics,
+        "outputs": manifest.get("outputs", {}) | results,
     }
     return {(category, key): value for category, of in found.items() for key, value in of.items()}
 

@@ -63,6 +63,7 @@ def test_run_ids_are_no_difference():
 def test_every_kind_of_difference_in_order_of_consequence():
     run = other()
     run["03_sft"]["metrics"]["loss"] = 0.5
+    run["03_sft"]["criteria"] = {"answers of valid form": {"passed": False}}
     run["03_sft"]["outputs"]["03_sft/ckpt_sft/best/model.safetensors"] = file("d2")
     run["03_sft"]["environment"]["packages"]["torch"] = "2.14.0"
     run["03_sft"]["config"]["algo"]["learning_rate"] = 2e-4
@@ -82,16 +83,28 @@ def test_every_kind_of_difference_in_order_of_consequence():
         ("config", "03_sft", "seed"),
         ("code", "03_sft", "packages.torch"),
         ("outputs", "03_sft", "03_sft/ckpt_sft/best/model.safetensors"),
+        ("outputs", "03_sft", "criterion answers of valid form.passed"),
         ("outputs", "03_sft", "metric loss"),
     ]
     text = render_diff(found, "run_001", "run_002")
-    assert text.splitlines()[0] == "run_001 -> run_002: 9 differences"
+    assert text.splitlines()[0] == "run_001 -> run_002: 10 differences"
     assert "sha256 aaaaaaaaaaaa, rows 5 -> sha256 a2a2a2a2a2a2, rows 6" in text
     assert "algo.learning_rate: 0.0001 -> 0.0002" in text
-    assert [d.consequence for d in found] == [False, False, True, False, False, False, False, True, True]
+    assert [d.consequence for d in found] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
     assert (
         "metric loss" not in text
-        and "1 inputs that an earlier stage wrote, 2 outputs and metrics of 1" in text
+        and "1 inputs that an earlier stage wrote, 3 outputs and metrics of 1" in text
     )
 
 
