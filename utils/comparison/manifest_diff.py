@@ -121,7 +121,8 @@ def _diff_stage(stage: str, a: dict, b: dict) -> Iterable[Difference]:
 def _facts(manifest: dict) -> dict[tuple[str, str], Any]:
     """(category, key) -> value of everything that a manifest says but for its labels."""
     metrics = {f"metric {key}": value for key, value in flatten(manifest.get("metrics", {})).items()}
-    known = ("inputs", "outputs", "metrics", "environment", "config", *_LABELS)
+    metrics |= {f"criterion {key}": value for key, value in flatten(manifest.get("criteria", {})).items()}
+    known = ("inputs", "outputs", "metrics", "criteria", "environment", "config", *_LABELS)
     rest = {key: value for key, value in manifest.items() if key not in known}
     found = {
         "data": {f"input {path}": facts for path, facts in manifest.get("inputs", {}).items()},
