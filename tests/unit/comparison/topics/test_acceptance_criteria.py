@@ -25,3 +25,13 @@ def test_runs_that_state_none_have_no_section(tmp_path, unrendered):
     run = write_methods(tmp_path / "s0", 0)
     assert compare_methods(tmp_path, seeds=False) == 0
     assert "Acceptance criteria" not in (run / "11_comparison" / "report.md").read_text()
+
+
+def test_what_differs_between_seeds_is_a_result(tmp_path, unrendered):
+    """Runs of other seeds may meet other criteria, and still are seeds of one experiment."""
+    for seed in range(3):
+        run = write_methods(tmp_path / f"s{seed}", seed)
+        state(run / "03_sft", form=judged(0.85 + 0.05 * seed, at_least=0.9))
+    assert compare_methods(tmp_path) == 0
+    page = (tmp_path / "seeds" / "11_comparison" / "report.md").read_text()
+    assert "2 of 3 acceptance criteria of the stages are met." in page
