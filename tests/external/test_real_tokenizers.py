@@ -78,7 +78,7 @@ def run(request, tmp_path, unrendered, monkeypatch):
         section, _, name = key.partition(".")
         settings.setdefault(section, {})[name] = value
     config.write_text(json.dumps(settings))  # which is YAML
-    common = ["--output_dir", folder / "outputs", "--config", config]
+    common = ["--outputs_root", folder / "outputs", "--config", config]
     for script in ("00_check_data.py", "01_prepare_dataset.py"):
         assert execute_stage(script, [*dataset, *common]) == 0, script
     for script, more in STAGES:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from utils.frame.stage import execute
 from utils.frame.stage_plan import load_script
@@ -19,6 +20,10 @@ class InThisProcess:
     def __init__(self, command: Sequence[str], *_):
         _, script, *argv = command
         self.code = execute_stage(Path(script).name, argv)
+        self.process = SimpleNamespace(poll=lambda: self.code)  # it has ended
 
     def wait(self) -> int:
         return self.code
+
+    def reason(self, code: int, *_) -> str:
+        return f"exit code {code}"

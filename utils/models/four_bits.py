@@ -6,6 +6,7 @@ prints that it found no kernels.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:  # every script imports this, and most of them no torch
     from torch import nn
 
 NAME = "bitsandbytes"
+# Modules that import it, as bnb, where they find it when they are imported themselves.
+IMPORTERS = ("trl.generation.vllm_generation", "transformers.integrations.bitsandbytes")
 
 
 def leave_out() -> None:
@@ -34,6 +37,10 @@ def bring_back() -> None:
         transformers.utils.import_utils.is_bitsandbytes_available,
     ):
         found.cache_clear()
+    bitsandbytes = importlib.import_module(NAME)
+    for name in IMPORTERS:
+        if name in sys.modules:
+            sys.modules[name].bnb = bitsandbytes
 
 
 def leave_packing_alone(model: nn.Module) -> None:

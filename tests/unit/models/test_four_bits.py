@@ -25,5 +25,9 @@ def test_it_is_left_out_and_nothing_is_said():
 
 
 def test_it_comes_back_to_libraries_that_have_looked_for_it():
-    found, _ = said("peft.import_utils.is_bnb_4bit_available(); four_bits.bring_back(); import bitsandbytes")
+    found, _ = said(
+        "import trl.generation.vllm_generation as v; "
+        "peft.import_utils.is_bnb_4bit_available(); four_bits.bring_back(); "
+        "from peft.tuners.lora.bnb import Linear4bit; assert v.bnb.nn.Linear4bit"
+    )
     assert found == ["False", "True"]
