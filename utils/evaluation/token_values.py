@@ -126,7 +126,8 @@ def values_of_texts(
                 rows.setdefault((item, tuple(text)), []).append(name)
     # Prompts that begin alike run together, sets of similar length, the texts of one prompt side by side.
     items = sorted({item for item, _ in rows})
-    [by_prefix] = batches_by_prefix([prompts[item] for item in items], len(items)) or [[]]
+    batches = batches_by_prefix([prompts[item] for item in items], max(1, len(items)))
+    by_prefix = (index for batch in batches for index in batch)
     place = {items[index]: number for number, index in enumerate(by_prefix)}
     order = sorted(rows, key=lambda row: place[row[0]])
     lengths = [len(prompts[item]) + len(text) for item, text in order]

@@ -160,6 +160,10 @@ def test_texts_that_cannot_be_compared_are_left_out(models):
         values.Models(policy, {"teacher": teacher}, size), prompts, {"x": texts, "y": [None] * 4}
     )
     assert list(found["x"]) == [0] and found["y"] == {}
+    nothing = values.values_of_texts(
+        values.Models(policy, {"teacher": teacher}, size), prompts, {"y": [None] * 4}
+    )
+    assert nothing == {"y": {}}
     found = compare(policy, teacher, size, prompts, {"x": texts, "y": [None] * 4})
     assert found["x"]["jsd"]["ci95"] is None  # one item has no spread
     assert found["y"] == {"items": 0, "tokens": 0}
