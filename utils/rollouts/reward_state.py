@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -72,6 +73,15 @@ class KeepsRewardState:
     """
 
     pipeline: RewardPipeline
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The stock rewards, [B of all processes, functions]; kept until the rollout is complete."""
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _weighted_rewards(self) -> Tensor:
+        """What each completion of the rollout of all processes is rewarded with in all, [B]."""
+        return (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
 
     def _log_phantom(self, mass: Tensor, correct: Tensor) -> None:
         """Log what groups all right or all wrong have of the advantages; see `phantom_share`."""

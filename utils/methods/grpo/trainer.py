@@ -54,18 +54,17 @@ class SharedPrefixGRPOTrainer(
     process_rewards: OutcomeRewards | None = None
     divides_by_mean: bool = False
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The stock rewards, [B of all processes, functions]; kept until the rollout is complete."""
-        self._rewards = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The stock rollout; advantages [B], or [B, C] under process supervision."""
         rollout = super()._generate_and_score_completions(inputs)
         mask = rollout["completion_mask"]
         if self.divides_by_mean:
-            rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
-            means = rewards.view(-1, self.num_generations).mean(1).repeat_interleave(self.num_generations)
+            means = (
+                self._weighted_rewards()
+                .view(-1, self.num_generations)
+                .mean(1)
+                .repeat_interleave(self.num_generations)
+            )
             own = means[self.accelerator.process_index * len(inputs) :][: len(inputs)]
             rollout["advantages"] = torch.where(own > 0, rollout["advantages"] / own, 0.0)
         if self.process_rewards is not None:

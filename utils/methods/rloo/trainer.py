@@ -80,11 +80,6 @@ class SharedPrefixRLOOTrainer(
             self._log_probs.append(scores[0])
         return scores
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The stock rewards, [B of all processes, functions]; kept until the rollout is complete."""
-        self._rewards = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The stock rollout, with the advantages of the chosen baseline.
 
@@ -93,7 +88,7 @@ class SharedPrefixRLOOTrainer(
         """
         self._log_probs = []
         rollout = super()._generate_and_score_completions(inputs)
-        rewards = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+        rewards = self._weighted_rewards()
         returns, kl = rewards, torch.zeros_like(rewards)
         if self.reward_clip_range:
             returns = returns.clamp(*self.reward_clip_range)
