@@ -1,4 +1,4 @@
-"""The candidates that preference pairs are made of, checked for what pairs need of them."""
+"""04's candidates as others learn from them: known to be its own, and of prompts that are to train on."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ from utils.rewards.spec import RewardSpec
 
 
 def load_sampled(path: Path, spec: RewardSpec, reward: str) -> list[dict[str, Any]]:
-    """The rows of 04's candidates.jsonl. Raises UserError where its manifest is missing, ``reward`` counts
-    parts that the candidates were not scored by, or they are of prompts that are not to train on.
+    """The rows of 04's candidates.jsonl for pairs. Raises UserError as `options_of`, where ``reward`` counts
+    parts that the candidates were not scored by, and as `refuse_held_out`.
     """
-    rows, made = read_jsonl(path), read_manifest(path.parent)
+    rows, options = read_jsonl(path), options_of(path)
+    check_components(spec, reward, options["reward"])
+    refuse_held_out(path, options)
+    return rows
+
+
+def options_of(path: Path) -> dict[str, Any]:
+    """The options that 04 made a candidates.jsonl with. Raises UserError where no manifest says so."""
+    made = read_manifest(path.parent)
     if made is None:
         raise UserError(f"{shown(path)}: its folder has no manifest.json, which says how 04 made it")
-    options = made["config"]["options"]
-    check_components(spec, reward, options["reward"])
+    return made["config"]["options"]
+
+
+def refuse_held_out(path: Path, options: dict[str, Any]) -> None:
+    """Raise UserError where the candidates are of prompts that are not to train on."""
     if options["split"] != "train":
         raise UserError(
             f"{path.parent.name} holds prompts of the {options['split']} split, not to be trained on: run "
             "04_generate_candidates.py --split train --overwrite"
         )
-    return rows

@@ -11,8 +11,8 @@ with R the returns at lambda = 1 and M_i(t) the mean return from token t on of a
 group that come as far, or, where none does, of all from their start. k, the shrinkage, counts in siblings.
 
 Leaving completion i out keeps the gradient at lambda = 1 unbiased: V_i(t) depends on i through its tokens
-before t and their rewards alone, and on others, which are drawn independently of it, so that the expectation
-of grad log pi(a_t | s_t) V_i(t) over a_t is 0. As an estimate of the value it is biased where k P_i(t) weighs
+before t alone, and on the others, which are drawn independently of it, so that the expectation
+of grad log pi(a_t | s_t) V_i(t) over a_t is 0. As an estimate of the value it is biased where k M_i(t) weighs
 in; with lambda < 1 that bias reaches the advantages, as a learned critic's does.
 
 Near it: VinePPO (Kazemnejad et al. 2024, arXiv 2410.01679) samples further completions from every step to

@@ -271,9 +271,8 @@ class PPOTrainer(EstimatesValues, LogsRollouts, CorrectsSampler, TrainsCritic, S
             value, value_clipped = value_loss(estimate, old_values, returns, args.cliprange_value)
             loss = loss + args.vf_coef * value
             measured |= {"loss/value": value, "clip_ratio/value": value_clipped}
-        if (
-            args.positive_nll_coef
-        ):  # VAPO, arXiv 2504.05118, eq. 11: a mean over the tokens of right completions
+        # VAPO, arXiv 2504.05118, eq. 11: a mean over the tokens of right completions.
+        if args.positive_nll_coef:
             loss = loss - args.positive_nll_coef * inputs["positive"][mask] * scores.log_prob
         if args.entropy_coef:
             loss = loss - args.entropy_coef * scores.entropy

@@ -17,6 +17,7 @@ from utils.data.prompts import token_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed, read_jsonl
 from utils.frame.stage import StageContext
+from utils.methods.dpo.sampled import options_of, refuse_held_out
 from utils.methods.rft.settings import RftAlgo
 from utils.methods.sft.trainer import PANELS, taught_row, trainer_of_rows
 from utils.rewards.spec import RewardSpec
@@ -52,10 +53,11 @@ def build_rft_trainer(
 ) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration, from the SFT policy; counts of rows go into ``ctx.metrics``.
 
-    Raises UserError where no candidate is right.
+    Raises UserError where no candidate is right, and as `options_of` and `refuse_held_out`.
     """
     algo: RftAlgo = ctx.config.algo
     sampled = read_jsonl(ctx.inputs["candidates"])
+    refuse_held_out(ctx.inputs["candidates"], options_of(ctx.inputs["candidates"]))
     right = right_candidates(sampled, algo.max_per_prompt, ctx.seed)
     if not right:
         raise UserError(

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils.frame.files import UserError, write_jsonl
+from utils.frame.files import UserError, write_json, write_jsonl
 from utils.methods.rft.trainer import build_rft_trainer, right_candidates
 
 
@@ -43,9 +43,25 @@ def test_of_many_some_are_drawn_by_the_seed_for_each_prompt_alone():
     assert draws == [right_candidates(ROWS[:1], 2, seed)[0][1] for seed in range(20)]
 
 
+def made_on(folder, split):
+    options = {"split": split, "reward": "combined"}
+    write_json(folder / "manifest.json", {"outputs": {}, "inputs": {}, "config": {"options": options}})
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_prompts_that_are_held_out_are_not_trained_on(tmp_path, split):
+    path = tmp_path / "candidates.jsonl"
+    write_jsonl(path, ROWS)
+    made_on(tmp_path, split)
+    config = SimpleNamespace(model=None, algo=SimpleNamespace(max_per_prompt=4))
+    with pytest.raises(UserError, match=f"prompts of the {split} split, not to be trained on"):
+        build_rft_trainer(SimpleNamespace(config=config, inputs={"candidates": path}, seed=0), [], None)
+
+
 def test_nothing_right_is_a_line(tmp_path):
     path = tmp_path / "candidates.jsonl"
     write_jsonl(path, ROWS[1:2])
+    made_on(tmp_path, "train")
     config = SimpleNamespace(model=None, algo=SimpleNamespace(max_per_prompt=4))
     with pytest.raises(UserError, match="no candidate is right"):
         build_rft_trainer(SimpleNamespace(config=config, inputs={"candidates": path}, seed=0), [], None)
