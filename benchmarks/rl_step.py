@@ -32,6 +32,7 @@ from trl import GRPOConfig, GRPOTrainer
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
 
 VOCABULARY = 1024
+WIDTH = 256
 
 
 class SharedPrefixGRPOTrainer(SharedPrefix, GRPOTrainer):
@@ -66,8 +67,8 @@ def save_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=688,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH * 43 // 16,
         num_hidden_layers=6,
         num_attention_heads=8,
         max_position_embeddings=4096,
