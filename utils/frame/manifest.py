@@ -194,8 +194,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest atomically, with access tokens of the environment blotted out, and with the checksum of
-    all else that the file holds as its first line.
+    """Write a manifest atomically, access tokens of the environment blotted out; its first line holds the
+    checksum of all others.
     """
     text = redact(dump_json({key: value for key, value in manifest.items() if key != CHECKSUM}))
     seal = f'{{\n  "{CHECKSUM}": "{hashlib.sha256(text.encode()).hexdigest()}",\n'

@@ -55,9 +55,7 @@ def topic(comparison: Comparison) -> Topic:
 def _specifications(comparison: Comparison, policies: list[str]) -> int:
     """How many different reward specifications the evaluations of these policies have read."""
     places = [evaluated_in(folder) for name in policies for folder in comparison.folders[name]]
-    inputs = [
-        (read_manifest(run / stage) or {}).get("inputs", {}) for run, stage in filter(None, places)
-    ]
+    inputs = [(read_manifest(run / stage) or {}).get("inputs", {}) for run, stage in filter(None, places)]
     return len(
         {
             facts["sha256"]
