@@ -54,13 +54,14 @@ def begun(models: Path, folder: Path) -> Path:
 
 
 def results(run_dir: Path) -> dict[str, bytes]:
-    """Every result of 04 and 10 by its path; of a manifest all but how many processes there were."""
+    """Every result of 04 and 10 by its path; of a manifest all but how many processes there were,
+    which its checksum counts."""
     found = {}
     for folder in (run_dir / "04_candidates", *sorted((run_dir / "10_evaluation").iterdir())):
         for name in describe_outputs(folder, run_dir):
             found[name] = (run_dir / name).read_bytes()
         manifest = read_json(folder / "manifest.json")
-        manifest["environment"].pop("num_processes")
+        del manifest["checksum"], manifest["environment"]["num_processes"]
         found[f"{folder.name}/manifest.json"] = json.dumps(manifest).encode()
     return found
 

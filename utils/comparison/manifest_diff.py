@@ -18,12 +18,13 @@ from typing import Any
 
 from utils.documents.text import plural
 from utils.frame.command_line import output_root, parse, resolve
-from utils.frame.files import UserError, read_json, resolve_path, write_json
+from utils.frame.files import UserError, resolve_path, write_json
+from utils.frame.manifest import CHECKSUM, read_manifest
 from utils.frame.stage import Stage
 
 CATEGORIES = ("stages", "data", "config", "code", "outputs")
 ABSENT = "(absent)"
-_LABELS = ("schema_version", "stage", "variant", "run_id")
+_LABELS = ("schema_version", "stage", "variant", "run_id", CHECKSUM)
 # Configuration by its effect on results, the largest first, by the beginning of the dotted key; what is not
 # named comes after these, the seed last.
 _BY_EFFECT = (
@@ -70,7 +71,7 @@ def load_manifests(run: Path) -> dict[str, dict]:
     found = sorted(path for path in run.rglob("manifest.json") if ".in_progress" not in path.parts)
     if not found:
         raise UserError(f"{run}: no finished stage (no manifest.json below it)")
-    return {path.parent.relative_to(run).as_posix(): read_json(path) for path in found}
+    return {path.parent.relative_to(run).as_posix(): read_manifest(path.parent) for path in found}
 
 
 def diff_runs(a: dict[str, dict], b: dict[str, dict]) -> list[Difference]:

@@ -10,6 +10,8 @@ import contextlib
 import datetime
 import hashlib
 import json
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,9 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.frame.files import UserError
+
 if TYPE_CHECKING:
     from utils.data.records import Record
 
+# A chat template is a program that comes with a model. What it may use for one rendering: seconds of this
+# process's time, and characters beyond those that it is given. Real ones take milliseconds.
+SECONDS, CHARACTERS = 5, 1_000_000
 # Chat templates may ask for today's date, and a run must not change overnight. Llama 3's own default.
 DATE = "2024-07-26"
 
@@ -50,6 +57,8 @@ def set_prompt_format(tokenizer: Any, prompt_format: PromptFormat) -> None:
         return
     try:
         rendered = render_prompt(tokenizer, "1 + 1?")
+    except UserError as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # a template is a program: it may raise anything
         raise ValueError(f"its chat template refuses a plain question ({_first_line(error)})") from None
     if "1 + 1?" not in rendered:
@@ -83,10 +92,37 @@ def _render(tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: 
     prompt_format = getattr(tokenizer, "prompt_format", PromptFormat())
     if prompt_format.system_prompt:
         turns = [{"role": "system", "content": prompt_format.system_prompt}, *turns]
-    with _on_day(prompt_format.date):
-        return tokenizer.apply_chat_template(
+    with _on_day(prompt_format.date), _in_time():
+        rendered = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt, **prompt_format.kwargs
         )
+    if len(rendered) > CHARACTERS + sum(len(turn["content"]) for turn in turns):
+        raise UserError(f"the model's chat template writes {len(rendered)} characters around a prompt")
+    return rendered
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """Let a rendering that does not end in `SECONDS` of processor time be a UserError.
+
+    Outside of the main thread, where Python takes no signals, there is no such limit.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        raise UserError(
+            f"the model's chat template has not ended after {SECONDS} seconds: give another model"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @contextlib.contextmanager
@@ -130,6 +166,8 @@ def _end_of_turn_of_template(tokenizer: Any) -> int | None:
     turns = [{"role": "user", "content": "6 x 7?"}, {"role": "assistant", "content": words}]
     try:
         rendered = _render(tokenizer, turns, add_generation_prompt=False)
+    except UserError:
+        raise
     except Exception:  # a template for questions alone
         return None
     tail = tokenizer(rendered.rpartition(words)[2], add_special_tokens=False)["input_ids"]

@@ -14,7 +14,7 @@ def _load(name: str) -> Any:
     local = resolve_path(name)
     try:
         return AutoTokenizer.from_pretrained(local if local.exists() else name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file brings a library to raise
         raise UserError(f"dataset.tokenizer: cannot load {shown(name)}: {first_line(error)}") from None
 
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from utils.frame.files import (
     read_json,
     sha256_of,
     sha256_of_tree,
+    shown,
     visible_files,
     write_text,
 )
@@ -33,6 +35,24 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUNTIME = "runtime.json"
 RUN_MANIFEST = "run_manifest.json"
+CHECKSUM = "checksum"
+# What a manifest may hold.
+_KINDS = {
+    CHECKSUM: str,
+    "schema_version": int,
+    "stage": str,
+    "variant": str,
+    "run_id": str,
+    "seed": int,
+    "config": dict,
+    "inputs": dict,
+    "outputs": dict,
+    "criteria": dict,
+    "metrics": dict,
+    "environment": dict,
+}
+_SEALED = re.compile(rb'\{\n  "checksum": "([0-9a-f]{64})",\n')
+_DEEPEST = 50  # levels within a manifest; a configuration has four
 # What 11 says of seconds, which differ between two executions of the same work.
 TIMING = ("timing.csv", "timing.md", "timing.png")
 # Folders in logs/ where trackers write, in files with times and names of their own making.
@@ -174,8 +194,12 @@ def _git(*arguments: str) -> str | None:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest atomically, with access tokens of the environment blotted out."""
-    write_text(path, redact(dump_json(manifest)))
+    """Write a manifest atomically, access tokens of the environment blotted out; its first line holds the
+    checksum of all others.
+    """
+    text = redact(dump_json({key: value for key, value in manifest.items() if key != CHECKSUM}))
+    seal = f'{{\n  "{CHECKSUM}": "{hashlib.sha256(text.encode()).hexdigest()}",\n'
+    write_text(path, seal + text.removeprefix("{\n"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -184,9 +208,42 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
-        raise UserError(f"{path}: not a stage manifest; redo the stage with --overwrite")
+    if fault := _fault(manifest, path.read_bytes()):
+        raise UserError(f"{shown(path)}: {fault}; redo the stage with --overwrite")
     return manifest
+
+
+def _fault(manifest: Any, text: bytes) -> str:
+    """What is wrong with a manifest, as a clause; "" where it is as a stage writes it.
+
+    One of before there were checksums has none, and no other key that is unknown.
+    """
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+        return "not a stage manifest"
+    sealed = _SEALED.match(text)
+    if sealed is None and manifest.keys() <= _KINDS.keys() - {CHECKSUM}:
+        return _wrong_kind(manifest)
+    whole = sealed and hashlib.sha256(b"{\n" + text[sealed.end() :]).hexdigest() == sealed[1].decode()
+    return "" if whole else "changed since the stage wrote it (its checksum does not hold)"
+
+
+def _wrong_kind(manifest: dict[str, Any]) -> str:
+    for key, value in manifest.items():
+        if not isinstance(value, _KINDS[key]):
+            return f'not a stage manifest ("{key}" holds {type(value).__name__})'
+    files = [*manifest["outputs"].items(), *manifest.get("inputs", {}).items()]
+    for name, facts in files:
+        if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
+            return f'not a stage manifest ("{name[:60]}" has no sha256)'
+    return "" if _depth(manifest) <= _DEEPEST else "not a stage manifest (nested too deeply)"
+
+
+def _depth(value: Any, above: int = 0) -> int:
+    """How many levels of mappings and lists a value has, counted no further than there may be."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if above > _DEEPEST:
+        return above
+    return max((_depth(each, above + 1) for each in inner), default=above)
 
 
 def identity(stage_folder: str, variant: str, seed: int, config: dict, inputs: dict) -> dict[str, Any]:
@@ -246,6 +303,18 @@ def damaged_output(manifest: dict[str, Any], run_dir: Path, below: str = "") -> 
     return None
 
 
+def unlisted_file(manifest: dict[str, Any], run_dir: Path, folder: str) -> Path | None:
+    """The first file in a folder of a stage's outputs that the manifest does not list; None where it lists
+    all. A file that is added, such as a chat template, can change what a folder means as one that is changed.
+    """
+    stage = run_dir / Path(*Path(folder).parts[:1])
+    for path in sorted((run_dir / folder).rglob("*")):
+        counts = (path.is_file() or path.is_symlink()) and is_output(path.relative_to(stage))
+        if counts and path.relative_to(run_dir).as_posix() not in manifest["outputs"]:
+            return path
+    return None
+
+
 def update_run_manifest(run_dir: Path) -> dict[str, Any]:
     """Write `run_manifest.json`: stage folder -> path, hash, headline metrics and criteria of its manifest.
 
@@ -254,7 +323,7 @@ def update_run_manifest(run_dir: Path) -> dict[str, Any]:
     stages = {}
     for path in sorted([*run_dir.glob(f"*/{MANIFEST}"), *run_dir.glob(f"*/*/{MANIFEST}")]):
         manifest = read_manifest(path.parent)
-        content = {key: value for key, value in manifest.items() if key != "run_id"}
+        content = {key: value for key, value in manifest.items() if key not in ("run_id", CHECKSUM)}
         stages[path.parent.relative_to(run_dir).as_posix()] = {
             "manifest": path.relative_to(run_dir).as_posix(),
             "sha256_without_run_id": hashlib.sha256(dump_json(content).encode()).hexdigest(),
@@ -262,5 +331,5 @@ def update_run_manifest(run_dir: Path) -> dict[str, Any]:
             "criteria": manifest.get("criteria", {}),
         }
     whole = {"schema_version": SCHEMA_VERSION, "run_id": run_dir.name, "stages": stages}
-    write_manifest(run_dir / RUN_MANIFEST, whole)
+    write_text(run_dir / RUN_MANIFEST, redact(dump_json(whole)))
     return whole

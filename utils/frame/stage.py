@@ -8,7 +8,6 @@ together, the main one does all this and tells the others; see docs/distributed.
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import os
 import platform
@@ -38,6 +37,7 @@ from utils.frame.processes import (
     lost_another,
     num_processes,
 )
+from utils.frame.shortages import refusal
 from utils.frame.stage_plan import IN_PROGRESS, Plan, Stage, check_inputs, make_plan, started, status_of
 
 LOCK = ".lock"
@@ -127,31 +127,12 @@ def execute(stage: Stage, run: Run, argv: list[str]) -> int:
             # The reader of our output (`| head`) has gone: nothing more can be said, and that is no fault.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except OSError as error:
-            remedy = _REMEDIES.get(error.errno or 0)
-            if remedy is None:
-                raise
-            where = f"{shown(error.filename)}: " if error.filename else ""
-            return _fail(f"{where}{(error.strerror or 'no access').lower()}; {remedy}, then run again", 2)
-        except RuntimeError as error:
-            if not lost_another(error):
+        except Exception as error:
+            if line := refusal(error):
+                return _fail(line, 2)
+            if not isinstance(error, RuntimeError) or not lost_another(error):
                 raise
             return _fail("another process of this stage has ended, see its message", 1)
-
-
-_FREE = "free space or choose another --outputs_root"
-_ALLOW = "mend its permissions or choose another --outputs_root"
-_OTHER = "choose another --outputs_root or --run_id"
-_REMEDIES = {
-    errno.ENOSPC: _FREE,
-    errno.EDQUOT: _FREE,
-    errno.EACCES: _ALLOW,
-    errno.EPERM: _ALLOW,
-    errno.EROFS: _ALLOW,
-    errno.ENOTDIR: _OTHER,
-    errno.EEXIST: _OTHER,
-    errno.ENAMETOOLONG: _OTHER,
-}
 
 
 def _fail(message: str, code: int) -> int:

@@ -254,6 +254,11 @@ def _verify_input(path: Path, plan: Plan) -> None:
             f"missing input {shown(path)}: {folder}/manifest.json does not list it; "
             f"run `{command} --overwrite`"
         )
+    if added := manifests.unlisted_file(recorded, run_dir, name):
+        raise UserError(
+            f"{shown(added)} is no output of {folder}, whose manifest.json does not list it: delete it, or "
+            "move it out of the run"
+        )
     damage = manifests.damaged_output(recorded, run_dir, below=name)
     if damage:
         raise UserError(

@@ -8,13 +8,16 @@ safetensors only.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -31,7 +34,9 @@ from transformers.utils import logging as transformers_logging
 
 from utils.data.prompts import PromptFormat, set_prompt_format
 from utils.frame.files import REPO_ROOT, UserError, first_line, read_json, write_json
+from utils.frame.shortages import shortage
 from utils.models import four_bits
+from utils.models.adapter_files import base_of_adapter
 from utils.models.cpu import prepare_cpu
 from utils.models.settings import LoraSection, ModelSection
 
@@ -72,11 +77,8 @@ def portable(path: str) -> str:
 
 def adapter_base(folder: str | Path) -> str | None:
     """The base model's name if ``folder`` holds a PEFT adapter, else None."""
-    config = Path(folder) / "adapter_config.json"
-    if not config.is_file():
-        return None
-    base = read_json(config)["base_model_name_or_path"]
-    return base if _is_there(base) else _moved_along(Path(folder), base) or base
+    base = base_of_adapter(Path(folder))
+    return base if base is None or _is_there(base) else _moved_along(Path(folder), base) or base
 
 
 def _is_there(path: str) -> bool:
@@ -92,6 +94,26 @@ def _moved_along(folder: Path, base: str) -> str | None:
             if (found / "config.json").is_file():
                 return str(found)
     return None
+
+
+def reason(error: Exception) -> str:
+    """What an error says, or the error behind a checked configuration's, which is the clearer."""
+    return first_line(error.__cause__ or error if isinstance(error, StrictDataclassError) else error)
+
+
+@contextlib.contextmanager
+def whole(name: str | Path, what: str) -> Iterator[None]:
+    """Let whatever a library raises of a damaged or made-up folder be a UserError; not what means that memory
+    or disk has run out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if shortage(error):
+            raise
+        raise UserError(f"{name}: no {what} could be loaded ({reason(error)})") from None
 
 
 def other_class(config: PreTrainedConfig) -> str | None:
@@ -116,12 +138,10 @@ def load_tokenizer(name_or_path: str | Path, section: ModelSection | None = None
     Raises UserError where there is none, it has no end-of-sequence token, or its chat template refuses a
     plain question.
     """
-    try:
+    with whole(name_or_path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             located(name_or_path), padding_side="left", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name_or_path}: no tokenizer could be loaded ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{name_or_path}: the tokenizer has no end-of-sequence token; set eos_token in its config"
@@ -200,8 +220,8 @@ def load_base(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    with whole(name_or_path, "model"):
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attention(section),
@@ -209,9 +229,10 @@ def load_base(
             device_map=device_map,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name_or_path}: no model could be loaded ({first_line(error)})") from None
+    if lacking := sorted(found["missing_keys"]):  # they would be random
+        raise UserError(f"{name_or_path}: {len(lacking)} of the model's weights are missing, such as {lacking[0]}")
     if device().type == "cpu":
         prepare_cpu(getattr(model.config.get_text_config(), "hidden_size", 0))
     four_bits.leave_packing_alone(model)
@@ -279,7 +300,9 @@ def load_policy(
             "they do not belong together"
         )
     if base:
-        model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
+        with whole(path, "adapter"), warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # they would be a fresh adapter's
+            model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
         if not trainable and not section.load_in_4bit:
             model = model.merge_and_unload()
     return (model if trainable else model.eval()), tokenizer

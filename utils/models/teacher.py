@@ -19,9 +19,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.data.prompts import token_ids
-from utils.frame.files import UserError, first_line
+from utils.frame.files import UserError
 from utils.frame.processes import from_main, merge_shares, share
-from utils.models.loading import adapter_base, input_device, load_policy, load_tokenizer, located, other_class
+from utils.models.loading import (
+    adapter_base,
+    input_device,
+    load_policy,
+    load_tokenizer,
+    located,
+    other_class,
+    reason,
+)
 from utils.models.prefix.prefix_scoring import padded_parts, states_and_head, token_scores
 from utils.models.prefix.shared_prefix import (
     CompletionBatch,
@@ -334,7 +342,7 @@ def _located(name: str, what: str) -> str:
 
 
 def _unloadable(name: str, error: Exception) -> UserError:
-    return UserError(f"{name}: the teacher could not be loaded ({first_line(error)})")
+    return UserError(f"{name}: the teacher could not be loaded ({reason(error)})")
 
 
 def _check_architecture(name: str, path: str) -> None:
@@ -344,7 +352,9 @@ def _check_architecture(name: str, path: str) -> None:
         config = AutoConfig.from_pretrained(
             _located(base, f"base model for teacher {name}") if base else path, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file brings a library to raise
         raise _unloadable(name, error) from None
     if other := other_class(config):
         raise UserError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.frame.config import StageConfig
-from utils.frame.files import UserError, read_json, resolve_path, shown
+from utils.frame.files import UserError, resolve_path, shown
 from utils.frame.pipeline import (
     DEFAULT_CURRICULUM,
     DEFAULT_REWARD,
@@ -17,6 +17,7 @@ from utils.frame.pipeline import (
     row_of,
 )
 from utils.frame.typed_settings import setting
+from utils.models.adapter_files import base_of_adapter
 from utils.models.settings import ModelConfig
 from utils.rewards.spec import load_reward_spec, paid_weights
 
@@ -160,11 +161,9 @@ def model_inputs(checkpoint: Path | str) -> dict[str, Path]:
     if isinstance(checkpoint, str):
         return {}
     inputs = {"checkpoint": checkpoint}
-    adapter = checkpoint / "adapter_config.json"
-    if adapter.is_file():
-        base = read_json(adapter).get("base_model_name_or_path")
-        if base and resolve_path(base).is_dir():
-            inputs["base_model"] = resolve_path(base)
+    base = base_of_adapter(checkpoint)
+    if base and resolve_path(base).is_dir():
+        inputs["base_model"] = resolve_path(base)
     return inputs
 
 

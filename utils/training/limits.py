@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from utils.data.records import Record, load_records
 from utils.data.settings import DatasetConfig
 from utils.frame.config import StageConfig
-from utils.frame.files import UserError, read_json
+from utils.frame.files import UserError, first_line, read_json, shown
 from utils.frame.pipeline import Method
 from utils.models.settings import ModelConfig, ModelSection
 from utils.training.inputs import configured, prepared_split
@@ -99,7 +99,10 @@ def tokenizer_of(model: ModelConfig) -> Tokenizer | None:
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library knows no other
+        raise UserError(f"{shown(file)}: no tokenizer could be loaded ({first_line(error)})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -133,7 +136,8 @@ def _remedies(model: ModelConfig, dataset: str, option: str, tokens: int) -> str
             f"{dataset} (./download.sh model smollm2-135m)"
         )
     local = isinstance(folder, Path)
-    positions = read_json(folder / "config.json").get("max_position_embeddings") if local else None
-    if positions is None or tokens < positions:
+    config = read_json(folder / "config.json") if local else {}
+    positions = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    if not isinstance(positions, int) or tokens < positions:
         found.append(f"raise {option} to {tokens} or more")
     return "; or ".join(found) or "give a model with more positions"

@@ -237,7 +237,7 @@ def test_machine_readable_form_is_json():
 def test_manifests_are_found_at_both_depths(tmp_path):
     for stage in ("01_preprocessing", "10_evaluation/sft"):
         (tmp_path / stage).mkdir(parents=True)
-        (tmp_path / stage / "manifest.json").write_text(json.dumps({"stage": stage}))
+        (tmp_path / stage / "manifest.json").write_text(json.dumps({"stage": stage, "outputs": {}}))
     (tmp_path / "run_manifest.json").write_text("{}")
     assert sorted(load_manifests(tmp_path)) == ["01_preprocessing", "10_evaluation/sft"]
 

@@ -4,6 +4,7 @@ import pytest
 from jinja2.exceptions import TemplateError
 
 from tests.support.tiny_models import make_tiny_tokenizer
+from utils.data import prompts
 from utils.data.prompts import (
     PromptFormat,
     PromptTokens,
@@ -13,6 +14,7 @@ from utils.data.prompts import (
     set_prompt_format,
     template_facts,
 )
+from utils.frame.files import UserError
 
 PLAIN = (
     "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}<end>\n{% endfor %}"
@@ -128,3 +130,29 @@ def test_prompts_that_come_again_are_tokenised_once():
     assert found == [[99], [100], [97, 98]] and asked == ["ab", "c", "d"]
     found[0].append(0)  # what a caller does to its lists is its own affair
     assert tokens(["c"]) == [[99]] and tokens([]) == []
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + PLAIN
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (ENDLESS, "has not ended after"),
+        (
+            "{% if messages[0].content != '1 + 1?' %}" + ENDLESS + "{% else %}" + PLAIN + "{% endif %}",
+            "not ended",
+        ),
+        ("{{ messages[0].content * 1000 }}", "writes 6000 characters around a prompt"),
+    ],
+    ids=["for every question", "for others than the first", "long"],
+)
+def test_a_template_has_its_time_and_its_length(tokenizer, monkeypatch, template, said):
+    monkeypatch.setattr(prompts, "SECONDS", 0.2)
+    monkeypatch.setattr(prompts, "CHARACTERS", 5000)
+    tokenizer.chat_template = template
+    with pytest.raises((UserError, ValueError), match=said):
+        set_prompt_format(tokenizer, PromptFormat())
+        render_prompt(tokenizer, "2 + 2?")
+    tokenizer.chat_template = PLAIN
+    render_prompt(tokenizer, "2 + 2?")  # no alarm is left behind

@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 from tests.support import toy
 from utils.frame import manifest as manifests
-from utils.frame.files import REPO_ROOT, sha256_of, sha256_of_tree
+from utils.frame.files import REPO_ROOT, UserError, sha256_of, sha256_of_tree
 from utils.frame.stage import execute
 from utils.frame.stage_plan import prepare
 
@@ -75,15 +77,15 @@ def test_a_manifest_says_what_was_read_told_and_written(run, tmp_path):
 
 
 def test_identical_work_gives_identical_manifests(run, tmp_path):
-    """Two runs, one of them redone in another process, differ in run_id alone."""
+    """Two runs, one of them redone in another process, differ in run_id, and so in the checksum, alone."""
     for run_id in ("run_001", "run_002"):
         for number in ("01", "03", "10"):
             assert run(number, run_id=run_id)[0] == 0
     folders = ("01_preprocessing", "03_sft", "10_evaluation/sft", "")
     for folder in folders:
         name = "manifest.json" if folder else "run_manifest.json"
-        first = (tmp_path / "run_001" / folder / name).read_text()
-        second = (tmp_path / "run_002" / folder / name).read_text()
+        texts = ((tmp_path / run_id / folder / name).read_text() for run_id in ("run_001", "run_002"))
+        first, second = (re.sub('"checksum": "[0-9a-f]{64}"', "", text) for text in texts)
         assert first != second
         assert first.replace('"run_id": "run_001"', '"run_id": "run_002"') == second
     before = (tmp_path / "run_001" / "03_sft" / "manifest.json").read_bytes()
@@ -210,12 +212,72 @@ def test_an_input_changed_since_its_manifest_is_an_error(run, tmp_path, damage):
 
 def test_a_file_the_producer_did_not_record_is_no_input(run, tmp_path):
     run("01")
-    manifest_path = tmp_path / "run_001" / "01_preprocessing" / "manifest.json"
-    manifest = read(manifest_path)
+    path = tmp_path / "run_001" / "01_preprocessing" / "manifest.json"
+    manifest = read(path)
     del manifest["outputs"]["01_preprocessing/train.jsonl"]
-    manifest_path.write_text(json.dumps(manifest))
+    manifests.write_manifest(path, manifest)
     code, _, err = run("03")
     assert code == 2 and "manifest.json does not list it" in err
+
+
+def planted_file(folder: Path) -> str:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    return "ckpt_sft/chat_template.jinja"
+
+
+def planted_folder(folder: Path) -> str:
+    """A folder from elsewhere."""
+    (folder / "additional_chat_templates").symlink_to(folder.parents[2])
+    return "ckpt_sft/additional_chat_templates"
+
+
+@pytest.mark.parametrize("plant", [planted_file, planted_folder])
+def test_what_is_added_to_a_folder_is_refused_by_name(run, tmp_path, plant):
+    run("01")
+    run("03")
+    name = plant(tmp_path / "run_001" / "03_sft" / "ckpt_sft")
+    code, _, err = run("10")
+    assert code == 2 and f"{name} is no output of 03_sft" in err and "delete it" in err
+    assert not (tmp_path / "run_001" / "10_evaluation").exists()
+    (tmp_path / "run_001" / "03_sft" / name).unlink()
+    assert run("10")[0] == 0
+
+
+def test_every_flipped_byte_of_a_manifest_is_noticed(run, tmp_path):
+    run("01")
+    folder = tmp_path / "run_001" / "01_preprocessing"
+    path, whole = folder / "manifest.json", (folder / "manifest.json").read_bytes()
+    assert manifests.read_manifest(folder)["checksum"]
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 7]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="manifest.json"):
+            manifests.read_manifest(folder)
+    assert run("03")[0] == 2 and status(tmp_path, "01").startswith("stale: ")
+
+
+FACTS = {"sha256": "a" * 64, "bytes": 1}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"outputs": []},
+        {"outputs": {"a": 3}},
+        {"outputs": {"a": {"sha256": 10**400}}},
+        {"outputs": {}, "inputs": {"a": []}},
+        {"outputs": {}, "seed": "0"},
+        {"outputs": {}, "checksums": "a"},
+        {"outputs": {}, "config": functools.reduce(lambda inner, _: {"a": inner}, range(60), {})},
+    ],
+    ids=lambda damaged: str(damaged)[:40],
+)
+def test_what_is_no_manifest_is_said_in_one_line(tmp_path, damaged):
+    """Without a checksum, as manifests were before there was one; such ones are taken if they are whole."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"outputs": {"a": FACTS}, "config": {"seed": 0}}))
+    assert manifests.read_manifest(tmp_path)["outputs"] == {"a": FACTS}
+    (tmp_path / "manifest.json").write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match=r"manifest\.json: (not a stage manifest|changed since)"):
+        manifests.read_manifest(tmp_path)
 
 
 # --------------------------------------------------------------------- up to date, stale, overwrite

@@ -1,13 +1,25 @@
-"""Number formats and attention by device, four bits, and where a teacher lies."""
+"""Number formats and attention by device, four bits, damaged folders, and where a teacher lies."""
+
+import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from tests.support.stand_ins import make_stand_in
 from tests.support.tiny_models import make_tiny_tokenizer
-from utils.frame.files import UserError
+from utils.frame.files import UserError, read_json, write_json
 from utils.models import loading
-from utils.models.loading import attention, input_device, load_base, load_tokenizer, number_format
+from utils.models.loading import (
+    attention,
+    input_device,
+    load_base,
+    load_policy,
+    load_tokenizer,
+    number_format,
+    save_policy,
+)
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.settings import LoraSection, ModelConfig, ModelSection
 from utils.models.teacher import Teacher
@@ -70,6 +82,88 @@ def test_flash_attention_gives_way_where_it_cannot_run(gpu, monkeypatch, caplog)
 def test_auto_attention_shares_prefixes(tiny_models):
     for kind in ("llama", "gpt2"):
         assert load_base(tiny_models(kind), ModelSection()).config._attn_implementation == "sdpa"
+
+
+# ------------------------------------------------------------------------------- damaged and made-up folders
+
+
+def configured(**values):
+    def change(folder):
+        write_json(folder / "config.json", read_json(folder / "config.json") | values)
+
+    return change
+
+
+def cut(name, size):
+    def change(folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+    return change
+
+
+def without_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_code(folder):
+    """Code of the folder's own, which would leave a file behind."""
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    configured(model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})(folder)
+    known = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", known | {"auto_map": {"AutoTokenizer": ["own.T", None]}})
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut("model.safetensors", 5), "no model could be loaded"),
+        (cut("model.safetensors", 9000), "no model could be loaded"),
+        (cut("config.json", 40), "could be loaded"),
+        (cut("tokenizer_config.json", 40), "no tokenizer could be loaded"),
+        (configured(hidden_size="x"), "expected int, got str"),
+        (configured(hidden_act="none"), "no model could be loaded"),
+        (configured(quantization_config=3), "no tokenizer could be loaded"),
+        (without_a_weight, "1 of the model's weights are missing, such as model.norm.weight"),
+        (with_code, "custom code"),
+    ],
+)
+def test_a_damaged_folder_is_one_line_and_none_of_its_code_runs(tiny_models, tmp_path, damage, said, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_models("llama"), folder)
+    damage(folder)
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    with pytest.raises(UserError, match=said) as raised:
+        load_policy(folder, ModelSection())
+    assert str(raised.value).startswith(str(folder)) and "\n" not in str(raised.value)
+    assert not (folder / "ran").exists()
+
+
+def without_a_matrix(folder):
+    weights = load_file(folder / "adapter_model.safetensors")
+    del weights[sorted(weights)[0]]
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut("adapter_model.safetensors", 90), "no adapter could be loaded"),
+        (without_a_matrix, "no adapter could be loaded .*missing adapter keys"),
+        (lambda folder: write_json(folder / "adapter_config.json", []), "base_model_name_or_path"),
+        (lambda folder: write_json(folder / "adapter_config.json", {"base_model_name_or_path": 3}), "base_model"),
+    ],
+)
+def test_a_damaged_adapter_is_one_line(tiny_models, tmp_path, damage, said):
+    base = load_base(tiny_models("llama"), ModelSection())
+    policy = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    save_policy(policy, load_tokenizer(tiny_models("llama")), tmp_path / "policy")
+    load_policy(tmp_path / "policy", ModelSection())
+    damage(tmp_path / "policy")
+    with pytest.raises(UserError, match=said) as raised:
+        load_policy(tmp_path / "policy", ModelSection())
+    assert "\n" not in str(raised.value)
 
 
 # ------------------------------------------------------------------------------------------------ the teacher

@@ -83,7 +83,7 @@ def test_folders_without_a_model_are_one_line(tiny_models, tmp_path):
     shutil.copytree(tiny_models("llama"), tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "cut: the teacher could not be loaded" in refusal(tmp_path / "cut")
+    assert "cut: no model could be loaded" in refusal(tmp_path / "cut")
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost" / "adapter_config.json").write_text('{"base_model_name_or_path": "assets/gone"}')
     assert "assets/gone: no such folder (base model for teacher" in refusal(tmp_path / "lost")

@@ -14,7 +14,7 @@ from utils.comparison.topics.measures import KL_RESPONSE, KL_TOKEN, TOTAL, measu
 from utils.documents.document import Figure, Number, Paragraph, Section, Table
 from utils.documents.figures import drawing, legend, mark
 from utils.documents.text import listed, percent
-from utils.frame.files import read_json
+from utils.frame.manifest import read_manifest
 
 FRONTIER = "frontier.png"
 
@@ -55,9 +55,7 @@ def topic(comparison: Comparison) -> Topic:
 def _specifications(comparison: Comparison, policies: list[str]) -> int:
     """How many different reward specifications the evaluations of these policies have read."""
     places = [evaluated_in(folder) for name in policies for folder in comparison.folders[name]]
-    inputs = [
-        read_json(run / stage / "manifest.json").get("inputs", {}) for run, stage in filter(None, places)
-    ]
+    inputs = [(read_manifest(run / stage) or {}).get("inputs", {}) for run, stage in filter(None, places)]
     return len(
         {
             facts["sha256"]

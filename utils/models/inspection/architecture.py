@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from utils.frame.files import UserError, first_line
-from utils.models.loading import located, other_class
+from utils.frame.files import UserError
+from utils.models.loading import located, other_class, reason
 from utils.models.prefix.shared_prefix import obstacle, position_limit
 
 
@@ -72,15 +71,17 @@ def inspect_model(name_or_path: str | Path) -> Architecture:
     name = str(name_or_path)
     try:
         config = AutoConfig.from_pretrained(located(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"{name}: no model configuration found ({_reason(error)})") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file brings a library to raise
+        raise UserError(f"{name}: no model configuration found ({reason(error)})") from None
     if other := other_class(config):
         raise UserError(f"{name}: no causal language model but {other}; nothing here could train it")
     try:
         with init_empty_weights(include_buffers=True):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a made-up configuration brings a model's constructor to raise
-        raise UserError(f"{name}: its configuration describes no model ({_reason(error)})") from None
+        raise UserError(f"{name}: its configuration describes no model ({reason(error)})") from None
     config = model.config.get_text_config()
     targets = lora_targets(model)
     layers = getattr(config, "num_hidden_layers", 0)
@@ -133,8 +134,3 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     """Numbers in and out."""
     rows, columns = module.weight.shape
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, or the error behind a checked configuration's, which is the clearer."""
-    return first_line(error.__cause__ or error if isinstance(error, StrictDataclassError) else error)
