@@ -38,6 +38,7 @@ from utils.frame.processes import (
     lost_another,
     num_processes,
 )
+from utils.frame.replacing import REPLACED, set_aside, settle
 from utils.frame.stage_plan import IN_PROGRESS, Plan, Stage, check_inputs, make_plan, started, status_of
 
 LOCK = ".lock"
@@ -204,14 +205,21 @@ def _lead(stage: Stage, run: Run, argv: list[str]) -> int:
             return 0
         plan.stage.fits(plan.config, plan.run_dir)
         with _locked(plan.out):
+            settle(plan.out, LOCK, LOG)
             # Another execution may have finished the stage between the look above and the lock.
             if _nothing_to_do(plan):
                 code = 0
                 return 0
             ctx, sessions = _begin(plan)
-            told = True
+            told, verdict = True, 0
             from_main((None, plan.inputs, ctx.resuming))
-            return _run(plan, ctx, sessions, run, argv)
+            try:
+                verdict = _run(plan, ctx, sessions, run, argv)
+                return verdict
+            finally:
+                # (What a stage with a verdict of failure wrote stays for reading.)
+                if not verdict and settle(plan.out, LOCK, LOG):
+                    print(f"{plan.name}: what it held before is kept", flush=True)
     finally:
         if not told:
             from_main((code, {}, False))
@@ -275,7 +283,10 @@ def _begin(plan: Plan) -> tuple[StageContext, list[str]]:
     out = plan.out
     noted = started(out)
     resuming = noted.get("identity") == plan.identity and not plan.arguments.frame.overwrite
-    _clear(out, keep_files=resuming)
+    if (out / manifests.MANIFEST).exists():
+        set_aside(out, LOCK)
+    else:
+        _clear(out, keep_files=resuming)
     sessions = [*(noted.get("sessions", []) if resuming else []), _now()]
     write_json(out / IN_PROGRESS, {"identity": plan.identity, "sessions": sessions})
     ctx = _context(plan, resuming)
@@ -317,15 +328,13 @@ def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: lis
 
 
 def _clear(out: Path, keep_files: bool) -> None:
-    """Empty a stage folder; when resuming, only of the temporary files a killed process left."""
+    """Empty an unfinished stage folder; when resuming, only of what a killed process was writing."""
     if keep_files:
         for leftover in list(out.rglob(f"{TEMPORARY_PREFIX}*")):
             remove(leftover)
         return
-    # The manifest goes first: a folder that is being cleared must not look finished.
-    remove(out / manifests.MANIFEST)
     for entry in out.iterdir():
-        if entry.name != LOCK:
+        if entry.name not in (LOCK, REPLACED):
             remove(entry)
 
 

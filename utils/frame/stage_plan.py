@@ -302,6 +302,20 @@ def status_of(plan: Plan) -> str:
     return f"stale: output {damage}" if damage else "up_to_date"
 
 
+def status_by_settings(plan: Plan) -> str:
+    """The status of a stage whose inputs are still to be made, taken to be those that it has read before."""
+    try:
+        recorded = manifests.read_manifest(plan.out)
+    except UserError as error:
+        return f"stale: {error}"
+    if recorded is None:
+        return "missing"
+    variant, config = plan.stage.variant_of(plan.config), plan.config.to_dict(plan.run_dir)
+    inputs = recorded.get("inputs", {})
+    plan.identity = manifests.identity(plan.stage.folder, variant, plan.config.seed, config, inputs)
+    return status_of(plan)
+
+
 def started(out: Path) -> dict[str, Any]:
     """Return what an unfinished execution noted down when it began; {} if there is none."""
     with contextlib.suppress(UserError):
