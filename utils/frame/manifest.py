@@ -33,6 +33,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUNTIME = "runtime.json"
 RUN_MANIFEST = "run_manifest.json"
+IN_PROGRESS = ".in_progress.json"  # what a stage that has not finished was begun for
 # What 11 says of seconds, which differ between two executions of the same work.
 TIMING = ("timing.csv", "timing.md", "timing.png")
 # Folders in logs/ where trackers write, in files with times and names of their own making.

@@ -13,7 +13,6 @@ import fcntl
 import os
 import platform
 import resource
-import shlex
 import signal
 import sys
 import time
@@ -38,9 +37,11 @@ from utils.frame.processes import (
     lost_another,
     num_processes,
 )
+from utils.frame.repair_command import noted_command
 from utils.frame.replacing import REPLACED, set_aside, settle
-from utils.frame.stage_plan import IN_PROGRESS, Plan, Stage, check_inputs, make_plan, started, status_of
+from utils.frame.stage_plan import Plan, Stage, check_inputs, make_plan, started, status_of
 
+IN_PROGRESS = manifests.IN_PROGRESS
 LOCK = ".lock"
 LOG = "stage.log"
 
@@ -210,7 +211,7 @@ def _lead(stage: Stage, run: Run, argv: list[str]) -> int:
             if _nothing_to_do(plan):
                 code = 0
                 return 0
-            ctx, sessions = _begin(plan)
+            ctx, sessions = _begin(plan, argv)
             told, verdict = True, 0
             from_main((None, plan.inputs, ctx.resuming))
             try:
@@ -278,7 +279,7 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _begin(plan: Plan) -> tuple[StageContext, list[str]]:
+def _begin(plan: Plan, argv: list[str]) -> tuple[StageContext, list[str]]:
     """Make the folder ready; return the context, and when this and earlier sessions began."""
     out = plan.out
     noted = started(out)
@@ -288,7 +289,8 @@ def _begin(plan: Plan) -> tuple[StageContext, list[str]]:
     else:
         _clear(out, keep_files=resuming)
     sessions = [*(noted.get("sessions", []) if resuming else []), _now()]
-    write_json(out / IN_PROGRESS, {"identity": plan.identity, "sessions": sessions})
+    command = noted_command(Path(sys.argv[0]).name, argv)
+    write_json(out / IN_PROGRESS, {"identity": plan.identity, "sessions": sessions, **command})
     ctx = _context(plan, resuming)
     if noted and not resuming:
         ctx.log(f"{plan.name}: cleared what an interrupted run of other work had left")
@@ -358,7 +360,7 @@ def _write_runtime(ctx: StageContext, argv: list[str], sessions: list[str], seco
         "host": platform.node(),
         "num_processes": num_processes(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "command": shlex.join([Path(sys.argv[0]).name, *argv]),
+        **noted_command(Path(sys.argv[0]).name, argv),
     }
     write_text(ctx.out / manifests.RUNTIME, redact(dump_json(facts | ctx.runtime)))
 
