@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils.data import checks
 from utils.data.settings import DatasetConfig
-from utils.data.sources import raw_inputs, read_splits, render
+from utils.data.sources import raw_inputs, read_splits, reader_fits, render
 from utils.data.token_count import special_tokens
 from utils.frame.config import StageConfig
 from utils.frame.criteria import judged
@@ -30,6 +30,7 @@ STAGE = Stage(
     writes="report.json, report.md, problems.jsonl (file, place, severity, code), examples.jsonl",
     tiers={"dataset": (DatasetConfig, "configs/datasets/sample.yaml")},
     inputs=inputs,
+    fits=reader_fits,
 )
 
 

@@ -7,7 +7,7 @@ from utils.data.length_plot import plot_lengths
 from utils.data.preparation import PreparedSplit, cut_statistics, dropped_counts, prepare
 from utils.data.records import HELD_OUT
 from utils.data.settings import DatasetConfig
-from utils.data.sources import raw_inputs, read_splits
+from utils.data.sources import raw_inputs, read_splits, reader_fits
 from utils.data.token_count import token_counter
 from utils.frame.config import StageConfig
 from utils.frame.criteria import judged
@@ -29,6 +29,7 @@ STAGE = Stage(
     "length.png, held_out_levels.json (with dataset.hold_out_levels)",
     tiers={"dataset": (DatasetConfig, "configs/datasets/sample.yaml")},
     inputs=inputs,
+    fits=reader_fits,
     quick={"dataset.max_train": 64, "dataset.max_val": 16, "dataset.max_test": 16},
 )
 

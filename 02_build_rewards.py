@@ -15,6 +15,7 @@ from utils.frame.criteria import judged
 from utils.frame.files import UserError, shown, write_json
 from utils.frame.stage import Stage, StageContext, main
 from utils.rewards.spec import RewardSpec, own_files, verified, write_reward_spec
+from utils.rewards.user_components import check_own, own_fits, own_rewards, with_sources
 from utils.training.inputs import candidates_file
 
 SPLITS = ("train", "val", "test")
@@ -55,6 +56,7 @@ STAGE = Stage(
     tiers={"reward": (RewardSpec, "configs/rewards/combined.yaml")},
     options=Options,
     inputs=inputs,
+    fits=own_fits,
     quick={"cases_per_split": 3},
     variant=lambda config: "audit" if config.options.audit else "",
 )
@@ -71,7 +73,6 @@ def run(ctx: StageContext) -> int:
     from utils.grading.tasks import task_of
     from utils.rewards.task_reward import required_fields
     from utils.rewards.unit_cases import grade_golds, run_cases
-    from utils.rewards.user_components import check_own, own_rewards, with_sources
 
     splits = {split: load_records(ctx.inputs[split]) for split in SPLITS}
     spec: RewardSpec = with_sources(ctx.config.reward)

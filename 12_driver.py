@@ -20,6 +20,7 @@ from utils.driver.execution import Execution, exit_code
 from utils.driver.fit import check_fit
 from utils.driver.graph import build_graph, run_of_seed
 from utils.driver.launch import export_plan
+from utils.driver.overwriting import redone, refuse_stale
 from utils.driver.run_readme import write_readmes
 from utils.driver.show import show_budgets, show_plan, show_results
 from utils.frame.credentials import load_environment, redact, redact_tracebacks
@@ -65,14 +66,16 @@ def drive(argv: list[str]) -> int:
     show_budgets(budgets[0], every=known.dry_run)
     if len(known.seeds) == 1:
         print("one seed: a comparison over seeds needs two or more, so only the run's own is made")
+    redo = redone(nodes, known.overwrite)
     if known.dry_run:
-        show_plan(nodes, known.jobs, known.overwrite)
+        show_plan(nodes, known.jobs, redo)
         return 0
+    up_to_date = refuse_stale(nodes, redo)
     if known.export_plan:
         steps = export_plan(known.export_plan, nodes, known.launch, without_export(argv))
         print(f"{known.export_plan}: {len(steps)} steps; nothing was run (--export_plan)")
         return 0
-    execution = Execution(nodes, known.jobs, known.overwrite, known.launch, known.compare_only)
+    execution = Execution(nodes, known.jobs, redo, known.launch, known.compare_only, up_to_date)
     outcomes = execution.run()
     write_readmes(nodes, execution.run_dirs, known.note, argv)
     show_results(execution)

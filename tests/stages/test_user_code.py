@@ -154,6 +154,27 @@ def test_an_edited_function_asks_for_02_again(example, capfd):
         (example / "rewards.py").write_text(before)
 
 
+@pytest.mark.parametrize(
+    ("script", "folder", "file", "function"),
+    [
+        ("01_prepare_dataset.py", "01_preprocessing", "reader.py", "read"),
+        ("02_build_rewards.py", "02_rewards", "rewards.py", "uses_the_numbers"),
+    ],
+)
+def test_a_mistyped_function_deletes_nothing(example, run, capfd, script, folder, file, function):
+    option = "--dataset_config" if file == "reader.py" else "--reward_config"
+    tier = example / ("shop.yaml" if file == "reader.py" else "reward.yaml")
+    words = ["--outputs_root", str(run.parent), option, str(tier)]
+    text, before = (example / file).read_text(), sha256_of(run / folder)
+    try:
+        (example / file).write_text(text.replace(f"def {function}", f"def {function}x"))
+        assert execute_stage(script, [*words, "--overwrite"]) == 2
+        assert f'{file}: has no function "{function}"' in capfd.readouterr().err
+    finally:
+        (example / file).write_text(text)
+    assert sha256_of(run / folder) == before and execute_stage(script, words) == 0
+
+
 def test_a_missing_file_is_a_missing_input(tmp_path, capfd, run):
     (tmp_path / "reward.yaml").write_text("own: {mine: {file: nosuch/rewards.py}}\n")
     words = ["--reward_config", str(tmp_path / "reward.yaml"), "--outputs_root", str(run.parent)]

@@ -34,7 +34,7 @@ ALL = Goal(FAMILIES)
 def executed(goal=ALL, jobs=1, overwrite=False, seeds=(), overrides=None):
     """(nodes, outcomes by "run/step") after one execution of run "r"."""
     nodes = build_graph(goal, overrides or Overrides(), "r", 0, seeds)
-    outcomes = Execution(nodes, jobs, overwrite).run()
+    outcomes = Execution(nodes, jobs, {node.key for node in nodes} if overwrite else ()).run()
     return nodes, {"/".join(key): outcome for key, outcome in outcomes.items()}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from utils.documents.text import plural
 from utils.frame.command_line import output_root, parse, resolve
-from utils.frame.files import UserError, resolve_path, write_json
+from utils.frame.files import UserError, resolve_path, visible_files, write_json
 from utils.frame.manifest import CHECKSUM, read_manifest
 from utils.frame.stage import Stage
 
@@ -68,7 +68,7 @@ def load_manifests(run: Path) -> dict[str, dict]:
     """
     if not run.is_dir():
         raise UserError(f"no run at {run}; give a run id under --outputs_root, or the run's folder")
-    found = sorted(path for path in run.rglob("manifest.json") if ".in_progress" not in path.parts)
+    found = [path for path in visible_files(run) if path.name == "manifest.json"]
     if not found:
         raise UserError(f"{run}: no finished stage (no manifest.json below it)")
     return {path.parent.relative_to(run).as_posix(): read_manifest(path.parent) for path in found}

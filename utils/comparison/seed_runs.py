@@ -74,8 +74,7 @@ def find_seed_runs(
     shared = [policy for policy in every if not lacking[policy]]
     if not shared:
         raise UserError(
-            f"no policy was evaluated in all of {', '.join(found)}: "
-            f"run `python 10_evaluate.py` for one policy in each"
+            f"no policy was evaluated in all of {', '.join(found)}: evaluate one in each (10_evaluate.py)"
         )
     manifests = {run: load_manifests(folders[shared[0]].parents[1]) for run, folders in found.items()}
     order = _order_by_seed(manifests, shared)

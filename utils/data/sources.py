@@ -12,7 +12,8 @@ from utils.data.reading import FILE, Problem, RawRow
 from utils.data.recognition import first_row
 from utils.data.records import Record
 from utils.data.settings import DatasetConfig
-from utils.data.user_reader import read_own
+from utils.data.user_reader import read_own, reader_function
+from utils.frame.config import StageConfig
 from utils.frame.files import UserError, resolve_path, shown
 
 TEST_ALONE = " (a set of a test split alone takes another's train, as configs/datasets/math-500.yaml does)"
@@ -87,6 +88,12 @@ def raw_inputs(config: DatasetConfig) -> dict[str, Path]:
         for number, part in enumerate(_parts(config, path)[1:], start=2)
     }
     return files | parts | ({"reader": resolve_path(config.reader)} if config.reader else {})
+
+
+def reader_fits(config: StageConfig, run_dir: Path) -> None:
+    """Raise UserError where the user's own reader cannot be called."""
+    if config.dataset.reader:
+        reader_function(resolve_path(config.dataset.reader))
 
 
 def _refuse_embedded(config: DatasetConfig, train: Path) -> None:

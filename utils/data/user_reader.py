@@ -43,9 +43,13 @@ def read_own(
     return reader.own_rows(items, problems, split, required), problems
 
 
+def reader_function(code: Path) -> Function:
+    """The function of the file ``code``. Raises UserError where it has none that can be called."""
+    return load_function(read_source(code), shown(code), FUNCTION, ("path", "split"))
+
+
 def _rows(path: Path, split: str, code: Path) -> Iterable[dict]:
-    where = shown(code)
-    read: Function = load_function(read_source(code), where, FUNCTION, ("path", "split"))
+    where, read = shown(code), reader_function(code)
     found = read(path, split)
     if isinstance(found, Mapping | str | bytes) or not isinstance(found, Iterable):
         raise UserError(f"{where}: {FUNCTION}() must yield a mapping per row, found {describe(found)}")

@@ -60,7 +60,8 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     compare = "run no step but the comparisons: what is not finished is named there as failed"
     parser.add_argument("--compare_only", action="store_true", help=compare)
     parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
-    parser.add_argument("--overwrite", action="store_true", help="redo finished stages, deleting their files")
+    redo = "redo these steps or folders, and what rests on them; everything where none is named"
+    parser.add_argument("--overwrite", nargs="*", metavar="NAME", help=redo)
     parser.add_argument("--dry_run", action="store_true", help="say what would run, and run nothing")
     algorithm = "algorithm tier (YAML) of the method that it is for; several for several methods"
     parser.add_argument("--algo_config", nargs="+", default=[], metavar="FILE", help=algorithm)
@@ -107,7 +108,7 @@ def parse(argv: list[str], description: str, epilog: str) -> tuple[argparse.Name
         known.num_processes = whole("num_processes", known.num_processes, 1)
     known.launch = read_launch(known.accelerate_config, known.num_processes)
     known.jobs = whole("jobs", known.jobs, 1) if known.jobs else default_jobs(known.launch.num_processes == 1)
-    if known.overwrite and (known.export_plan or known.compare_only):
+    if known.overwrite is not None and (known.export_plan or known.compare_only):
         raise UserError(
             "--overwrite does not go with --export_plan and --compare_only: a job that is repeated would "
             "begin anew; delete the run's folder, or give another --run_id"

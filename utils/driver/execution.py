@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,9 +62,10 @@ class Execution:
     Args:
         nodes: each after the nodes that it needs; started in this order as far as ``jobs`` and needs allow.
         jobs: steps side by side.
-        overwrite: redo what is finished.
+        overwrite: the nodes that are redone although they are finished.
         launch: how a step is started.
         compare_only: start nothing but comparisons; what is not up to date counts as failed.
+        known: what has been found up to date, so that it need not be looked at again.
 
     Attributes:
         outcomes: what became of each node.
@@ -74,9 +75,10 @@ class Execution:
 
     nodes: Sequence[Node]
     jobs: int = 1
-    overwrite: bool = False
+    overwrite: Collection[Key] = ()
     launch: Launch = Launch()
     compare_only: bool = False
+    known: Mapping[Key, Prepared] = field(default_factory=dict)
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
     run_dirs: dict[str, Path] = field(default_factory=dict)
     seconds: float = 0.0
@@ -126,7 +128,7 @@ class Execution:
         try:
             if node.check:
                 node.check()
-            prepared = prepare(stage, argv)
+            prepared = self._known(node) or prepare(stage, argv)
             if isinstance(node, ComparisonNode):
                 changed = write_failures(prepared.run_dir, node.failures(self.outcomes))
                 prepared = prepare(stage, argv) if changed else prepared
@@ -136,16 +138,18 @@ class Execution:
             return None
         self.run_dirs[node.run_id] = prepared.run_dir
         name, status = self._name(node, prepared), prepared.status
-        if status == "up_to_date" and not self.overwrite:
+        redo = node.key in self.overwrite
+        if status == "up_to_date" and not redo:
             say(f"{self._place(node)} {name}: up to date")
             self.outcomes[node.key] = Outcome("up to date")
             return None
-        if self.compare_only and not isinstance(node, ComparisonNode):
+        refused = not redo and (self.compare_only or status.startswith("stale"))
+        if refused and not isinstance(node, ComparisonNode):
             self._fail(node, _unfinished(prepared))
             return None
         say(f"{self._place(node)} {name}: {node.step.script} ({status.split(':')[0]})")
         # A comparison is derived from what is compared, and is redone when that changes.
-        if self.overwrite or (isinstance(node, ComparisonNode) and status.startswith("stale")):
+        if redo or (isinstance(node, ComparisonNode) and status.startswith("stale")):
             argv = [*argv, "--overwrite"]
         command = self.launch.command(node.step.script, argv)
         env = environment_of(self.jobs, self.launch.processes(node.step.script))
@@ -153,6 +157,11 @@ class Execution:
         with interrupts_held_back():
             self._children.append(Child(command, label, env))
         return Running(node, prepared, self._children[-1], time.monotonic())
+
+    def _known(self, node: Node) -> Prepared | None:
+        """What has been found out of a node, where nothing that it rests on has changed since."""
+        same = all(self.outcomes[need].status == "up to date" for need in node.needs)
+        return self.known.get(node.key) if same else None
 
     def _end(self, running: Running, code: int) -> None:
         node, prepared = running.node, running.prepared
@@ -192,11 +201,12 @@ def _folder(prepared: Prepared) -> str:
 
 
 def _unfinished(prepared: Prepared) -> Outcome:
-    """What becomes of a step that was to have run elsewhere, and is no ground for a comparison."""
-    folder, why = _folder(prepared), "of other work than this command asks for"
-    if not prepared.status.startswith("stale"):
-        why = f"has not finished (see {folder}/stage.log)"
-    return Outcome("failed", f"{folder}: {why}", 1, stage=folder)
+    """What becomes of a step that holds other work, or that was to have run elsewhere."""
+    folder, stale = _folder(prepared), prepared.status.startswith("stale")
+    if stale:
+        why = f"holds other work ({prepared.status.removeprefix('stale: ')}), which is kept"
+        return Outcome("failed", f"{folder}: {why}", 2, stage=folder, stale=True)
+    return Outcome("failed", f"{folder}: has not finished (see {folder}/stage.log)", 1, stage=folder)
 
 
 def exit_code(nodes: Sequence[Node], outcomes: dict[Key, Outcome]) -> int:

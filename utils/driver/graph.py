@@ -27,6 +27,7 @@ class Outcome:
         code: the exit code of a failed step.
         seconds: how long it ran.
         stage: the folder of the step that failed, also where another is blocked by it.
+        stale: whether that is because it holds other work, which is kept.
     """
 
     status: str
@@ -34,6 +35,7 @@ class Outcome:
     code: int = 0
     seconds: float = 0.0
     stage: str = ""
+    stale: bool = False
 
     @property
     def ok(self) -> bool:
@@ -79,17 +81,17 @@ class Node:
 
     def blocked(self, outcomes: Outcomes) -> Outcome | None:
         """The outcome where something it rests on failed, with that one's reason."""
-        for need in self.needs:
-            if not outcomes[need].ok:
-                return Outcome("blocked", outcomes[need].reason, stage=outcomes[need].stage)
-        return None
+        lost = next((outcomes[need] for need in self.needs if not outcomes[need].ok), None)
+        return replace(lost, status="blocked", code=0, seconds=0.0) if lost else None
 
 
 class ComparisonNode(Node):
     """Stage 11 over the policies of one run. It waits for ``needs`` to end, in whichever way."""
 
     def blocked(self, outcomes: Outcomes) -> Outcome | None:
-        return None
+        """The outcome where a policy's step holds other work: the comparison stays as it is, too."""
+        stale = next((outcomes[need] for need in self.needs if outcomes[need].stale), None)
+        return replace(stale, status="blocked", code=0, seconds=0.0) if stale else None
 
     def policies(self) -> list[tuple[str, Key]]:
         """The policies to compare, each with the key of its evaluation."""

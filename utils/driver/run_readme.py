@@ -21,7 +21,7 @@ _MARK = re.compile("\n" + _SIGNED.format(r"(\w+)") + "\n\\Z")
 _GOAL = re.compile(r"^Goal: (.*)$", re.MULTILINE)
 # What differs between two executions of the same work.
 _LEFT_OUT = ("--outputs_root", "--jobs", "--note")
-_SWITCHES_LEFT_OUT = ("--compare_only", "--overwrite")
+_SWITCHES_LEFT_OUT = ("--compare_only",)
 
 
 def write_readmes(
@@ -108,6 +108,10 @@ def _command(argv: Sequence[str]) -> str:
     while rest:
         word = rest.pop(0)
         if word in _SWITCHES_LEFT_OUT:
+            continue
+        if word == "--overwrite":
+            while rest and not rest[0].startswith("--"):
+                rest.pop(0)
             continue
         if word.partition("=")[0] not in _LEFT_OUT:
             words.append(word)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.driver.budget import Budget
 from utils.driver.execution import Execution, duration
-from utils.driver.graph import ComparisonNode, Node, SeedComparison
+from utils.driver.graph import ComparisonNode, Key, Node, SeedComparison
 from utils.frame.failures import Failure
 from utils.frame.pipeline import ROWS
 from utils.frame.stage_plan import load_script, prepare
@@ -30,14 +30,14 @@ def show_budgets(budgets: Mapping[str, Budget], every: bool) -> None:
             print(f"budget of {', '.join(methods)}{' alike' if len(methods) > 1 else ''}: {budget}")
 
 
-def show_plan(nodes: Sequence[Node], jobs: int, overwrite: bool) -> None:
+def show_plan(nodes: Sequence[Node], jobs: int, overwrite: Collection[Key]) -> None:
     """Print every step with its status, as things are now; nothing is run or written."""
     several = len({node.run_id for node in nodes}) > 1
     for number, node in enumerate(nodes, start=1):
         status = "when the evaluations have ended"
         if not isinstance(node, ComparisonNode):
             status = prepare(load_script(node.step.script).STAGE, list(node.argv)).status.replace("_", " ")
-            status += ", to be redone" if overwrite and status == "up to date" else ""
+            status += ", to be redone" if node.key in overwrite and status == "up to date" else ""
         name = f"{node.run_id}/{node.plan.name}" if several else node.plan.name
         print(f"[{number}/{len(nodes)}] {name}: {node.step.script} ({status})")
     print(f"jobs: {jobs}; nothing was run (--dry_run)")

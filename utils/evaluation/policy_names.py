@@ -10,6 +10,7 @@ from typing import NamedTuple
 from utils.frame.files import UserError, resolve_path, shown
 from utils.frame.pipeline import (
     POLICIES,
+    ROWS,
     Method,
     best_checkpoint,
     method_of,
@@ -17,10 +18,12 @@ from utils.frame.pipeline import (
     policy_order,
     row_of,
 )
+from utils.frame.repair_command import command_for
 from utils.models.settings import ModelConfig
 from utils.training.inputs import checkpoint_at, is_checkpoint, model_inputs
 
 METRICS = "metrics.json"
+EVALUATION = ROWS["evaluate"].folder
 OUTSIDE = "predictions"  # the policy's name where outside predictions are given none
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -130,7 +133,7 @@ def find_evaluations(
         folder = run_dir.parent / run if (run_dir.parent / run).is_dir() or not runs else resolve_path(run)
         done = {
             path.parent.name: path.parent
-            for path in folder.glob("10_evaluation/*/manifest.json")
+            for path in folder.glob(f"{EVALUATION}/*/manifest.json")
             if (path.parent / METRICS).is_file()  # several checkpoints of a policy have one in a folder each
         }
         wanted = [
@@ -145,11 +148,11 @@ def find_evaluations(
             )
         missing = [policy for policy in wanted if policy not in done]
         if missing or not wanted:
-            policy = f" --policy {missing[0]}" if missing else ""
+            policy = missing[0] if missing else "sft"
             what = f"of '{missing[0]}' " if missing else ""
             raise UserError(
                 f"no finished evaluation {what}in {shown(folder)}: "
-                f"run `python 10_evaluate.py --run_id {folder.name}{policy}` first"
+                f"run `{command_for(folder / EVALUATION / policy)}` first"
             )
         prefix = f"{folder.name}/" if len(runs) > 1 else ""
         found |= {prefix + policy: done[policy] for policy in wanted}

@@ -72,16 +72,22 @@ class FrameOptions:
             raise ValueError(f"seed must be between 0 and 2**32 - 1, found {self.seed}")
 
 
+# The frame's options that all stages of a run have in common.
+_SHARED = ("config", "model", "dataset_config", "reward_config", "seed", "quick_test")
+
+
 @dataclass
 class Arguments:
     """A parsed command line: the frame's options, which of them were typed, and overrides by tier (or
-    "options") and key. ``resume`` is what a user asked to resume from; a stage does so by itself.
+    "options") and key. ``resume`` is what a user asked to resume from; a stage does so by itself. ``shared``
+    is what was typed for all stages of a run, by option: of the frame, and of each tier.
     """
 
     frame: FrameOptions
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     typed: frozenset[str] = frozenset()
     resume: str = ""
+    shared: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def wants_help(argv: list[str]) -> bool:
@@ -94,17 +100,22 @@ def parse(stage: Any, argv: list[str]) -> Arguments:
     keys = known_keys(stage)
     frame: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
-    resume = ""
+    resume, shared = "", {owner: {} for owner in ("frame", "model", "dataset", "reward")}
     for name, value in _pairs(argv, keys, stage.plain):
         name = FRAME_SYNONYMS.get(name, name)
         if name in field_types(FrameOptions):
             frame[name] = value
+            if name in _SHARED:
+                shared["frame"][name] = value
         elif name in RESUMING:
             resume = value.value if isinstance(value, Text) else str(value)
         else:
             for owner, key, given in located(name, value, keys):
                 overrides.setdefault(owner, {})[key] = given
-    arguments = Arguments(build(FrameOptions, frame, "command line"), overrides, frozenset(frame), resume)
+                if owner in shared:
+                    shared[owner][f"{owner}.{key}"] = given
+    options = build(FrameOptions, frame, "command line")
+    arguments = Arguments(options, overrides, frozenset(frame), resume, shared)
     _apply_model(stage, arguments)
     if arguments.frame.quick_test:
         _apply_quick(stage, arguments, keys)

@@ -35,6 +35,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RUNTIME = "runtime.json"
 RUN_MANIFEST = "run_manifest.json"
+IN_PROGRESS = ".in_progress.json"  # what a stage that has not finished was begun for
 CHECKSUM = "checksum"
 # What a manifest may hold.
 _KINDS = {

@@ -12,7 +12,6 @@ import fcntl
 import os
 import platform
 import resource
-import shlex
 import signal
 import sys
 import time
@@ -37,9 +36,12 @@ from utils.frame.processes import (
     lost_another,
     num_processes,
 )
+from utils.frame.repair_command import noted_command
+from utils.frame.replacing import REPLACED, set_aside, settle
 from utils.frame.shortages import refusal
-from utils.frame.stage_plan import IN_PROGRESS, Plan, Stage, check_inputs, make_plan, started, status_of
+from utils.frame.stage_plan import Plan, Stage, check_inputs, make_plan, started, status_of
 
+IN_PROGRESS = manifests.IN_PROGRESS
 LOCK = ".lock"
 LOG = "stage.log"
 
@@ -185,14 +187,21 @@ def _lead(stage: Stage, run: Run, argv: list[str]) -> int:
             return 0
         plan.stage.fits(plan.config, plan.run_dir)
         with _locked(plan.out):
+            settle(plan.out, LOCK, LOG)
             # Another execution may have finished the stage between the look above and the lock.
             if _nothing_to_do(plan):
                 code = 0
                 return 0
-            ctx, sessions = _begin(plan)
-            told = True
+            ctx, sessions = _begin(plan, argv)
+            told, verdict = True, 0
             from_main((None, plan.inputs, ctx.resuming))
-            return _run(plan, ctx, sessions, run, argv)
+            try:
+                verdict = _run(plan, ctx, sessions, run, argv)
+                return verdict
+            finally:
+                # (What a stage with a verdict of failure wrote stays for reading.)
+                if not verdict and settle(plan.out, LOCK, LOG):
+                    print(f"{plan.name}: what it held before is kept", flush=True)
     finally:
         if not told:
             from_main((code, {}, False))
@@ -251,14 +260,18 @@ def _locked(out: Path) -> Iterator[None]:
         yield
 
 
-def _begin(plan: Plan) -> tuple[StageContext, list[str]]:
+def _begin(plan: Plan, argv: list[str]) -> tuple[StageContext, list[str]]:
     """Make the folder ready; return the context, and when this and earlier sessions began."""
     out = plan.out
     noted = started(out)
     resuming = noted.get("identity") == plan.identity and not plan.arguments.frame.overwrite
-    _clear(out, keep_files=resuming)
+    if (out / manifests.MANIFEST).exists():
+        set_aside(out, LOCK)
+    else:
+        _clear(out, keep_files=resuming)
     sessions = [*(noted.get("sessions", []) if resuming else []), _now()]
-    write_json(out / IN_PROGRESS, {"identity": plan.identity, "sessions": sessions})
+    command = noted_command(Path(sys.argv[0]).name, argv)
+    write_json(out / IN_PROGRESS, {"identity": plan.identity, "sessions": sessions, **command})
     ctx = _context(plan, resuming)
     if noted and not resuming:
         ctx.log(f"{plan.name}: cleared what an interrupted run of other work had left")
@@ -298,15 +311,13 @@ def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: lis
 
 
 def _clear(out: Path, keep_files: bool) -> None:
-    """Empty a stage folder; when resuming, only of the temporary files a killed process left."""
+    """Empty an unfinished stage folder; when resuming, only of what a killed process was writing."""
     if keep_files:
         for leftover in list(out.rglob(f"{TEMPORARY_PREFIX}*")):
             remove(leftover)
         return
-    # The manifest goes first: a folder that is being cleared must not look finished.
-    remove(out / manifests.MANIFEST)
     for entry in out.iterdir():
-        if entry.name != LOCK:
+        if entry.name not in (LOCK, REPLACED):
             remove(entry)
 
 
@@ -330,7 +341,7 @@ def _write_runtime(ctx: StageContext, argv: list[str], sessions: list[str], seco
         "host": platform.node(),
         "num_processes": num_processes(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "command": shlex.join([Path(sys.argv[0]).name, *argv]),
+        **noted_command(Path(sys.argv[0]).name, argv),
     }
     write_text(ctx.out / manifests.RUNTIME, redact(dump_json(facts | ctx.runtime)))
 

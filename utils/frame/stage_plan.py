@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,8 @@ from utils.frame import manifest as manifests
 from utils.frame.command_line import Arguments, output_root, parse, resolve
 from utils.frame.config import StageConfig
 from utils.frame.files import REPO_ROOT, UserError, read_json, resolve_path, shown
-from utils.frame.pipeline import NESTED, options_of, row_of
-
-IN_PROGRESS = ".in_progress.json"
+from utils.frame.pipeline import NESTED, row_of
+from utils.frame.repair_command import command_for
 
 
 @dataclass(frozen=True)
@@ -242,18 +240,16 @@ def _verify_input(path: Path, plan: Plan) -> None:
     relative = path.relative_to(run_dir)
     depth = 2 if relative.parts[0] in NESTED and len(relative.parts) > 2 else 1
     folder = Path(*relative.parts[:depth])
-    command = command_for(folder, run_dir.name, plan.arguments.frame.outputs_root)
+    asked = plan.arguments if run_dir == plan.run_dir else None
+    redo = command_for(run_dir / folder, asked, redo=True)
     recorded = manifests.read_manifest(run_dir / folder)
     if recorded is None:
-        unfinished = (run_dir / folder / IN_PROGRESS).exists()
+        unfinished = (run_dir / folder / manifests.IN_PROGRESS).exists()
         state = f"{shown(run_dir / folder)} is unfinished" if unfinished else f"missing input {shown(path)}"
-        raise UserError(f"{state}: run `{command}` first")
+        raise UserError(f"{state}: run `{command_for(run_dir / folder, asked)}` first")
     name = relative.as_posix()
     if not any(output == name or output.startswith(name + "/") for output in recorded["outputs"]):
-        raise UserError(
-            f"missing input {shown(path)}: {folder}/manifest.json does not list it; "
-            f"run `{command} --overwrite`"
-        )
+        raise UserError(f"missing input {shown(path)}: {folder}/manifest.json does not list it; run `{redo}`")
     if added := manifests.unlisted_file(recorded, run_dir, name):
         raise UserError(
             f"{shown(added)} is no output of {folder}, whose manifest.json does not list it: delete it, or "
@@ -261,9 +257,7 @@ def _verify_input(path: Path, plan: Plan) -> None:
         )
     damage = manifests.damaged_output(recorded, run_dir, below=name)
     if damage:
-        raise UserError(
-            f"input {damage} since {folder}/manifest.json was written: run `{command} --overwrite` to redo it"
-        )
+        raise UserError(f"input {damage} since {folder}/manifest.json was written: run `{redo}` to redo it")
 
 
 def _run_of(path: Path, run_dir: Path) -> Path | None:
@@ -281,17 +275,6 @@ def _how_to_get(path: Path) -> str:
     return ": no such file or folder"
 
 
-def command_for(folder: Path, run_id: str, outputs_root: str | None) -> str:
-    """Return the command that makes a stage folder of a run."""
-    stage = folder.parts[0]
-    row = row_of(stage)
-    script = row.script if row else f"{stage[:2]}_….py"
-    words = ["python", script, "--run_id", run_id, *(options_of(stage) if row else ())]
-    if outputs_root is not None:
-        words += ["--outputs_root", outputs_root]
-    return shlex.join(words)
-
-
 def status_of(plan: Plan) -> str:
     """Compare the stage folder with the plan: missing, up_to_date, interrupted or "stale: <why>"."""
     try:
@@ -307,10 +290,24 @@ def status_of(plan: Plan) -> str:
     return f"stale: output {damage}" if damage else "up_to_date"
 
 
+def status_by_settings(plan: Plan) -> str:
+    """The status of a stage whose inputs are still to be made, taken to be those that it has read before."""
+    try:
+        recorded = manifests.read_manifest(plan.out)
+    except UserError as error:
+        return f"stale: {error}"
+    if recorded is None:
+        return "missing"
+    variant, config = plan.stage.variant_of(plan.config), plan.config.to_dict(plan.run_dir)
+    inputs = recorded.get("inputs", {})
+    plan.identity = manifests.identity(plan.stage.folder, variant, plan.config.seed, config, inputs)
+    return status_of(plan)
+
+
 def started(out: Path) -> dict[str, Any]:
     """Return what an unfinished execution noted down when it began; {} if there is none."""
     with contextlib.suppress(UserError):
-        noted = read_json(out / IN_PROGRESS)
+        noted = read_json(out / manifests.IN_PROGRESS)
         return noted if isinstance(noted, dict) else {}
     return {}
 

@@ -16,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
+from pathlib import Path
 
 from utils.data.records import Record
+from utils.frame.config import StageConfig
 from utils.frame.credentials import redact
 from utils.frame.files import UserError, resolve_path, shown
 from utils.frame.user_code import Function, load_function, read_source
@@ -66,6 +68,11 @@ def own_rewards(spec: RewardSpec) -> list[OwnReward]:
         )
         for name, own in spec.own.items()
     ]
+
+
+def own_fits(config: StageConfig, run_dir: Path) -> None:
+    """Raise UserError where a function that the reward tier names cannot be called."""
+    own_rewards(with_sources(config.reward))
 
 
 def with_sources(spec: RewardSpec) -> RewardSpec:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,8 @@ from utils.driver.goal import COMPARE, Goal, Overrides, Step
 from utils.driver.graph import build_graph
 from utils.frame.files import REPO_ROOT, UserError
 from utils.frame.pipeline import FAMILIES, METHODS
-from utils.frame.stage_plan import command_for, load_script, prepare
+from utils.frame.repair_command import command_for
+from utils.frame.stage_plan import load_script, prepare
 
 SCRIPT = load_script("12_driver.py")
 SAMPLING = ("distill", "ppo", "grpo", "rloo", "dpo")
@@ -136,15 +136,17 @@ def test_a_reward_passes_by_methods_that_have_none():
 )
 def test_the_command_that_makes_a_variants_folder(folder, options, tmp_path):
     """What an error about a missing input tells to run writes the folder that is missing."""
-    words = command_for(Path(folder), "run_001", None).split()
-    assert words[2:] == ["--run_id", "run_001", *options.split()]
-    argv = [*words[2:], "--outputs_root", str(tmp_path)]
+    words = command_for(tmp_path / "run_001" / folder).split()
+    places = ["--outputs_root", str(tmp_path)]
+    assert words[2:] == ["--run_id", "run_001", *options.split(), *places]
+    argv = words[2:]
     assert prepare(load_script(words[1]).STAGE, argv).out.name == folder
 
 
 def test_a_folder_of_an_unknown_variant_is_its_scripts():
-    assert command_for(Path("03_sft_mine"), "r", None) == "python 03_sft_train.py --run_id r"
-    assert command_for(Path("06_grpo_mine"), "r", None) == "python 06_train_grpo.py --run_id r"
+    run = REPO_ROOT / "outputs" / "r"
+    assert command_for(run / "03_sft_mine") == "python 03_sft_train.py --run_id r"
+    assert command_for(run / "06_grpo_mine") == "python 06_train_grpo.py --run_id r"
 
 
 def test_a_reward_that_a_method_has_not_is_one_line():

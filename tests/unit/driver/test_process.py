@@ -184,7 +184,7 @@ def test_two_jobs_write_the_same_manifests(fake, capfd):
     out = capfd.readouterr().out
     assert "[05_ppo_b] 05_ppo_b: start (r, seed 0)\n" in out
     two = {path: path.read_bytes() for path in fake.out.rglob("*manifest.json")}
-    Execution(fake.nodes, jobs=1, overwrite=True).run()
+    Execution(fake.nodes, jobs=1, overwrite={node.key for node in fake.nodes}).run()
     assert len(two) == 5 and two == {path: path.read_bytes() for path in fake.out.rglob("*manifest.json")}
 
 

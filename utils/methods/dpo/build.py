@@ -17,9 +17,10 @@ from trl import DPOConfig
 from utils.data.prompts import token_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed, read_jsonl, shown
+from utils.frame.repair_command import command_for
 from utils.frame.stage import StageContext
 from utils.frame.typed_settings import fields_of
-from utils.methods.dpo.settings import DpoAlgo
+from utils.methods.dpo.settings import DpoAlgo, PreferencesAlgo
 from utils.methods.dpo.trainer import PairTrainer
 from utils.methods.ppo.losses import k1, k3
 from utils.models.loading import load_policy
@@ -103,7 +104,7 @@ def tokenize_pairs(
     ``generation.max_new_tokens``, or pairs were written without their tokens.
     """
     if any("chosen_ids" not in row for row in rows):
-        raise UserError("the pairs have no token ids: run 08_build_prefs.py --overwrite")
+        raise UserError("the pairs have no token ids; an older version made them, so redo 08")
     columns = {}
     for name, limit, key in (
         ("prompt", model.model.max_prompt_length, "model.max_prompt_length"),
@@ -139,10 +140,9 @@ def build_dpo_trainer(
     for name in ("pairs", "val_pairs"):
         rows = read_jsonl(ctx.inputs[name])
         if not rows:
-            raise UserError(
-                f"{shown(ctx.inputs[name])}: holds no pairs: run 08_build_prefs.py again with "
-                "algo.val_fraction above 0"
-            )
+            given = {"algo.val_fraction": str(PreferencesAlgo().val_fraction)}
+            redo = command_for(ctx.inputs[name].parent, redo=True, given=given)
+            raise UserError(f"{shown(ctx.inputs[name])}: holds no pairs: run `{redo}`")
         datasets[name] = tokenize_pairs(rows, tokenizer, model_config)
     batches = share_batches(
         algo.per_device_train_batch_size,

@@ -34,7 +34,7 @@ from utils.methods.dpo.settings import PreferencesAlgo
 from utils.models.loading import device
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.rewards.reward_pipeline import RewardPipeline
-from utils.rewards.spec import RewardSpec, RewardWeights, own_weights, paid_weights
+from utils.rewards.spec import RewardSpec, RewardWeights, paid_weights
 
 RULE_OF_GOLD = "gold_over_wrong"  # correct_over_wrong, where the demonstration is what is chosen
 
@@ -158,19 +158,6 @@ class PreferenceSet:
 # ------------------------------------------------------------------------------------------- candidates
 
 
-def check_components(spec: RewardSpec, reward: str, sampled_with: str) -> None:
-    """Refuse a ``--reward`` of which 04, run with ``sampled_with``, did not compute every part."""
-    wanted, there = (
-        vars(paid_weights(spec, name)) | own_weights(spec, name) for name in (reward, sampled_with)
-    )
-    missing = [name for name, weight in wanted.items() if weight > 0 and not there[name]]
-    if missing:
-        raise UserError(
-            f"--reward {reward} needs the {missing[0]} reward, and 04_candidates was made with "
-            f"--reward {sampled_with}: run 04_generate_candidates.py --reward combined --overwrite"
-        )
-
-
 def candidate_answers(row: dict[str, Any], reward: str) -> list[Answer]:
     """The answers of different text among a prompt's candidates, in their order.
 
@@ -180,7 +167,7 @@ def candidate_answers(row: dict[str, Any], reward: str) -> list[Answer]:
     for each in row["candidates"]:
         if "token_ids" not in each:
             raise UserError(
-                f"candidates of {row['id']}: no token_ids; run 04_generate_candidates.py --overwrite"
+                f"candidates of {row['id']}: no token_ids; an older version made them, so redo 04"
             )
         paid = reward_under(each["reward"], reward)
         valid = each["parsed"] and not each["truncated"]

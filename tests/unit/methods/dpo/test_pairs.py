@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,6 @@ from utils.methods.dpo.pairs import (
     Answer,
     build_preferences,
     candidate_answers,
-    check_components,
     gold_answers,
     pair_prompt,
     remedies,
@@ -35,6 +35,7 @@ from utils.methods.dpo.pairs import (
     split_by_prompt,
 )
 from utils.methods.dpo.pairs_report import describe, length_warning, longer_chosen, plot_margins
+from utils.methods.dpo.sampled import check_components
 from utils.methods.dpo.settings import PreferencesAlgo
 from utils.models.loading import load_tokenizer
 from utils.models.settings import GenerationSection, ModelConfig
@@ -441,7 +442,7 @@ def test_prompts_are_split_by_their_text():
 
 def test_candidates_of_an_earlier_version_are_refused():
     old = row(0, *({k: v for k, v in each.items() if k != "token_ids"} for each in (RIGHT, WRONG)))
-    with pytest.raises(UserError, match="no token_ids; run 04_generate_candidates.py --overwrite"):
+    with pytest.raises(UserError, match="no token_ids; an older version made them"):
         build([old], NO_SPLIT)
 
 
@@ -501,11 +502,11 @@ def test_no_remedy_is_what_is_set_already():
     ],
 )
 def test_rewards_that_04_did_not_compute_are_asked_for(reward, sampled_with, missing):
-    with pytest.raises(UserError, match=f"needs the {missing} reward.*run 04_.* --reward combined") as caught:
-        check_components(SPEC, reward, sampled_with)
+    with pytest.raises(UserError, match=f"needs the {missing} reward.* 04_.* --reward combined") as caught:
+        check_components(SPEC, reward, sampled_with, Path("r/04_candidates"))
     assert "\n" not in str(caught.value)
-    check_components(SPEC, reward, "combined")
-    check_components(replace(SPEC, weights=RewardWeights(intrinsic=0.0)), "combined", "task")
+    check_components(SPEC, reward, "combined", Path())
+    check_components(replace(SPEC, weights=RewardWeights(intrinsic=0.0)), "combined", "task", Path())
 
 
 def test_why_a_prompt_has_no_pair():
