@@ -155,8 +155,10 @@ class LiveTable:
         return [name, state, escape(step.what), _clock(now - step.begin), left, step.latest]
 
     def _name(self, node: Node) -> str:
-        several = len({each.run_id for each in self.nodes}) > 1
-        return f"{node.run_id}/{node.plan.name}" if several else node.plan.name
+        """The step's folder; of several runs, with what tells the runs apart ("seed_1/05_ppo")."""
+        if len({each.run_id for each in self.nodes}) == 1:
+            return node.plan.name
+        return f"{node.run_id.removeprefix(self.nodes[-1].run_id + '_')}/{node.plan.name}"
 
     def _headline(self, node: Node) -> str:
         if node.key not in self._headlines:

@@ -122,7 +122,7 @@ def test_a_low_window_shows_what_is_around_the_running_step(tmp_path):
     found = rows(table, screen)
     assert len(found) < 30
     assert any(line.startswith("… ") and line.endswith(" before") for line in found)
-    assert any(line.startswith(f"{nodes[12].run_id}/{nodes[12].plan.name}") for line in found)
+    assert any(line.startswith(f"seed_1/{nodes[12].plan.name} ") for line in found)
     assert any(line.startswith("… ") and line.endswith(" more") for line in found)
     table.ended = True
     assert len(rows(table, screen)) > len(nodes)
