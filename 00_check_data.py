@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 from utils.data import checks
+from utils.data.preparation import dropped_counts, sound_rows
 from utils.data.settings import DatasetConfig
 from utils.data.sources import raw_inputs, read_splits, reader_fits, render
 from utils.data.token_count import special_tokens
+from utils.documents.text import plural
 from utils.frame.config import StageConfig
 from utils.frame.criteria import judged
 from utils.frame.files import shown, write_json, write_jsonl, write_text
@@ -39,10 +41,12 @@ def run(ctx: StageContext) -> int:
     from utils.grading.tasks import task_of
 
     config = ctx.config.dataset
-    splits = read_splits(config, ctx.inputs, task_of(config.dataset).gold_fault)
+    task = task_of(config.dataset)
+    splits = read_splits(config, ctx.inputs, task.gold_fault)
     special = special_tokens(config.tokenizer)
     for raw in splits.values():
         raw.problems.extend(checks.special_token_problems(raw.rows, special))
+        raw.problems.extend(checks.solution_problems(raw.rows, task.solution_fault))
     across = checks.duplicate_problems(splits) + checks.page_problems(splits)
     records = {split: [render(config, row) for row in raw.rows] for split, raw in splits.items()}
     failed = checks.verdict(splits, config.error_threshold)
@@ -58,8 +62,16 @@ def run(ctx: StageContext) -> int:
         errors, warnings = sum(counts["errors"].values()), sum(counts["warnings"].values())
         usable = f"{counts['usable']} of {counts['rows']} rows usable"
         ctx.log(f"{split}: {usable}, {errors} errors, {warnings} warnings")
+        for line in checks.problem_lines(splits[split], across, ctx.inputs[split].parent):
+            ctx.log(f"  {line}")
         ctx.metrics[split] = {"rows": counts["rows"], "usable": counts["usable"]}
         ctx.metrics[split] |= {"errors": errors, "warnings": warnings}
+    if problems:
+        ctx.log(f"every problem: {shown(ctx.out / 'problems.jsonl')}")
+    dropped = dropped_counts(sound_rows(splits, config, task.evidence)[1])
+    if dropped:
+        counts = ", ".join(f"{count} {code}" for code, count in dropped.items())
+        ctx.log(f"01_prepare_dataset.py will leave out {plural(sum(dropped.values()), 'row')}: {counts}")
     ctx.metrics["repeated"] = summary["repeated"]
     rows = sum(counts["rows"] for counts in summary["splits"].values())
     usable = sum(counts["usable"] for counts in summary["splits"].values()) / max(1, rows)

@@ -45,6 +45,11 @@ def run(script: str, dataset: str, root: Path, out: Path, *more: str) -> int:
     return execute_stage(script, [*argv, "--outputs_root", str(out), *more])
 
 
+def row_of(problem: dict) -> str:
+    """Where a problem is, without the line."""
+    return problem["place"].partition(" (")[0]
+
+
 @pytest.fixture()
 def finqa_root(tmp_path) -> Path:
     train = [finqa_item(page, question) for page in range(10) for question in (1, 2)]
@@ -61,7 +66,8 @@ def test_check_reports_and_prepare_leaves_out(finqa_root, tmp_path, capsys):
     assert run(CHECK, "finqa", finqa_root, tmp_path / "out", "--error_threshold", "0.1") == 0
     folder = tmp_path / "out" / "run_001" / "00_data_validation"
     problems = {
-        (p["code"], p["file"], p["place"], p["severity"]) for p in read_jsonl(folder / "problems.jsonl")
+        (p["code"], p["file"], p["place"].partition(" (")[0], p["severity"])
+        for p in read_jsonl(folder / "problems.jsonl")
     }
     assert problems == {
         ("gold_program", "train.json", "row 3", "error"),
@@ -78,7 +84,10 @@ def test_check_reports_and_prepare_leaves_out(finqa_root, tmp_path, capsys):
 
     assert run(PREPARE, "finqa", finqa_root, tmp_path / "out", "--error_threshold", "0.1") == 0
     folder = tmp_path / "out" / "run_001" / "01_preprocessing"
-    dropped = [(row["split"], row["code"], row["place"]) for row in read_jsonl(folder / "dropped.jsonl")]
+    dropped = [
+        (row["split"], row["code"], row["place"].partition(" (")[0])
+        for row in read_jsonl(folder / "dropped.jsonl")
+    ]
     assert sorted(dropped) == [
         ("train", "duplicate_id", "row 21"),
         ("train", "gold_program", "row 3"),

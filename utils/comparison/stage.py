@@ -74,13 +74,14 @@ def compare(ctx: StageContext) -> None:
     rows, columns = summary_table(topics)
     table = with_names(*with_failed(rows, columns, comparison.failed), comparison)
     write_csv(ctx.out / "summary.csv", *table)
-    write_json(ctx.out / "summary.json", summary_of(comparison, table[0]))
     if comparison.experiment:
         write_csv(ctx.out / "by_seed.csv", *table_by_run(topics))
     report = report_of(comparison, topics)
+    conclusions = conclusion_lines(report.lead[0])
+    write_json(ctx.out / "summary.json", summary_of(comparison, table[0], conclusions))
     write_text(ctx.out / "report.md", report.markdown())
     write_page(ctx.out / PAGE, report, comparison, (rows, columns))
-    _say(ctx, comparison, conclusion_lines(report.lead[0]))
+    _say(ctx, comparison, conclusions)
     _say_criteria(ctx, comparison)
     for name, share in comparison.accuracies.items():
         seeds = {"seeds": comparison.runs} if comparison.experiment else {}

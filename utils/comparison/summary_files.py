@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,11 +41,14 @@ def with_names(
     return named, [first, *NAMES, *others]
 
 
-def summary_of(comparison: Comparison, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of summary.json: everything that 10 said of each policy in each run, the tests of all
-    pairs, what failed, and the rows of summary.csv.
+def summary_of(
+    comparison: Comparison, rows: list[dict[str, Any]], conclusions: Sequence[str]
+) -> dict[str, Any]:
+    """The content of summary.json: the conclusions in words, everything that 10 said of each policy in each
+    run, the tests of all pairs, what failed, and the rows of summary.csv.
     """
     return {
+        "conclusions": list(conclusions),
         "summary": rows,
         "policies": {
             name: [result.metrics for result in of_runs] for name, of_runs in comparison.results.items()

@@ -10,15 +10,20 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from itertools import combinations
+from pathlib import Path
 
 from utils.data.reading import FILE, Problem, RawRow
 from utils.data.records import Record
 from utils.data.sources import RawSplit
+from utils.documents.text import plural
+from utils.frame.files import shown
 
 _INTEGER = re.compile(r"-?\d{1,3}(,\d{3})+|-?\d+")
 _DECIMAL = re.compile(r"-?[\d,]*\.\d+|-?\d+(\.\d+)?e-?\d+")
 _FRACTION = re.compile(r"-?\\[dt]?frac\s*\{?\d+\}?\s*\{?\d+\}?|-?\d+/\d+")
 _SPECIAL = r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|mask)>|\[/?INST\]"
+_LINE = re.compile(r"line (\d+)")
+SHOWN = 5  # errors of a split that are named on the screen
 _INTERVAL = re.compile(r"[(\[].*,.*[)\]]", re.DOTALL)
 
 
@@ -77,6 +82,38 @@ def page_problems(splits: dict[str, RawSplit]) -> list[Problem]:
                 message = f"report page {page} is also in {b}"
                 problems.append(row.problem("warning", "page_across_splits", message))
     return problems
+
+
+def solution_problems(rows: list[RawRow], fault: Callable[[RawRow], str]) -> list[Problem]:
+    """A warning for every row whose worked solution does not end at its answer, as ``fault`` finds."""
+    found = [(row, fault(row)) for row in rows]
+    return [row.problem("warning", "solution_not_answer", message) for row, message in found if message]
+
+
+def problem_lines(raw: RawSplit, across: list[Problem], folder: Path) -> list[str]:
+    """The problems of a split for the screen, those ``across`` rows included: its first errors one by one and
+    its warnings by code, each with the file below ``folder`` and the line as an editor counts.
+    """
+    rows = {(row.file, row.place, row.id) for row in raw.rows}
+    problems = raw.problems + [each for each in across if (each.file, each.place, each.id) in rows]
+    errors = [problem for problem in problems if problem.severity == "error"]
+    by_code = defaultdict(list)
+    for problem in problems:
+        if problem.severity == "warning":
+            by_code[problem.code].append(problem)
+    lines = [f"error: {_where(each, folder)}: {each.message} ({each.code})" for each in errors[:SHOWN]]
+    lines += [f"error: … {len(errors) - SHOWN} more errors"] * (len(errors) > SHOWN)
+    for code, found in by_code.items():
+        first = f"first {_where(found[0], folder)}: {found[0].message}"
+        lines.append(f"warning: {code} in {plural(len(found), 'row')}, {first}")
+    return lines
+
+
+def _where(problem: Problem, folder: Path) -> str:
+    line, path = _LINE.search(problem.place), shown(folder / problem.file)
+    if line:
+        return f"{path}:{line[1]}"
+    return path if problem.place == FILE else f"{path} {problem.place}"
 
 
 def overlap(splits: dict[str, RawSplit]) -> dict[str, dict[str, int]]:

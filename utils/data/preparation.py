@@ -52,21 +52,7 @@ def prepare(
 
     Raises UserError where a level to hold out does not occur, or where a split would have nothing left.
     """
-    dropped = [
-        {"split": split} | problem.to_json()
-        for split, part in raw.items()
-        for problem in part.problems
-        if problem.severity == "error"
-    ]
-    rows = {split: part.usable for split, part in raw.items()}
-    for split in rows:
-        rows[split], leaks = _without_leaks(rows, split)
-        dropped += [{"split": split} | problem.to_json() for problem in leaks]
-        if config.derive_evidence:
-            rows[split] = [_with_evidence(row, find_evidence) for row in rows[split]]
-        if config.context == "gold":
-            rows[split], unknown = _evidence_known(rows[split])
-            dropped += [{"split": split} | problem.to_json() for problem in unknown]
+    rows, dropped = sound_rows(raw, config, find_evidence)
     if "val" not in rows:
         rows["train"], rows["val"] = hold_out(rows["train"], config.val_fraction, config.val_seed)
     held_out = hold_out_levels(rows, config.hold_out_levels)
@@ -83,6 +69,32 @@ def prepare(
         if config.context != "full" or config.derive_evidence:
             prepared.evidence[split] = evidence_statistics(chosen, prepared.cuts[split])
     return prepared
+
+
+def sound_rows(
+    raw: dict[str, RawSplit],
+    config: DatasetConfig,
+    find_evidence: Callable[[RawRow], tuple[str, ...]] | None = None,
+) -> tuple[dict[str, list[RawRow]], list[dict]]:
+    """The rows of each split that can be used, and what is left out whatever the lengths: rows with an error,
+    repeated in a later split, or under ``context: gold`` without known evidence. As in `prepare`.
+    """
+    dropped = [
+        {"split": split} | problem.to_json()
+        for split, part in raw.items()
+        for problem in part.problems
+        if problem.severity == "error"
+    ]
+    rows = {split: part.usable for split, part in raw.items()}
+    for split in rows:
+        rows[split], leaks = _without_leaks(rows, split)
+        dropped += [{"split": split} | problem.to_json() for problem in leaks]
+        if config.derive_evidence:
+            rows[split] = [_with_evidence(row, find_evidence) for row in rows[split]]
+        if config.context == "gold":
+            rows[split], unknown = _evidence_known(rows[split])
+            dropped += [{"split": split} | problem.to_json() for problem in unknown]
+    return rows, dropped
 
 
 def hold_out(rows: list[RawRow], fraction: float, seed: int) -> tuple[list[RawRow], list[RawRow]]:

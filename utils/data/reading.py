@@ -26,8 +26,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in a raw file. ``place`` is "row 12" (items of a JSON array, counted from 0),
-    "line 13" (lines of a JSONL file, counted from 1) or "file"; ``id`` is "" where it is unknown."""
+    """Something wrong in a raw file. ``place`` is "row 12 (line 80)" (rows of a JSON array from 0, lines from
+    1), "line 13" (JSONL), "row 12" (parquet), or "file"; ``id`` is "" where it is unknown."""
 
     file: str
     place: str
@@ -141,7 +141,7 @@ def read_json_items(path: Path, markers: Sequence[str]) -> tuple[list[RawItem], 
         return items, problems
     decoder = json.JSONDecoder()
     budget = RESYNC_BUDGET
-    position, row, closed = _skip_space(text, 0), 0, False
+    position, row, closed, line, seen = _skip_space(text, 0), 0, False, 1, 0
 
     def holds(value: Any) -> bool:
         return isinstance(value, dict) and not value.keys().isdisjoint(markers)
@@ -175,7 +175,8 @@ def read_json_items(path: Path, markers: Sequence[str]) -> tuple[list[RawItem], 
                 fault("text_after_end", f"text after the end of the array at {_line_column(text, rest)}")
             position = resync(rest)
             continue
-        item = RawItem(path.name, row, f"row {row}")
+        line, seen = line + text.count("\n", seen, position), position
+        item = RawItem(path.name, row, f"row {row} (line {line})")
         row += 1
         try:
             value, end = decoder.raw_decode(text, position)

@@ -35,11 +35,19 @@ def p_cell(value: float) -> str:
     return p_text(value).removeprefix("= ")
 
 
-def plural(count: int, noun: str) -> str:
-    """A number of things for print: ``1 pair``, ``3 pairs``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, several: str = "") -> str:
+    """A number of things for print: ``1 pair``, ``3 pairs``, ``2 criteria`` (with its own plural)."""
+    return f"{count} {noun if count == 1 else several or noun + 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
     """Names for print: ``ppo, grpo and dpo``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def duration(seconds: float) -> str:
+    """A time for print, e.g. "8.3 s", "4 min 05 s", "2 h 07 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -11,8 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.documents.text import duration
 from utils.driver.graph import ComparisonNode, Key, Node, Outcome, rests_on
 from utils.driver.launch import Launch
+from utils.driver.live_table import LiveTable, table_on_terminal
 from utils.driver.process import Child, interrupts_held_back, say, stop
 from utils.frame.failures import write_failures
 from utils.frame.files import UserError
@@ -47,7 +49,7 @@ def environment_of(jobs: int, processes: int = 1) -> dict[str, str] | None:
 
 @dataclass
 class Running:
-    """A step that has been started."""
+    """A step that has been started, at ``begin`` by the monotonic clock."""
 
     node: Node
     prepared: Prepared
@@ -83,12 +85,17 @@ class Execution:
     run_dirs: dict[str, Path] = field(default_factory=dict)
     seconds: float = 0.0
     _children: list[Child] = field(default_factory=list)
+    _table: LiveTable | None = None
 
     def run(self) -> dict[Key, Outcome]:
-        """Run everything; returns what became of each node.
+        """Run everything; returns what became of each node. A terminal shows a live table meanwhile.
 
         Where it is interrupted (KeyboardInterrupt), all steps are ended first; they resume another time.
         """
+        with table_on_terminal(self.nodes, self.outcomes) as self._table:
+            return self._run()
+
+    def _run(self) -> dict[Key, Outcome]:
         begin = time.monotonic()
         running: dict[futures.Future, Running] = {}
         waiting = list(self.nodes)
@@ -140,23 +147,25 @@ class Execution:
         name, status = self._name(node, prepared), prepared.status
         redo = node.key in self.overwrite
         if status == "up_to_date" and not redo:
-            say(f"{self._place(node)} {name}: up to date")
+            self._say(f"{self._place(node)} {name}: up to date")
             self.outcomes[node.key] = Outcome("up to date")
             return None
         refused = not redo and (self.compare_only or status.startswith("stale"))
         if refused and not isinstance(node, ComparisonNode):
             self._fail(node, _unfinished(prepared))
             return None
-        say(f"{self._place(node)} {name}: {node.step.script} ({status.split(':')[0]})")
+        self._say(f"{self._place(node)} {name}: {node.step.script} ({status.split(':')[0]})")
         # A comparison is derived from what is compared, and is redone when that changes.
         if redo or (isinstance(node, ComparisonNode) and status.startswith("stale")):
             argv = [*argv, "--overwrite"]
         command = self.launch.command(node.step.script, argv)
         env = environment_of(self.jobs, self.launch.processes(node.step.script))
-        label = name if self.jobs > 1 else None
+        watcher = self._table.begin(node, name) if self._table else None
+        label = name if self.jobs > 1 or watcher else None
+        begin = time.monotonic()
         with interrupts_held_back():
-            self._children.append(Child(command, label, env))
-        return Running(node, prepared, self._children[-1], time.monotonic())
+            self._children.append(Child(command, label, env, watcher))
+        return Running(node, prepared, self._children[-1], begin)
 
     def _known(self, node: Node) -> Prepared | None:
         """What has been found out of a node, where nothing that it rests on has changed since."""
@@ -168,7 +177,7 @@ class Execution:
         seconds = time.monotonic() - running.begin
         if code == 0:
             self.outcomes[node.key] = Outcome("done", seconds=seconds)
-            say(f"{self._place(node)} {self._name(node, prepared)}: finished in {duration(seconds)}")
+            self._say(f"{self._place(node)} {self._name(node, prepared)}: finished in {duration(seconds)}")
             return
         folder = _folder(prepared)
         reason = running.child.reason(code, prepared.run_dir, folder)
@@ -181,6 +190,11 @@ class Execution:
         who = f"{', '.join(lost)} failed" if lost else f"{node.step.name} failed"
         where = f"{node.run_id}: " if self._several_runs else ""
         say(f"error: {where}{who}: {outcome.reason}", sys.stderr)
+
+    def _say(self, line: str) -> None:
+        """Print a line, unless the live table says the same."""
+        if self._table is None:
+            say(line)
 
     @property
     def _several_runs(self) -> bool:
@@ -213,11 +227,3 @@ def exit_code(nodes: Sequence[Node], outcomes: dict[Key, Outcome]) -> int:
     """That of the first step, in the order of the nodes, that failed; 0 where none did."""
     codes = [outcomes[node.key].code for node in nodes if outcomes[node.key].status == "failed"]
     return codes[0] if codes else 0
-
-
-def duration(seconds: float) -> str:
-    """A time as it is read, e.g. "8.3 s", "4 min 05 s", "2 h 07 min"."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -17,7 +18,7 @@ import time
 import tty
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 from utils.driver.fork_server import Forked, can_fork
 from utils.frame.credentials import redact
@@ -35,6 +36,7 @@ _LAUNCHER = "accelerate/commands/launch.py"  # in the traceback with which a lau
 _FIRST_TO_FAIL = re.compile(
     r"exitcode\s+: (-?\d+)|non-zero exit status (\d+)|died with <Signals\.\w+: (\d+)>"
 )
+_TERMINAL = (24, 200)  # rows and columns of the terminal that a watched step finds on standard error
 _screen = threading.Lock()
 
 
@@ -53,6 +55,16 @@ def start(command: Sequence[str], **given: Any) -> subprocess.Popen | Forked:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, **given)
 
 
+class Watcher(Protocol):
+    """What is told of a step's output as it comes."""
+
+    def line(self, text: str) -> None:
+        """A line of standard output."""
+
+    def bar(self, text: str) -> None:
+        """A progress bar as it looks now; nothing once it is cleared."""
+
+
 class Child:
     """A running step.
 
@@ -60,17 +72,30 @@ class Child:
     standard error through this process, which sees a terminal if this one does, so that progress bars work.
     With a label, every line of both is printed whole, after the label; progress bars keep quiet, for they
     find no terminal.
+    With a watcher as well, it finds a terminal on standard error, and its bars and the lines of its standard
+    output are the watcher's to show.
 
     A line that begins with "error: " is kept back if nothing follows it and the step fails: the driver says
     it, with the methods that it concerns.
     """
 
-    def __init__(self, command: Sequence[str], label: str | None = None, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        command: Sequence[str],
+        label: str | None = None,
+        env: dict[str, str] | None = None,
+        watcher: Watcher | None = None,
+    ):
         self.tail: collections.deque[str] = collections.deque(maxlen=200)
         self.crashed = False
         self._held = ""
-        self._label = label
-        if label is None:
+        self._label, self._watcher = label, watcher
+        if watcher:
+            read, write = _terminal(struct.pack("HHHH", *_TERMINAL, 0, 0))
+            self.process = start(command, stdout=subprocess.PIPE, stderr=write, env=env)
+            os.close(write)
+            readers = [(self._relay, self.process.stdout), (self._watch_errors, read)]
+        elif label is None:
             read, write = _pipe_like(sys.stderr)
             self.process = start(command, stderr=write, env=env)
             os.close(write)
@@ -123,12 +148,28 @@ class Child:
     def _relay(self, end: BinaryIO) -> None:
         """Print every line of standard output."""
         for line in end:
-            say(f"[{self._label}] {_last_written(line.decode(errors='replace').rstrip())}")
+            text = _last_written(line.decode(errors="replace").rstrip())
+            if self._watcher:
+                self._watcher.line(text)
+            else:
+                say(f"[{self._label}] {text}")
 
     def _relay_errors(self, end: BinaryIO) -> None:
         """Print every line of standard error."""
         for line in end:
             self._finish(_last_written(line.decode(errors="replace").rstrip()))
+
+    def _watch_errors(self, end: int) -> None:
+        """Print every line of standard error, and tell the watcher of the bar that stands after the last."""
+        rest = ""
+        for piece in _pieces(end):
+            *whole, rest = (rest + piece).split("\n")
+            for line in whole:
+                self._finish(_last_written(line.rstrip("\r")))
+            rest = _last_written(rest)
+            self._watcher.bar(rest)
+        if rest.strip():
+            self._finish(rest)
 
     def _pass_on(self, end: int) -> None:
         """Write what arrives at once, whole lines or not; only what may become an error line waits."""
@@ -209,8 +250,11 @@ def _pipe_like(stream: TextIO) -> tuple[int, int]:
         size = fcntl.ioctl(stream.fileno(), termios.TIOCGWINSZ, bytes(8)) if stream.isatty() else None
     except (OSError, ValueError):
         size = None
-    if size is None:
-        return os.pipe()
+    return os.pipe() if size is None else _terminal(size)
+
+
+def _terminal(size: bytes) -> tuple[int, int]:
+    """Two ends of a terminal of that size, as the system packs it (struct winsize)."""
     read, write = os.openpty()
     tty.setraw(write)  # what is written comes out unchanged; the real terminal does the rest
     fcntl.ioctl(write, termios.TIOCSWINSZ, size)

@@ -7,15 +7,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.documents.text import duration, plural
 from utils.driver.budget import Budget
-from utils.driver.execution import Execution, duration
+from utils.driver.execution import Execution
 from utils.driver.graph import ComparisonNode, Key, Node, SeedComparison
+from utils.driver.run_readme import README
+from utils.frame.criteria import FAILED, in_words
 from utils.frame.failures import Failure
+from utils.frame.files import read_json, shown
+from utils.frame.manifest import read_manifest
 from utils.frame.pipeline import ROWS
 from utils.frame.stage_plan import load_script, prepare
 
 WIDTH = 100
 COMPARISON = ROWS["compare"].folder
+MOST_CRITERIA = 8  # criteria that are named at the end
 
 
 def show_budgets(budgets: Mapping[str, Budget], every: bool) -> None:
@@ -44,7 +50,9 @@ def show_plan(nodes: Sequence[Node], jobs: int, overwrite: Collection[Key]) -> N
 
 
 def show_results(execution: Execution) -> None:
-    """Print what ran, then the comparison over seeds, or else of each run, failed methods included."""
+    """Print what ran; the comparison over seeds, or else of each run, failed methods included, with what it
+    concludes; the acceptance criteria that are not met; and the files to open.
+    """
     nodes, outcomes, run_dirs = execution.nodes, execution.outcomes, execution.run_dirs
     ran = [outcome.status for outcome in outcomes.values() if outcome.status in ("done", "failed")]
     failed = ran.count("failed")
@@ -61,6 +69,36 @@ def show_results(execution: Execution) -> None:
             seed = int(node.argv[node.argv.index("--seed") + 1])
             title = f"{node.run_id}: accuracy on the test set"
             _print_table(title, _rows_of_run(folder, done, seed), node.failures(outcomes), folder)
+    _print_failed_criteria(execution)
+    for node in made[-1:]:
+        _print_files(run_dirs[node.run_id])
+
+
+def _print_failed_criteria(execution: Execution) -> None:
+    """The acceptance criteria that stages of this execution do not meet: the first few, and how many more."""
+    lines = []
+    for node in execution.nodes:
+        manifest = read_manifest(node.plan.out) if execution.outcomes[node.key].ok else None
+        for name, found in (manifest or {}).get("criteria", {}).items():
+            if not found["passed"]:
+                lines.append(f"  [{FAILED}] {node.run_id}/{node.plan.name}: {name}: {in_words(found)}")
+    if lines:
+        print(f"{plural(len(lines), 'acceptance criterion', 'acceptance criteria')} not met:")
+        print(*lines[:MOST_CRITERIA], sep="\n")
+    if len(lines) > MOST_CRITERIA:
+        print(f"  … {len(lines) - MOST_CRITERIA} more in the report")
+
+
+def _print_files(run_dir: Path) -> None:
+    """The three files to open, and what is in them."""
+    files = {
+        run_dir / COMPARISON / "report.html": "every answer, figure and test",
+        run_dir / COMPARISON / "summary.csv": "the numbers, a row for each policy",
+        run_dir / README: "what was run, and how to continue",
+    }
+    width = max(len(shown(path)) for path in files)
+    for path, what in files.items():
+        print(f"{shown(path):<{width}}  {what}")
 
 
 @dataclass(frozen=True)
@@ -137,4 +175,5 @@ def _print_table(title: str, rows: Sequence[Row], failures: Sequence[Failure], r
     console.print(table)
     for failure in failures:
         console.print(f"{failure.name} failed: {failure.reason}", soft_wrap=True)
-    console.print(f"report: {run_dir / COMPARISON / 'report.html'}", soft_wrap=True)
+    for line in read_json(run_dir / COMPARISON / "summary.json").get("conclusions", []):
+        console.print(line, soft_wrap=True)

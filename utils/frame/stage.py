@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.frame import manifest as manifests
 from utils.frame.command_line import help_text, wants_help
@@ -40,6 +40,9 @@ from utils.frame.repair_command import noted_command
 from utils.frame.replacing import REPLACED, set_aside, settle
 from utils.frame.shortages import refusal
 from utils.frame.stage_plan import Plan, Stage, check_inputs, make_plan, started, status_of
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 IN_PROGRESS = manifests.IN_PROGRESS
 LOCK = ".lock"
@@ -88,12 +91,25 @@ class StageContext:
             print(line, flush=True)
         _append_to_log(self.out, line)
 
-    def progress(self, iterable: Iterable, total: int | None = None, description: str = "") -> Iterable:
-        """Wrap an iterable in a progress bar on standard error (none where that is not a terminal)."""
+    def progress(
+        self, iterable: Iterable | None, total: int | None = None, description: str = "", initial: int = 0
+    ) -> "tqdm":
+        """Wrap an iterable in a progress bar on standard error (none where that is not a terminal).
+
+        Without an iterable, a bar of ``total`` to `update` and to `close`; ``initial`` of it is done already.
+        """
         from tqdm import tqdm
 
-        hidden = None if is_main_process() else True
-        return tqdm(iterable, total=total, desc=description, file=sys.stderr, disable=hidden, leave=False)
+        return tqdm(
+            iterable,
+            total=total,
+            desc=description,
+            initial=initial,
+            file=sys.stderr,
+            disable=None if is_main_process() else True,
+            leave=False,
+            dynamic_ncols=True,
+        )
 
 
 Run = Callable[[StageContext], int | None]

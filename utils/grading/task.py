@@ -111,6 +111,10 @@ class Task:
         """Why a row's gold cannot be graded against; "" where it can."""
         return ""
 
+    def solution_fault(self, row: RawRow) -> str:
+        """Why a row's worked solution does not lead to its answer; "" where it does, or nothing is known."""
+        return ""
+
     def evidence(self, row: RawRow) -> tuple[str, ...]:
         """The places of a row's evidence, as `RawRow.gold_places`, found by its gold; () for none."""
         return ()

@@ -82,7 +82,8 @@ class ResumeExactly(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """One line per validation, with the mean loss since the last one; one at the end where none was made.
+    """A bar of the steps, and one line per validation with the mean loss since the last; one at the end where
+    none was made.
 
     The loss is left out where it is a policy gradient's surrogate, whose level says nothing.
     """
@@ -91,6 +92,18 @@ class Progress(TrainerCallback):
         self.ctx = ctx
         self.losses: list[float] = []
         self.validated = False
+        self.bar: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = self.ctx.progress(None, state.max_steps, "training", initial=state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def close(self) -> None:
+        """Take the bar off the screen, however training ended."""
+        if self.bar is not None:
+            self.bar.close()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
@@ -205,13 +218,14 @@ def run_training(
     trainer.room = validation.room
     validation.trainer = trainer
     trainer.remove_callback(PrinterCallback)  # prints every log row as a dict; the log file holds them
+    progress = Progress(ctx)
     for callback in (
         MeasuresUpdates(trainer.cost, samples=hasattr(trainer, "pipeline")),
         validation,
         ResumeExactly(trainer),
         SealsResumePoints(),
         RefuseNonFinite(),
-        Progress(ctx),
+        progress,
         TrainingHealth(ctx),
     ):
         trainer.add_callback(callback)
@@ -221,7 +235,10 @@ def run_training(
     )
     if point:
         ctx.log(f"resuming from step {point.name.split('-')[1]}")
-    output = trainer.train(resume_from_checkpoint=str(point) if point else None)
+    try:
+        output = trainer.train(resume_from_checkpoint=str(point) if point else None)
+    finally:
+        progress.close()
     validation.save_final()
     history = [stable(row) for row in trainer.state.log_history]
     history = [row for row in history if set(row) - {"step", "epoch", "sampled_completions"}]

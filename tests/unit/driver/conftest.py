@@ -38,7 +38,7 @@ def stages(monkeypatch, tmp_path):
         return Prepared(None, run_dir, out, of(world.statuses, run_dir, out, "missing"))
 
     class FakeChild:
-        def __init__(self, command, label, env):
+        def __init__(self, command, label, env, watcher):
             words = [word for word in command[2:] if word != "--overwrite"]
             self.plan = prepare(execution.load_script(Path(command[1]).name).STAGE, words)
             world.commands.append((Path(command[1]).name, command[2:]))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.driver import ALL, executed, options
 from utils.driver import execution
-from utils.driver.execution import Execution, duration, exit_code
+from utils.driver.execution import Execution, exit_code
 from utils.driver.goal import Goal, Overrides, Step
 from utils.driver.graph import Node, Outcome, build_graph
 from utils.frame.files import UserError
@@ -201,13 +201,6 @@ def test_what_failed_is_noted_until_it_is_mended(stages):
 
 
 # -------------------------------------------------------------------------------------------- the rest
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.96, "1 min 00 s"), (125, "2 min 05 s"), (7620, "2 h 07 min")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_threads_are_shared_between_jobs(monkeypatch):

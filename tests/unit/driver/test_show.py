@@ -1,5 +1,6 @@
 """The table at the end: what 11 found, over seeds and in one run, with failed methods among the rest."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,14 +13,17 @@ from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import Outcome, build_graph
 from utils.driver.show import show_results
 from utils.evaluation.policy_names import evaluation_files
+from utils.frame.criteria import judged
 from utils.frame.failures import write_failures
+from utils.frame.files import write_json
 
 RIGHT = {"base": 0, "sft": 20, "ppo": 40}
 
 
 def finished(folder, seeds=(), failed=()):
     """An execution of SFT, PPO and GRPO, of which the steps in ``failed`` (run, step id) went wrong."""
-    nodes = build_graph(Goal(("ppo", "grpo")), Overrides(), "r", 3, seeds)
+    shared = Overrides(shared=["--outputs_root", str(folder)])
+    nodes = build_graph(Goal(("ppo", "grpo")), shared, "r", 3, seeds)
     outcomes = {node.key: Outcome("done") for node in nodes}
     for key in failed:
         outcomes[key] = Outcome("failed", "06_grpo: loss is nan", 1, stage="06_grpo")
@@ -34,7 +38,12 @@ def cells(printed: str, policy: str) -> list[str]:
 
 def test_one_run(tmp_path, capsys):
     write_run(tmp_path / "r", 3, RIGHT)
-    show_results(finished(tmp_path, failed=[("r", "evaluate grpo")]))
+    write_json(tmp_path / "r/11_comparison/summary.json", {"conclusions": ["- ppo is better than sft"]})
+    execution = finished(tmp_path, failed=[("r", "evaluate grpo")])
+    met, failed = judged(1.0, at_least=0.9), judged(0.5, at_least=0.9)
+    criteria = {"met": met, "answers of valid form": failed}
+    write_json(tmp_path / "r/03_sft/manifest.json", {"outputs": {}, "criteria": criteria})
+    show_results(execution)
     printed = capsys.readouterr().out
     results = [load_result(name, *evaluation_files(tmp_path / "r/10_evaluation" / name)) for name in RIGHT]
     pair = next(each for each in compare_all(results, 3) if (each.a, each.b) == ("sft", "ppo"))
@@ -48,6 +57,14 @@ def test_one_run(tmp_path, capsys):
     assert cells(printed, "grpo")[1] == "failed"
     assert "grpo failed: 06_grpo: loss is nan\n" in printed
     assert "1 failed; what is finished is kept" in printed.splitlines()[0]
+    assert "- ppo is better than sft\n" in printed
+    end = [" ".join(line.split()) for line in printed.splitlines()[-5:]]
+    assert end[:2] == [
+        "1 acceptance criterion not met:",
+        "[FAIL] r/03_sft: answers of valid form: 0.5 (at least 0.9)",
+    ]
+    files = [Path(line.split()[0]).relative_to(tmp_path).as_posix() for line in end[2:]]
+    assert files == ["r/11_comparison/report.html", "r/11_comparison/summary.csv", "r/README.md"]
 
 
 @pytest.mark.slow
@@ -59,7 +76,7 @@ def test_over_seeds_it_is_what_stage_11_wrote(tmp_path, capsys, fail):
         write_run(tmp_path / f"r_seed_{seed}", seed, right | ({} if fail else {"grpo": 30}))
     failed = [(f"r_seed_{SEEDS[1]}", "evaluate grpo")] if fail else []
     execution = finished(tmp_path, SEEDS, failed)
-    argv = [*execution.nodes[-1].command(execution.outcomes), "--outputs_root", str(tmp_path)]
+    argv = execution.nodes[-1].command(execution.outcomes)
     write_failures(tmp_path / "r", execution.nodes[-1].failures(execution.outcomes))
     assert execute_stage("11_compare_runs.py", argv) == 0
     report = (tmp_path / "r" / "11_comparison" / "report.md").read_text()
@@ -83,7 +100,7 @@ def test_a_seed_that_failed_altogether_is_named_in_the_report(tmp_path, capsys):
     lost = SEEDS[2]
     failed = [(f"r_seed_{lost}", f"evaluate {policy}") for policy in ("sft", "ppo", "grpo")]
     execution = finished(tmp_path, SEEDS, failed)
-    argv = [*execution.nodes[-1].command(execution.outcomes), "--outputs_root", str(tmp_path)]
+    argv = execution.nodes[-1].command(execution.outcomes)
     write_failures(tmp_path / "r", execution.nodes[-1].failures(execution.outcomes))
     assert execute_stage("11_compare_runs.py", argv) == 0
     assert f"seed_{lost}" in (tmp_path / "r" / "11_comparison" / "report.md").read_text()

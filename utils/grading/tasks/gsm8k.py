@@ -3,7 +3,7 @@
 import re
 from decimal import Decimal, InvalidOperation
 
-from utils.data.readers.gsm8k import gold_number
+from utils.data.readers.gsm8k import gold_number, strip_marks
 from utils.frame.files import UserError
 from utils.grading.task import Grade, Task, UnitCase, place_of, relative_error
 
@@ -92,6 +92,16 @@ class Gsm8kTask(Task):
             answer=marked or "",
             official={"strict_match": strict, "flexible_match": flexible},
         )
+
+    def solution_fault(self, row) -> str:
+        """The last line before ``####`` states no number of the answer's size."""
+        working = strip_marks(row.solution).partition("####")[0].split("\n")
+        last = next((line.strip() for line in reversed(working) if line.strip()), "")
+        stated = [normalize_number(number.rstrip(".")) for number in _FLEXIBLE.findall(last)]
+        gold = normalize_number(row.answer)
+        if not last or gold is None or abs(gold) in {abs(number) for number in stated if number is not None}:
+            return ""
+        return f"the worked solution ends in {last[-60:]!r}, and the answer is {row.answer}"
 
     def number(self, answer) -> Decimal | None:
         return normalize_number(answer.rstrip("."))

@@ -108,7 +108,7 @@ def test_a_conversation_is_a_row_per_turn(tmp_path):
     assert (third.program, third.level, third.type) == (PROGRAMS[2], 1, "program")
     assert [row.answer for row in rows[:4]] == ["5", "3", "2", "yes"]
     assert [row.source for row in rows[3:5]] == ["train.json#3", "train.json#4"]
-    assert second.place == "row 0 turn 1" and rows[4].place == "row 1 turn 0"
+    assert second.place == "row 0 (line 1) turn 1" and rows[4].place == "row 1 (line 1) turn 0"
 
 
 def test_turns_of_their_own_are_the_same_rows(tmp_path):
@@ -139,7 +139,7 @@ def test_damage_to_a_conversation_costs_its_turns_alone(tmp_path, changes, code,
 
 def test_a_row_without_annotation_is_an_error(tmp_path):
     rows, [problem] = read(tmp_path, "convfinqa", [{"id": "x"}, conversation(2)])
-    assert len(rows) == 4 and (problem.place, problem.code) == ("row 0", "missing_key")
+    assert len(rows) == 4 and (problem.place, problem.code) == ("row 0 (line 1)", "missing_key")
 
 
 def test_dev_is_the_test_split_and_val_is_cut_from_train(tmp_path):
@@ -191,7 +191,7 @@ def test_a_context_is_a_row_per_question(tmp_path):
     }
     assert json.loads(several.solution)["answer"] == ["2009", "2010"]
     assert (change.level, percent.level, count.level) == (1, 2, None)
-    assert rows[5].source == "tatqa_dataset_train.json#5" and rows[5].place == "row 1 question 0"
+    assert rows[5].source == "tatqa_dataset_train.json#5" and rows[5].place == "row 1 (line 1) question 0"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def read(tmp_path: Path, content: bytes | str, name: str = "train.json"):
 
 
 def found(problems) -> list[tuple[str, str, str]]:
-    return [(problem.severity, problem.code, problem.place) for problem in problems]
+    return [(problem.severity, problem.code, problem.place.partition(" (")[0]) for problem in problems]
 
 
 # ------------------------------------------------------------------------------------ published files
@@ -145,7 +145,7 @@ def test_damaged_item_is_an_error_at_its_row_and_the_rest_is_used(tmp_path, chan
     rows, problems = read(tmp_path, json.dumps(items))
     assert [row.row for row in rows] == [0, 2]
     assert ("error", code, "row 1") in found(problems)
-    assert {problem.place for problem in problems} == {"row 1"}
+    assert {problem.place for problem in problems} == {"row 1 (line 1)"}
 
 
 @pytest.mark.parametrize(
