@@ -180,6 +180,7 @@ class Case:
     options: dict = field(default_factory=dict)
     four_bits: bool = False
     lora: bool = True
+    right: Callable[[str], bool] | None = None  # a made-up verdict on texts, of which no random one is right
 
 
 CASES = {
@@ -241,6 +242,13 @@ CASES = {
         ROLLOUTS,
         lambda found: max(found.logged("reward_std")) > 0.01 and max(found.logged("kl")) > 0,
         {"curriculum": "sec"},
+    ),
+    "grpo_filtered": Case(
+        "06",
+        GrpoAlgo(num_generations=4, group_filter="outcome", **GROUPS),
+        [at("on_step_end", 1), at("on_step_begin", 2), at("on_step_end", 5), at("on_train_end", 8)],
+        lambda found: max(found.logged("groups_discarded")) > 0 and found.logged("step")[-1] == 8,
+        right=lambda text: sum(map(ord, text)) % 4 == 0,
     ),
     "grpo_process_all_weights": Case(
         "06",
@@ -342,9 +350,11 @@ def run_and_die(number: str, ctx: StageContext, arm: Arm) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_killed_and_resumed_the_end_is_the_same(context, name):
+def test_killed_and_resumed_the_end_is_the_same(context, name, monkeypatch):
     """Every file, bit by bit: weights, critic, log, samples, curves; and what the files do not hold."""
     case = CASES[name]
+    if case.right:
+        monkeypatch.setattr(RewardPipeline, "correct", lambda _, __, texts: list(map(case.right, texts)))
     whole = context(case, "whole")
     expected = train(case.script, whole)
     logs = whole.out / "logs"

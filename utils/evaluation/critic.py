@@ -28,13 +28,14 @@ from utils.models.prefix.shared_prefix import CompletionBatch, unwrapped
 from utils.models.teacher import TeacherScores
 from utils.models.value_head import ValueHead, ValueModel
 from utils.models.value_head import load_critic as read_weights
+from utils.rewards.overlong import Overlong
 from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import RewardSpec, paid_weights
 
 # Of the stage's settings, those that rewards and advantages depend on.
 SETTINGS = (
     *("gamma", "lam", "lam_length", "kl_coef", "entropy_reward_coef", "adaptive_kl", "whiten_rewards"),
-    *("value_model", "critic_target"),
+    *("value_model", "critic_target", "overlong_buffer"),
 )
 
 
@@ -56,6 +57,7 @@ class Critic:
     algo: PpoAlgo
     reward: str
     temperature: float
+    longest: int  # completion that training sampled, in tokens
 
     def advantages(
         self, answers: PolicyAnswers, values: Mapping[int, Values], spec: RewardSpec
@@ -83,6 +85,7 @@ class Critic:
         pipeline = RewardPipeline(
             answers.records, spec, self.reward, teacher, gamma=self.algo.gamma, replicated=True
         )
+        pipeline.overlong = Overlong.of(self.algo.overlong_buffer, self.longest)
         paid = pipeline.score_tokens(
             places,
             batch,
@@ -142,7 +145,10 @@ def load_critic(
         model = ValueHead(unwrapped(policy).config.get_text_config().hidden_size, seed=0)
     read_weights(model, checkpoint)
     model = model.to(device()).eval()
-    return Critic(model, algo, config["options"]["reward"], config["model"]["generation"]["temperature"])
+    sampling = config["model"]["generation"]
+    return Critic(
+        model, algo, config["options"]["reward"], sampling["temperature"], sampling["max_new_tokens"]
+    )
 
 
 def _obstacle(algo: PpoAlgo, reward: str, spec: RewardSpec, others: Collection[str]) -> str:

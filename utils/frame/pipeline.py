@@ -197,7 +197,7 @@ PIPELINE: tuple[StageRow, ...] = (
     ),
     _GRPO,
     _preset(_GRPO, "dr_grpo", "Dr. GRPO: no division by deviation or length."),
-    _preset(_GRPO, "dapo", "DAPO: clip-higher, mean over tokens, no KL penalty."),
+    _preset(_GRPO, "dapo", "DAPO: clip-higher, groups without signal replaced, long completions punished."),
     _preset(_GRPO, "gspo", "GSPO: the ratio of the whole completion, clipped closely."),
     _preset(_GRPO, "cispo", "CISPO: the ratio's weight capped, every token keeps its gradient."),
     _preset(_GRPO, "lite_ppo", "Lite PPO: less the group's mean, by the rollout's deviation."),

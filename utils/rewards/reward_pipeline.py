@@ -5,6 +5,7 @@
     task parts   exact_match, numeric_match, program_partial, format_penalty (utils/rewards/task_reward.py)
     reasoning    weight * score in [0, 1] (`Task.reasoning_score`)
     own          weight * value of each component of the user's (utils/rewards/user_components.py)
+    overlong     where the method has it: what a long completion loses (utils/rewards/overlong.py)
 
 What concerns a whole completion is paid on its last unmasked token. A completion without tokens has nowhere
 to put it: its parts count in `components`, its row of `token_rewards` is 0.
@@ -28,6 +29,7 @@ from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.teacher import Teacher
 from utils.rewards.combiner import RewardCombiner
 from utils.rewards.intrinsic import missing_eos, outcome_reward, token_rewards
+from utils.rewards.overlong import Overlong
 from utils.rewards.spec import RewardSpec, own_weights, paid_weights
 from utils.rewards.task_reward import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
@@ -40,8 +42,9 @@ class RolloutRewards:
     """Rewards of B completions of up to C tokens, on the batch's device.
 
     token_rewards: float32 [B, C], 0 where masked; no KL penalty in it.
-    components: float32 [B] each of `ALL_COMPONENTS` and the user's own, as paid; their sum is the total,
-        which equals `token_rewards.sum(1)` except for completions without tokens.
+    components: float32 [B] each of `ALL_COMPONENTS`, the user's own and what overlong completions lose, as
+        paid; their sum is the total, which equals `token_rewards.sum(1)` except for completions without
+        tokens.
     raw: float32 [B], unweighted: "reasoning", the user's own, and where a teacher was asked "intrinsic", its
         alpha * log pi_hat(completion | prompt) in units of alpha nats.
     correct: bool [B], verified against the gold. parsed: bool [B], of a valid form.
@@ -69,9 +72,11 @@ class RewardPipeline:
     never asked then. gamma: the trainer's discount, which the bellman forms take over. replicated: every
     process scores the same rollouts, so that none has to hear of the others' statistics. Otherwise each of
     several processes scores its part of a rollout, in their order, and all call at once: statistics and
-    evidence are those of the whole, so that their states stay the same.
+    evidence are those of the whole, so that their states stay the same. overlong: what long completions lose.
     Raises UserError where a teacher is missing.
     """
+
+    overlong: Overlong | None = None
 
     def __init__(
         self,
@@ -109,12 +114,17 @@ class RewardPipeline:
         """The components that can be paid: those of the task always, others where they have a weight."""
         optional = {"reasoning": self.combiner.base["reasoning"], **self.own}
         optional["intrinsic"] = self.combiner.base["intrinsic"]
-        return [*COMPONENTS, *(name for name, weight in optional.items() if weight > 0)]
+        paid = [*COMPONENTS, *(name for name, weight in optional.items() if weight > 0)]
+        return [*paid, "overlong"] if self.overlong else paid
 
     @staticmethod
     def needs_teacher(spec: RewardSpec, reward: str) -> bool:
         """Whether a teacher has to be loaded for this specification and `--reward`."""
         return paid_weights(spec, reward).intrinsic > 0
+
+    def correct(self, record: Sequence[int], texts: Sequence[str]) -> list[bool]:
+        """Whether completions are right, by the gold alone; arguments as those of `score_tokens`."""
+        return [self._graded(index, text)[2] for index, text in zip(record, texts, strict=True)]
 
     def score_tokens(
         self,
@@ -185,6 +195,8 @@ class RewardPipeline:
         for name, weight in self.own.items():
             raw[name] = column([measured[name] for _, measured, *_ in rows])
             components[name] = weight * raw[name] + 0.0  # no negative zeros
+        if self.overlong:
+            components["overlong"] = self.overlong.penalty(mask.sum(1))
         whole = sum(part.double() for part in components.values())
         rewards = at_last_token(whole, mask)
         seen = {"reasoning": raw["reasoning"].tolist()}

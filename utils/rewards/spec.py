@@ -81,7 +81,7 @@ class OwnComponent:
 # What candidates, logs and reports call other parts of a reward.
 TAKEN = (
     *("exact_match", "numeric_match", "program_partial", "format_penalty", "correctness", "format"),
-    *("reasoning", "intrinsic", "intrinsic_per_token", "total", "brevity"),
+    *("reasoning", "intrinsic", "intrinsic_per_token", "overlong", "total", "brevity"),
 )
 
 

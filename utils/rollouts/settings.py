@@ -6,7 +6,7 @@ TRL's name says per device: `batches.py` divides them. In these methods' stages 
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from utils.curricula.settings import CurriculumSettings
 from utils.frame.typed_settings import setting
@@ -64,6 +64,37 @@ class RolloutAlgo(OptimizerSettings):
 
 
 @dataclass
+class RewardedAlgo(RolloutAlgo):
+    """What PPO, GRPO and RLOO share: groups of completions that are rewarded, and compared by it."""
+
+    group_filter: Literal["none", "reward_std", "outcome"] = setting(
+        "none",
+        "which groups are replaced by new ones (dynamic sampling): none, those whose rewards are equal, or "
+        "those all right or all wrong",
+    )
+    group_filter_limit: int = setting(
+        4, "most that a rollout draws to be filled, in rollouts' worth of completions", at_least=1
+    )
+    overlong_buffer: float = setting(
+        0.0,
+        "last share of generation.max_new_tokens where completions lose up to 1 of their reward (DAPO 0.2)",
+        between=(0, 1),
+    )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.group_filter == "none":
+            return
+        if self.group_size < 2:
+            raise ValueError(f"group_filter {self.group_filter} needs {self.group_option} above 1")
+        if self.gradient_accumulation_steps > self.steps_per_generation * self.num_iterations:
+            raise ValueError(
+                f"group_filter {self.group_filter} needs rollouts that last an optimizer step: lower "
+                "gradient_accumulation_steps"
+            )
+
+
+@dataclass
 class MicroBatchAlgo(RolloutAlgo):
     """What GRPO, RLOO and distillation share: rollouts that are described by their micro-batches, or by their
     size as in PPO (``rollout_batch_size``), which ``steps_per_generation`` micro-batches then share.
@@ -94,7 +125,7 @@ class MicroBatchAlgo(RolloutAlgo):
 
 
 @dataclass
-class GroupAlgo(MicroBatchAlgo):
+class GroupAlgo(RewardedAlgo, MicroBatchAlgo):
     """What GRPO and RLOO share: rollouts of groups, whose completions are compared with each other."""
 
     beta: float = setting(0.005, "weight of the KL penalty (to the reference policy)", at_least=0)

@@ -22,6 +22,7 @@ from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.sampling import eos_token_ids
 from utils.models.settings import ModelConfig
 from utils.models.vllm.sampler import vllm_arguments
+from utils.rewards.overlong import Overlong
 from utils.rewards.reward_pipeline import RewardPipeline, RolloutRewards
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.batches import share_batches, updates_per_rollout
@@ -128,6 +129,7 @@ class Start:
         prompt_tokens = PromptTokens(tokenizer)
         check_prompts(prompt_tokens(prompts), records, config.model.max_prompt_length)
         pipeline = open_pipeline(records, spec, reward, config, tokenizer, gamma=gamma)
+        pipeline.overlong = Overlong.of(ctx.config.algo.overlong_buffer, config.generation.max_new_tokens)
         rewards = OutcomeRewards(pipeline, prompt_tokens, eos_token_ids(model, tokenizer), tokens)
         dataset = Dataset.from_dict({"prompt": prompts, "record": list(range(len(records)))})
         return cls(model, tokenizer, pipeline, rewards, dataset)
@@ -145,6 +147,7 @@ class Start:
         )
         trainer.pipeline, trainer.outcomes = self.pipeline, self.rewards
         trainer.prompt_tokens = self.rewards.prompt_tokens
+        trainer.filter_groups(ctx.config.algo)
         follow_curriculum(ctx, trainer, records, ctx.config.algo.all_rollouts)
         return trainer
 
@@ -176,7 +179,7 @@ def rollout_arguments(
         "temperature": generation.temperature,
         "top_p": generation.top_p,
         "top_k": generation.top_k,
-        **vllm_arguments(ctx, correction, equal_shares),
+        **vllm_arguments(ctx, correction, equal_shares and getattr(algo, "group_filter", "none") == "none"),
     }
 
 

@@ -15,7 +15,7 @@ from utils.data.records import Record, load_records
 from utils.data.settings import DatasetConfig
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, first_line, read_json, shown
-from utils.frame.pipeline import Method
+from utils.frame.pipeline import DEFAULT_CURRICULUM, Method
 from utils.models.settings import ModelConfig, ModelSection
 from utils.training.inputs import configured, prepared_split
 
@@ -30,8 +30,14 @@ def method_fits(method: Method, config: StageConfig, run_dir: Path) -> None:
     """Raise UserError where a method's stage could not train on the run's prepared records.
 
     Supervised fine-tuning leaves out what is too long, as long as that is not most of it; a method that
-    samples its prompts needs all of them to fit. Nothing is said before 01 has run.
+    samples its prompts needs all of them to fit. Nothing is said of prompts before 01 has run.
     """
+    curriculum = getattr(config.options, "curriculum", DEFAULT_CURRICULUM)
+    if getattr(config.algo, "group_filter", "none") != "none" and curriculum != DEFAULT_CURRICULUM:
+        raise UserError(
+            f"algo.group_filter {config.algo.group_filter} replaces groups by those of the next prompts in "
+            f"random order, and --curriculum {curriculum} chooses prompts itself: leave one of the two out"
+        )
     path = prepared_split(run_dir, "train")
     if method.from_pairs or method.from_candidates or not path.is_file():
         return

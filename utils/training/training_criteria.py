@@ -45,11 +45,14 @@ def training_criteria(
 
 def _of_rollouts(history: Sequence[dict[str, Any]]) -> Criteria:
     found: Criteria = {}
-    rewards = _values(history, "reward")
-    if len(rewards) >= 2:
-        part = max(1, len(rewards) // 4)
-        rise = float(np.mean(rewards[-part:]) - np.mean(rewards[:part]))
-        found["reward, last over first quarter"] = judged(rise, above=0.0)
+    # Where groups are replaced, the reward is that of those that are left, which says little of the policy.
+    key = "train_accuracy" if _values(history, "groups_discarded") else "reward"
+    values = _values(history, key)
+    if len(values) >= 2:
+        part = max(1, len(values) // 4)
+        rise = float(np.mean(values[-part:]) - np.mean(values[:part]))
+        name = "reward" if key == "reward" else "accuracy of samples"
+        found[f"{name}, last over first quarter"] = judged(rise, above=0.0)
     for key, name, largest in (
         ("kl", "KL to the reference, nats per token", LARGEST_KL),
         ("completions/clipped_ratio", "completions cut off", LARGEST_CUT_OFF),

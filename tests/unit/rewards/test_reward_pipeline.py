@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from trl.rewards import get_soft_overlong_punishment
 
 from utils.data.records import Record
 from utils.frame.files import UserError
@@ -16,6 +17,7 @@ from utils.models.loading import load_policy
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.settings import ModelSection
 from utils.models.teacher import Teacher
+from utils.rewards.overlong import Overlong
 from utils.rewards.reward_pipeline import ALL_COMPONENTS, RewardPipeline
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights
 from utils.rewards.task_reward import COMPONENTS, graded_row, task_reward
@@ -148,6 +150,26 @@ def test_the_task_part_is_the_task_reward():
     for name in COMPONENTS:
         close(paid.components[name], [row[name] for row in rows])
     close(paid.total, [row["total"] for row in rows])
+
+
+def test_overlong_completions_lose_what_dapo_takes_off():
+    """By equation 13 of arXiv 2503.14476, and by TRL's function; on the last token, and part of the total."""
+    found = Overlong.of(0.2, 24)
+    assert found == Overlong(longest=24, buffer=5) and Overlong.of(0.0, 24) is None
+    lengths = list(range(1, 26))
+    by_the_paper = [0 if n <= 19 else (19 - n) / 5 if n <= 24 else -1 for n in lengths]
+    by_trl = get_soft_overlong_punishment(24, 5)([[0] * n for n in lengths])
+    close(found.penalty(torch.tensor(lengths)), by_the_paper)
+    close(found.penalty(torch.tensor(lengths)), by_trl)
+
+    pipeline = RewardPipeline(RECORDS, spec_of(), "task", None)
+    plain = pipeline.score_tokens([0] * 4, batch_of(LENGTHS), TEXTS, CUT)
+    pipeline.overlong = Overlong(longest=4, buffer=2)
+    paid = pipeline.score_outcomes([0] * 4, batch_of(LENGTHS), TEXTS, CUT)
+    close(paid.components["overlong"], [-0.5, 0.0, -1.0, 0.0])
+    close(paid.total - plain.total, [-0.5, 0.0, -1.0, 0.0])
+    close(paid.token_rewards.sum(1) - plain.token_rewards.sum(1), [-0.5, 0.0, -1.0, 0.0])
+    assert pipeline.names[-1] == "overlong" and "overlong" not in plain.components
 
 
 def test_each_completion_is_graded_against_its_own_record():

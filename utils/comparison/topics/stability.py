@@ -45,6 +45,8 @@ NUMBERS = {
     # the reward that is trained on (in its own unit).
     "late_train_accuracy_sd": ("late spread: accuracy", "spread"),
     "late_reward_sd": ("late spread: reward", "number"),
+    # Mean over the second half of the log of the advantages' share in groups all right or all wrong.
+    "phantom_advantage": ("phantom advantage", "share"),
     # Share of gradient norms above 10 times the median of the 20 logs before.
     "gradient_spikes": ("", "share"),
     # Share of looks at the log, one every 10 rows, at which a health rule finds something.
@@ -97,6 +99,7 @@ def training_of(trained: Trained) -> Training:
     found |= {
         "late_train_accuracy_sd": late_spread(*_values(trained_on, "train_accuracy")),
         "late_reward_sd": late_spread(*_values(trained_on, "reward")),
+        "phantom_advantage": _late_mean(_values(trained_on, "advantages/phantom")[1]),
         "gradient_spikes": _spikes(_values(trained_on, "grad_norm")[1]),
     }
     return {name: found.get(name) for name in (*NUMBERS, HEALTH)}
@@ -144,6 +147,10 @@ def late_spread(steps: Sequence[float], values: Sequence[float]) -> float | None
         return None
     residuals = y - np.polyval(np.polyfit(x - x.mean(), y, 1), x - x.mean())
     return float(math.sqrt(residuals @ residuals / (len(y) - 2)))
+
+
+def _late_mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values[int(LATE * len(values)) :])) if len(values) else None
 
 
 def _spikes(norms: Sequence[float]) -> float | None:
@@ -198,10 +205,11 @@ def training_section(trainings: Trainings) -> Section:
         "validation is). {}: of the validation accuracy below the highest before; validation sets are "
         "small, and a fall of a few points can be chance. {}: standard deviation of the rollouts' accuracy "
         "and trained reward about their own line over the second half; rewards that were trained on differ "
-        "between variants. {}: share of looks at the log, one every {} rows, at which a rule of training "
+        "between variants. {}: share of the advantages in groups all right or all wrong, over the second "
+        "half. {}: share of looks at the log, one every {} rows, at which a rule of training "
         "health finds something.",
         *(emphasis("Plateau"), emphasis("to it"), f"{100 * RISE:.0f}", emphasis("Largest fall")),
-        *(emphasis("Late spread"), emphasis("Warning"), f"{LOOK}"),
+        *(emphasis("Late spread"), emphasis("Phantom advantage"), emphasis("Warning"), f"{LOOK}"),
     )
     if runs > 1:
         note = [*note, f" Means over {runs} seeds; a bracket has the lowest and the highest seed."]

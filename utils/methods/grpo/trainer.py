@@ -22,6 +22,7 @@ from utils.rewards.reward_pipeline import RolloutRewards, at_last_token
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import process_advantages
 from utils.rollouts.follows_curriculum import FollowsCurriculum
+from utils.rollouts.group_filter import FiltersGroups
 from utils.rollouts.panels import GRADIENT, LENGTH, PHANTOM, REWARDS, VALIDATION
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.shared_prefix_trainer import SharedPrefix
@@ -41,7 +42,7 @@ PANELS = {
 
 
 class SharedPrefixGRPOTrainer(
-    RenderedPrompts, FollowsCurriculum, KeepsRewardState, SharedPrefix, GRPOTrainer
+    RenderedPrompts, FollowsCurriculum, FiltersGroups, KeepsRewardState, SharedPrefix, GRPOTrainer
 ):
     """TRL's GRPOTrainer, every prompt encoded once per group, on a reward pipeline (``pipeline``).
 
@@ -57,6 +58,7 @@ class SharedPrefixGRPOTrainer(
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The stock rollout; advantages [B], or [B, C] under process supervision."""
         rollout = super()._generate_and_score_completions(inputs)
+        self._leave_out(rollout)
         mask = rollout["completion_mask"]
         if self.divides_by_mean:
             means = (

@@ -68,5 +68,6 @@ def build_ppo_trainer(
         siblings=algo.value_model == "siblings",
     )
     trainer.prompt_tokens = start.rewards.prompt_tokens
+    trainer.filter_groups(algo)
     follow_curriculum(ctx, trainer, records, algo.num_rollouts)
     return trainer, start.tokenizer

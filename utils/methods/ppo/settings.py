@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from utils.frame.typed_settings import setting
-from utils.rollouts.settings import RolloutAlgo
+from utils.rollouts.settings import RewardedAlgo
 
 
 @dataclass
@@ -70,7 +70,7 @@ class PpoUpdates:
 
 
 @dataclass
-class PpoAlgo(PpoUpdates, RolloutAlgo):
+class PpoAlgo(PpoUpdates, RewardedAlgo):
     """Proximal policy optimisation on tokens (Schulman et al. 2017, arXiv 1707.06347).
 
     A rollout of ``rollout_batch_size`` completions is passed over ``num_ppo_epochs`` times, each time in

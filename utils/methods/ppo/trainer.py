@@ -158,10 +158,8 @@ class PPOTrainer(EstimatesValues, LogsRollouts, CorrectsSampler, TrainsCritic, S
         self._count_tokens(batch)
         self._log_rollout(rewards, mask, truncated, values, returns, entropies, log_ratio)
         if args.whiten_advantages:
-            advantages = whiten(advantages, mask, total=self._total)
-        if self.num_generations > 1:
-            self._log_phantom(advantages.abs().sum(1), rewards.correct)
-        return {
+            advantages = whiten(advantages, self._with_signal(mask), total=self._total)
+        rollout = {
             **{name: getattr(batch, name) for name in BATCH},
             "old_log_probs": log_probs,
             "known_values": known,
@@ -172,6 +170,10 @@ class PPOTrainer(EstimatesValues, LogsRollouts, CorrectsSampler, TrainsCritic, S
             "correct": rewards.correct,
             **self._correction(log_probs, sampler_log_probs, mask),
         }
+        self._leave_out(rollout)
+        if self.num_generations > 1:
+            self._log_phantom(rollout["advantages"].abs().sum(1), rewards.correct)
+        return rollout
 
     def _sample(self, prompts: list[str]) -> tuple[CompletionBatch, list[str], Tensor, list | None]:
         """Completions of rendered prompts: token ids, decoded texts, and bool [B], cut before their end.

@@ -27,6 +27,7 @@ from utils.methods.rloo.settings import RlooAlgo
 from utils.rewards.spec import RewardSpec
 from utils.rollouts.advantages import baselines
 from utils.rollouts.follows_curriculum import FollowsCurriculum
+from utils.rollouts.group_filter import FiltersGroups
 from utils.rollouts.panels import ADAPTED, CUT_OFF, GRADIENT, LENGTH, PHANTOM, REWARDS, VALIDATION
 from utils.rollouts.reward_state import KeepsRewardState
 from utils.rollouts.rollout_log import RolloutLog, by_group
@@ -59,7 +60,7 @@ class BaselineRLOOConfig(RLOOConfig):
 
 
 class SharedPrefixRLOOTrainer(
-    RenderedPrompts, FollowsCurriculum, KeepsRewardState, SharedPrefix, RLOOTrainer
+    RenderedPrompts, FollowsCurriculum, FiltersGroups, KeepsRewardState, SharedPrefix, RLOOTrainer
 ):
     """TRL's RLOOTrainer, every prompt encoded once per group, on a reward pipeline (``pipeline``).
 
@@ -107,6 +108,7 @@ class SharedPrefixRLOOTrainer(
             advantages = (advantages - advantages.mean()) / (nanstd(advantages) + 1e-4)  # as TRL does it
         first = self.accelerator.process_index * len(inputs)
         rollout["advantages"] = advantages[first : first + len(inputs)]
+        self._leave_out(rollout)
         self._log_phantom(rollout["advantages"].abs(), self.outcomes.paid.correct)
         self._log_rollout(inputs, rewards, kl, baseline, advantages)
         return rollout

@@ -92,9 +92,9 @@ def vllm_arguments(ctx: StageContext, correction: bool, equal_shares: bool = Tru
         and (section.mode == "server" or section.tensor_parallel_size > 1)
     ):
         raise UserError(
-            "algo.on_policy_fraction between 0 and 1 gives the processes different numbers of completions to "
-            "ask for, which TRL cannot collect: set it to 1, or use vllm.mode colocate with "
-            "vllm.tensor_parallel_size 1, or one process"
+            "algo.on_policy_fraction between 0 and 1, or an algo.group_filter, gives the processes different "
+            "numbers of completions to ask for, which TRL cannot collect: set it to 1, or none, or use "
+            "vllm.mode colocate with vllm.tensor_parallel_size 1, or one process"
         )
     length = _model_length(section, config.model.max_prompt_length, config.generation.max_new_tokens)
     if section.mode == "server" and is_main_process():

@@ -10,6 +10,8 @@ the total, against verified correctness:
     correctness    Spearman's correlation with being right
     length         Spearman's correlation with the length in tokens: of all candidates, and of wrong ones
                    alone, where correctness cannot explain it
+    phantom        share of GRPO's advantages that are in prompts all right or all wrong, where they say
+                   nothing of what makes an answer right
 
 each with a 95 % interval by a bootstrap over prompts, overall and by level. What cannot be computed is null,
 with the reason.
@@ -41,6 +43,8 @@ from utils.statistics.ranking_intervals import (
 
 SCHEMA_VERSION = 1
 RESAMPLES = 1000
+CONSTANT = 1e-6  # a deviation below this share of the root mean square is rounding, not spread
+ADDED = 1e-4  # by GRPO, to the deviation that it divides by
 # Below so many prompts a percentile interval is too narrow to be shown as one.
 FEWEST_PROMPTS = 10
 
@@ -172,7 +176,30 @@ def _measure(name: str, part: Candidates, draws: np.ndarray) -> dict[str, Any]:
         "auroc": _null(reason) if reason else _auroc(score, right, prompt, draws),
         "correctness": _correlation(score, right.astype(float), "correctness", prompt, draws),
         "length": {"all": tracked(slice(None)), "wrong": tracked(~right)},
+        "phantom": _phantom(score, right, prompt, draws),
     }
+
+
+def _phantom(
+    score: np.ndarray | str, right: np.ndarray, prompt: np.ndarray, draws: np.ndarray
+) -> dict[str, Any]:
+    """Of the sum of |score - mean| / deviation over each prompt's candidates, as GRPO has its advantages."""
+    if isinstance(score, str):
+        return _null(score)
+    count, wins = np.bincount(prompt), np.bincount(prompt, right)
+    centred = score - (np.bincount(prompt, score) / count)[prompt]
+    spread = np.sqrt(np.bincount(prompt, centred**2) / np.maximum(count - 1, 1))
+    told_apart = spread > CONSTANT * np.sqrt(np.bincount(prompt, score**2) / count)
+    if not told_apart.any():
+        return _null("no prompt's candidates differ in it")
+    mass = (np.bincount(prompt, np.abs(centred)) / (spread + ADDED))[told_apart]
+    alike = ((wins == 0) | (wins == count))[told_apart]
+
+    def share(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return (mass * alike) @ weights / (mass @ weights)
+
+    return _figure(share, draws, np.flatnonzero(told_apart), len(mass), is_share=True)
 
 
 def _nothing_to_rank(score: np.ndarray | str, right: np.ndarray) -> str | None:
@@ -280,6 +307,9 @@ def _sentence(name: str, verdict: str, figures: dict[str, Any]) -> str:
         ranks += f" ({_percent(low)} to {_percent(high)})"
     if length["value"] is not None:
         ranks += f", {_tracking(length['value'])}"
+    if name == "total" and figures["phantom"]["value"] is not None:
+        share = _percent(figures["phantom"]["value"])
+        ranks += f", {share} % of its advantages are in prompts all right or all wrong"
     return f"{label}: {ranks}; {VERDICTS[verdict]}"
 
 

@@ -297,6 +297,21 @@ def clip_fraction(log: History, curve: LogCurve) -> Iterator[Check]:
     yield Check("clip_fraction", f"{share:.1f} % of tokens", finding)
 
 
+@needs(LAST, "advantages/phantom")
+def phantom_advantage(log: History, curve: LogCurve) -> Iterator[Check]:
+    """Most of the advantages in groups all right or all wrong, while accuracy does not rise."""
+    finding, share = None, 100 * curve.last
+    if curve.last > 0.5 and not log.curve("train_accuracy", "val_accuracy").trend().rises(P_BOTH):
+        finding = HealthFinding(
+            "phantom_advantage",
+            "warning",
+            f"{share:.0f} % of the advantages are in groups all right or all wrong at step "
+            f"{curve.steps[-1]:g}, and accuracy does not rise: what is learnt is not what is right",
+            "set algo.group_filter outcome, train with --reward task, or lower reward.weights.intrinsic",
+        )
+    yield Check("phantom_advantage", f"{share:.0f} % of the advantages", finding)
+
+
 @needs(2 * STRETCH, "grad_norm")
 def gradient_spikes(log: History, curve: LogCurve) -> Iterator[Check]:
     """Gradient norms far above those of the steps before."""
@@ -360,6 +375,7 @@ RULES: tuple[Rule, ...] = (
     explained_variance,
     value_loss,
     clip_fraction,
+    phantom_advantage,
     gradient_spikes,
     updates_skipped,
     supervised_loss,

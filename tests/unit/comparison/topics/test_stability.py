@@ -99,6 +99,12 @@ def test_a_wild_beginning_is_not_late():
     assert late_spread(range(40), [*[1.0] * 20, *wild]) > 2
 
 
+def test_phantom_advantage_is_the_mean_of_the_later_half(tmp_path):
+    rows = [{"step": i, "advantages/phantom": share} for i, share in enumerate((0.9, 0.1, 0.2, 0.4))]
+    assert training_of(trained(tmp_path, rows))["phantom_advantage"] == pytest.approx(0.3)
+    assert training_of(trained(tmp_path, log(), name="none"))["phantom_advantage"] is None
+
+
 def test_gradient_spikes_and_looks_with_a_warning(tmp_path):
     norms = [1.0] * 60
     for at in (30, 40, 50):

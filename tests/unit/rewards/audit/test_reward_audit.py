@@ -189,6 +189,24 @@ def test_values_are_those_of_the_ranking_functions_and_scipy():
             assert found["length"]["wrong"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
+def test_phantom_advantage_is_that_of_grpo():
+    """Against advantages by loops; of a reward by verdicts alone there is none."""
+    rows = noisy_rows(skill=0.7)
+    inside = whole = 0.0
+    for row in rows:
+        scores = [each["raw"]["intrinsic"] for each in row["candidates"]]
+        right = {each["correct"] for each in row["candidates"]}
+        mass = sum(abs(score - np.mean(scores)) / (np.std(scores, ddof=1) + 1e-4) for score in scores)
+        whole += mass
+        inside += mass * (len(right) == 1)
+    components = audit(rows, 0)["components"]
+    assert components["intrinsic"]["phantom"]["value"] == pytest.approx(inside / whole, abs=1e-6)
+    assert 0.02 < inside / whole < 0.98
+    assert components["exact_match"]["phantom"]["value"] == 0.0
+    assert_null(components["reasoning"]["phantom"], "no prompt's candidates differ in it")
+    assert "% of its advantages are in prompts all right or all wrong" in components["total"]["sentence"]
+
+
 def test_within_prompt_differs_from_overall_where_prompts_differ():
     """Easy prompts score high for right and wrong alike: AUROC is fooled, pairs of one prompt are not."""
     easy = [candidate(True, intrinsic=10.0)] * 7 + [candidate(False, intrinsic=10.0)]

@@ -311,6 +311,18 @@ def test_value_loss():
     assert names(run(**{"loss/value": line(0.1, 0.2, 0.01)})) == []
 
 
+def test_phantom_advantage():
+    """Where accuracy rises, groups become all right, and what is left of the advantages is theirs."""
+    share = {"advantages/phantom": np.clip(line(0.4, 0.8, 0.05), 0, 1)}
+    found = only(run(**share))
+    assert found.name == "phantom_advantage" and "algo.group_filter outcome" in found.remedy
+    assert re.match(
+        r"7\d % of the advantages are in groups all right or all wrong at step 100", found.message
+    )
+    assert names(run(train_accuracy=line(0.3, 0.8, 0.05), **share)) == []
+    assert names(run(**{"advantages/phantom": np.clip(line(0.3, 0.3, 0.1), 0, 1)})) == []
+
+
 def test_clip_fraction_of_ppo_and_of_grpo():
     assert names(run(**{"clip_ratio/policy": 0.5})) == ["clip_fraction"]
     grpo = {"clip_ratio/policy": None, "clip_ratio/region_mean": 0.5}
