@@ -242,7 +242,10 @@ def _verify_input(path: Path, plan: Plan) -> None:
     folder = Path(*relative.parts[:depth])
     asked = plan.arguments if run_dir == plan.run_dir else None
     redo = command_for(run_dir / folder, asked, redo=True)
-    recorded = manifests.read_manifest(run_dir / folder)
+    try:
+        recorded = manifests.read_manifest(run_dir / folder)
+    except UserError as error:
+        raise UserError(f"{error}: run `{redo}`") from None
     if recorded is None:
         unfinished = (run_dir / folder / manifests.IN_PROGRESS).exists()
         state = f"{shown(run_dir / folder)} is unfinished" if unfinished else f"missing input {shown(path)}"
