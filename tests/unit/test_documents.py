@@ -85,6 +85,13 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_other_scripts_are_there(page):
+    named = r"\b((?:benchmarks|assets|examples|runs|slurm|tests)/[\w/]+\.(?:py|sh|sbatch|yaml))"
+    for path in re.findall(named, page.read_text(encoding="utf-8")):
+        assert (REPO_ROOT / path).exists() or path == "slurm/cluster.local.yaml", path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         name, _, anchor = link.partition("#")
