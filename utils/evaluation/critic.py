@@ -111,7 +111,7 @@ def load_critic(
 ) -> Critic | None:
     """The critic of a PPO checkpoint of this run; None for other policies.
 
-    None as well, with a line in the log, where the rewards that it was trained on cannot be paid again.
+    None as well, with a line in the log, where the rewards that it was trained on cannot be computed again.
 
     Args:
         policy: what the checkpoint holds.
@@ -152,7 +152,7 @@ def load_critic(
 
 
 def _obstacle(algo: PpoAlgo, reward: str, spec: RewardSpec, others: Collection[str]) -> str:
-    """Why the rewards of training cannot be paid again, "" where they can."""
+    """Why the rewards of training cannot be computed again, "" where they can."""
     weights = paid_weights(spec, reward)
     if weights.intrinsic and "teacher" not in others:
         return "its rewards need the teacher"

@@ -7,7 +7,7 @@ Components are raw: before ``weights``, in the specification's own amounts (``ex
     <own>       what each function of the user's own says (utils/rewards/user_components.py)
     intrinsic   alpha * log pi_hat(answer | prompt), nats times alpha, less ``missing_eos_penalty`` where the
                 answer was cut off; only where the token pass asked the teacher
-    total       the weighted sum, as paid under ``--reward combined``
+    total       the weighted sum, as under ``--reward combined``
 
 Normalisers and adaptive weights belong to a rollout and its training, and are not applied: the same answer
 has the same reward in every evaluation. Where the intrinsic reward has a weight and is not known there is no

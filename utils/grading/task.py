@@ -16,7 +16,7 @@ from utils.grading.failure_reasons import answer_failure, working_failure
 from utils.grading.reasoning_quality import step_coverage, step_order, support_in_text
 
 Value = float | str  # a number, or an answer as text
-# Name, completion, and by reward component the share of its price that must be paid.
+# Name, completion, and by reward component the share of its reward that must be given.
 UnitCase = tuple[str, str, dict[str, int | Fraction]]
 
 

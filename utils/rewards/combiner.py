@@ -12,7 +12,7 @@ So a component that is noise, constant or turned against correctness sinks to `m
 ever exceeds what the specification gives. Only the order of scores matters: neither their scale nor their
 variance moves a weight. A rollout in which no prompt has both right and wrong answers says nothing and
 changes nothing. The factors in force in a rollout come from earlier ones. Correctness and format are facts,
-not estimates, and keep their weights; where correctness is not paid, its labels are not used here either.
+not estimates, and keep their weights; where correctness has no weight, its labels are not used either.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The intrinsic reward: what a teacher's logits pay for each token (inverse soft Bellman operator).
+"""The intrinsic reward: a reward for each token from a teacher's logits (inverse soft Bellman operator).
 
 Token process: the state s_h is the prompt and the tokens so far, the action a_h is the next token. A model
 trained on next tokens by maximum likelihood solves the offline inverse-RL problem whose soft optimal policy
@@ -15,9 +15,9 @@ Forms (`FORMS`), for the h-th of the H kept tokens of a completion:
     logprob           r_h = Q(s_h, a_h) - V(s_h) = alpha * log pi_hat(a_h | s_h)
     bellman_centered  bellman, with V(s_1) subtracted at the first token
 
-Terminal rule: V after the last kept token is 0, so that token is paid its raw Q.
+Terminal rule: V after the last kept token is 0, so that the reward of that token is its raw Q.
 Truncation rule: the same for a completion cut at the length limit as for a finished one; otherwise the two
-would differ by one V, whose size is set by arbitrary logit offsets. That a completion never ended is paid by
+would differ by one V, whose size is set by arbitrary logit offsets. A completion that never ended gets
 `missing_eos`, a penalty of a chosen size, instead.
 
 Discounting: the shaping term gamma * V(s_{h+1}) - V(s_h) must have the gamma of the returns (Ng et al. 1999);

@@ -7,7 +7,7 @@
     own          weight * value of each component of the user's (utils/rewards/user_components.py)
     overlong     where the method has it: what a long completion loses (utils/rewards/overlong.py)
 
-What concerns a whole completion is paid on its last unmasked token. A completion without tokens has nowhere
+The reward of a whole completion falls on its last unmasked token. A completion without tokens has nowhere
 to put it: its parts count in `components`, its row of `token_rewards` is 0.
 """
 
@@ -42,8 +42,8 @@ class RolloutRewards:
     """Rewards of B completions of up to C tokens, on the batch's device.
 
     token_rewards: float32 [B, C], 0 where masked; no KL penalty in it.
-    components: float32 [B] each of `ALL_COMPONENTS`, the user's own and what overlong completions lose, as
-        paid; their sum is the total, which equals `token_rewards.sum(1)` except for completions without
+    components: float32 [B] each of `ALL_COMPONENTS`, the user's own and what overlong completions lose,
+        weighted; their sum is the total, which equals `token_rewards.sum(1)` except for completions without
         tokens.
     raw: float32 [B], unweighted: "reasoning", the user's own, and where a teacher was asked "intrinsic", its
         alpha * log pi_hat(completion | prompt) in units of alpha nats.
@@ -60,7 +60,7 @@ class RolloutRewards:
 
     @property
     def total(self) -> Tensor:
-        """Float32 [B], everything a completion is paid."""
+        """Float32 [B], the sum of all components."""
         return sum(part.double() for part in self.components.values()).float()
 
 
@@ -111,7 +111,7 @@ class RewardPipeline:
 
     @property
     def names(self) -> list[str]:
-        """The components that can be paid: those of the task always, others where they have a weight."""
+        """The components in force: those of the task always, others where they have a weight."""
         optional = {"reasoning": self.combiner.base["reasoning"], **self.own}
         optional["intrinsic"] = self.combiner.base["intrinsic"]
         paid = [*COMPONENTS, *(name for name, weight in optional.items() if weight > 0)]

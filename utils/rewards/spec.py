@@ -90,8 +90,8 @@ class RewardSpec:
     """What a completion is rewarded with (task_reward.py); also the reward tier, configs/rewards/*.yaml.
 
     For its content a wrong answer never earns as much as a right one: ``numeric_match`` and
-    ``program_partial`` stay below ``exact_match``, and at most one of the three is paid. The form is priced
-    apart: by default a right answer in a wrong form earns as much as a near miss in the right one.
+    ``program_partial`` stay below ``exact_match``, and at most one of the three is given. The form has a
+    part of its own: by default a right answer in a wrong form earns as much as a near miss in the right one.
     """
 
     exact_match: float = setting(1.0, "the answer is right by the data set's official rule", above=0)
@@ -147,7 +147,7 @@ def paid_weights(spec: RewardSpec, reward: str) -> RewardWeights:
 
 
 def own_weights(spec: RewardSpec, reward: str) -> dict[str, float]:
-    """The weights in force of the components of one's own: paid like the task's, so 0 under "intrinsic"."""
+    """The weights in force of the user's components: as those of the task, so 0 under "intrinsic"."""
     return {name: 0.0 if reward == "intrinsic" else own.weight for name, own in spec.own.items()}
 
 

@@ -1,6 +1,6 @@
-"""The task reward: what the answer, the program and the form of a completion are paid.
+"""The task reward of a completion: for its answer, its program and its form.
 
-At most one of three parts is paid for the content, so that a wrong answer never outranks a right one:
+At most one of three parts is given for the content, so that a wrong answer never outranks a right one:
 
     exact_match      the answer is right by the data set's official rule
     numeric_match    a wrong number within ``numeric_tolerance`` of the gold, relative to it
@@ -33,7 +33,7 @@ COMPONENTS = ("exact_match", "numeric_match", "program_partial", "format_penalty
 
 
 def task_reward(record: Record, completion: str, spec: RewardSpec) -> dict[str, float]:
-    """Reward of one decoded completion: every component as paid, and their sum as ``total``.
+    """Reward of one decoded completion: every component, weighted, and their sum as ``total``.
 
     Raises UserError naming the record if its gold is unusable.
     """

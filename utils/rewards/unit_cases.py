@@ -22,7 +22,7 @@ AGREEMENT = 1e-9
 
 @dataclass(frozen=True)
 class Case:
-    """A completion for a record, and what it must be paid (``expected``: component -> reward)."""
+    """A completion for a record, and its known reward (``expected``: component -> reward)."""
 
     id: str
     record_id: str
@@ -53,7 +53,7 @@ def build_cases(record: Record, spec: RewardSpec) -> list[Case]:
 
 
 def _price(part: str, spec: RewardSpec, share: Fraction) -> float:
-    """What a share of a component's price is paid, weighted."""
+    """The weighted reward for a share of a component."""
     weight = spec.weights.format if part == "format_penalty" else spec.weights.correctness
     return weight * (getattr(spec, part) * share.numerator / share.denominator if share else 0.0)
 
@@ -73,7 +73,7 @@ def run_cases(
 
 
 def run_case(case: Case, record: Record, spec: RewardSpec) -> dict:
-    """The case's outcome as JSON data: what was paid, and whether it is what was expected."""
+    """The case's outcome as JSON data: its reward, and whether it is the expected one."""
     paid = task_reward(record, case.completion, spec)
     expected = case.expected | {"total": sum(case.expected.values())}
     passed = all(abs(paid[name] - expected[name]) <= AGREEMENT for name in expected)

@@ -1,4 +1,4 @@
-"""Where PPO, GRPO and RLOO start, and how the completions of the latter two are paid."""
+"""Where PPO, GRPO and RLOO start, and the rewards of completions in the latter two."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class OutcomeRewards:
         self.names = pipeline.names
 
     def functions(self) -> list[Callable]:
-        """One reward function per component that can be paid."""
+        """One reward function per component in force."""
         return [self._function(name) for name in self.names]
 
     def _function(self, name: str) -> Callable:
@@ -94,7 +94,7 @@ class RenderedPrompts:
 
 @dataclass(frozen=True)
 class Start:
-    """What a trainer on rollouts starts from: the SFT policy, the training prompts and how they are paid."""
+    """What a trainer on rollouts starts from: the SFT policy, the training prompts and their rewards."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase

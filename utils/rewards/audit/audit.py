@@ -64,7 +64,7 @@ _WARN = ("length_proxy", "no_evidence", "misleading")
 
 
 def audit_stage(ctx: StageContext) -> int:
-    """``02_build_rewards.py --audit``: audit ``candidates``; warn if ``reward_spec`` is not what paid them.
+    """``02_build_rewards.py --audit``: audit ``candidates``; warn if another ``reward_spec`` rewarded them.
 
     Returns the stage's exit code.
     """

@@ -47,10 +47,10 @@ class Candidates:
 def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
     """Flat arrays of the rows of ``candidates.jsonl``.
 
-    Components are the task reward's as paid, ``reasoning``, the user's own and ``intrinsic`` (alpha
+    Components are the task reward's, weighted, ``reasoning``, the user's own and ``intrinsic`` (alpha
     log pi_hat of the whole completion, nats times alpha) as measured, before weights and normalisation,
     ``intrinsic_per_token`` (the same divided by the tokens; a completion without tokens has 0, the most there
-    is), the ``total`` as paid, and for comparison ``brevity``: minus the tokens.
+    is), the weighted ``total``, and for comparison ``brevity``: minus the tokens.
 
     Raises UserError naming the prompt where something is missing, not a number, or not finite.
     """
@@ -109,9 +109,9 @@ def _values(candidate: dict[str, Any]) -> dict[str, float | None]:
 
 
 def paid_otherwise(rows: Sequence[dict[str, Any]], spec: RewardSpec) -> str | None:
-    """What shows that the rows' rewards were not paid by this specification; None where nothing does.
+    """What shows that the rows' rewards come from another specification; None where nothing does.
 
-    Right answers and broken forms have a price that follows from the specification alone. (A part that
+    Right answers and broken forms have a reward that follows from the specification alone. (A part that
     ``--reward`` left out is 0.)
     """
     prices = {
