@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,16 @@ def describe_outputs(out: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------------------------ environment
 
 
+@lru_cache(maxsize=1)
+def code_sha256() -> str:
+    """The hash of the numbered scripts and of utils/, as they were when this was first asked."""
+    files = [*REPO_ROOT.glob("[0-9][0-9]_*.py"), *(REPO_ROOT / "utils").rglob("*.py")]
+    return sha256_of_tree({file.relative_to(REPO_ROOT).as_posix(): sha256_of(file) for file in files})
+
+
 def environment() -> dict[str, Any]:
-    """Return python, package versions, device kind, number of processes, git commit and dirty flag
-    (null outside a checkout).
+    """Return python, package versions, device kind, number of processes, the code's hash, git commit and
+    dirty flag (null outside a checkout).
     """
     packages = {}
     for name in PACKAGES:
@@ -147,6 +155,7 @@ def environment() -> dict[str, Any]:
         "packages": packages,
         "device": device_kind(packages["torch"]),
         "num_processes": num_processes(),
+        "code_sha256": code_sha256(),
         "git_commit": commit,
         "git_dirty": bool(changed) if commit else None,
     }

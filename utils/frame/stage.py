@@ -282,6 +282,7 @@ def _locked(out: Path) -> Iterator[None]:
 def _begin(plan: Plan, argv: list[str]) -> tuple[StageContext, list[str]]:
     """Make the folder ready; return the context, and when this and earlier sessions began."""
     out = plan.out
+    manifests.code_sha256()  # of what runs now, for the manifest: files may be edited meanwhile
     noted = started(out)
     resuming = noted.get("identity") == plan.identity and not plan.arguments.frame.overwrite
     if (out / manifests.MANIFEST).exists():

@@ -251,6 +251,35 @@ def test_a_changed_input_makes_the_stages_after_it_stale(run, tmp_path):
     assert code == 2 and "content changed" in err
 
 
+def test_a_stage_whose_grounds_were_redone_is_refused(run, tmp_path):
+    """01 redone with other data: 10 does not read what 03 made of the old."""
+    for number in ("01", "03"):
+        assert run(number)[0] == 0
+    assert run("01", "--rows", "5", "--overwrite")[0] == 0
+    code, _, err = run("10")
+    assert code == 2 and err.count("\n") == 1
+    assert "03_sft rests on another 01_preprocessing/train.jsonl than there is now: run `python 03_sft" in err
+    # What was deleted is not missed, and the same bytes are the same grounds.
+    assert run("01", "--overwrite")[0] == 0
+    assert run("10")[0] == 0
+    assert run("01", "--rows", "5", "--overwrite")[0] == 0
+    assert status(tmp_path, "10").startswith("stale: ") and run("10")[0] == 2
+    (tmp_path / "run_001/01_preprocessing/manifest.json").unlink()
+    assert run("10")[0] == 0
+
+
+def test_results_of_other_code_are_refused_where_asked(run, tmp_path):
+    for number in ("01", "03"):
+        assert run(number)[0] == 0
+    assert run("10", "--strict_code")[0] == 0
+    path = tmp_path / "run_001" / "01_preprocessing" / "manifest.json"
+    code = read(path)["environment"]["code_sha256"]
+    path.write_text(path.read_text().replace(code, "0" * 64))
+    assert run("10", "--overwrite")[0] == 0
+    code, _, err = run("10", "--strict_code", "--overwrite")
+    assert code == 2 and "the code has changed since 01_preprocessing ran: run `python 01_pre" in err
+
+
 def test_a_damaged_output_makes_a_stage_stale(run, tmp_path):
     run("01")
     (tmp_path / "run_001/01_preprocessing/table.csv").unlink()
