@@ -4,7 +4,9 @@
 bytes; `runtime.json` beside it holds the rest. `run_manifest.json` at the run's root points to all of them.
 """
 
+import contextlib
 import csv
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -23,6 +25,7 @@ from utils.frame.files import (
     UserError,
     dump_json,
     read_json,
+    remove,
     sha256_of,
     sha256_of_tree,
     visible_files,
@@ -259,11 +262,31 @@ def damaged_output(manifest: dict[str, Any], run_dir: Path, below: str = "") -> 
 def update_run_manifest(run_dir: Path) -> dict[str, Any]:
     """Write `run_manifest.json`: stage folder -> path, hash, headline metrics and criteria of its manifest.
 
-    The hash leaves `run_id` out, so that the same work under two run ids differs in `run_id` alone.
+    The hash leaves `run_id` out, so that the same work under two run ids differs in `run_id` alone. What a
+    kill after a stage's manifest was written has left of its beginning is removed.
     """
+    with _alone_in(run_dir):
+        return _update_run_manifest(run_dir)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that do the same waiting, where the file system knows locks of folders."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
+
+
+def _update_run_manifest(run_dir: Path) -> dict[str, Any]:
     stages = {}
     for path in sorted([*run_dir.glob(f"*/{MANIFEST}"), *run_dir.glob(f"*/*/{MANIFEST}")]):
         manifest = read_manifest(path.parent)
+        if (path.parent / IN_PROGRESS).exists():
+            remove(path.parent / IN_PROGRESS)
         content = {key: value for key, value in manifest.items() if key != "run_id"}
         stages[path.parent.relative_to(run_dir).as_posix()] = {
             "manifest": path.relative_to(run_dir).as_posix(),
@@ -272,5 +295,7 @@ def update_run_manifest(run_dir: Path) -> dict[str, Any]:
             "criteria": manifest.get("criteria", {}),
         }
     whole = {"schema_version": SCHEMA_VERSION, "run_id": run_dir.name, "stages": stages}
-    write_manifest(run_dir / RUN_MANIFEST, whole)
+    path, text = run_dir / RUN_MANIFEST, redact(dump_json(whole))
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
     return whole

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import toy
 from utils.frame import manifest as manifests
+from utils.frame import stage as stage_module
 from utils.frame.files import REPO_ROOT, sha256_of, sha256_of_tree
 from utils.frame.stage import execute
 from utils.frame.stage_plan import prepare
@@ -334,6 +335,34 @@ def test_an_interrupted_stage_resumes_and_ends_as_if_it_had_not_been(run, tmp_pa
     assert len(read(folder / "runtime.json")["sessions"]) == 2
     assert not list(folder.rglob(".tmp-*")) and not (folder / ".in_progress.json").exists()
     assert status(tmp_path, "03", "--fail", fail) == "up_to_date"
+
+
+@pytest.mark.parametrize("next_stage", ["03", "01"])
+def test_a_kill_between_the_manifest_and_the_runs_is_mended_by_the_next_stage(
+    run, tmp_path, monkeypatch, next_stage
+):
+    """By the stage itself, which is up to date, or by another one."""
+    run("01")
+    run_dir = tmp_path / "run_001"
+
+    def killed(plan, ctx):
+        write(plan, ctx)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        write = stage_module._write_manifest
+        patch.setattr(stage_module, "_write_manifest", killed)
+        with pytest.raises(SystemExit):
+            run("03")
+    left = run_dir / "03_sft" / ".in_progress.json"
+    assert left.exists() and list(read(run_dir / "run_manifest.json")["stages"]) == ["01_preprocessing"]
+    assert run(next_stage)[0] == 0
+    assert not left.exists()
+    whole = (run_dir / "run_manifest.json").read_bytes()
+    assert list(json.loads(whole)["stages"]) == ["01_preprocessing", "03_sft"]
+    stamp = (run_dir / "run_manifest.json").stat().st_mtime_ns
+    assert run(next_stage)[0] == 0
+    assert (run_dir / "run_manifest.json").stat().st_mtime_ns == stamp
 
 
 def test_an_interrupted_run_of_other_work_is_cleared(run, tmp_path):
