@@ -14,18 +14,20 @@ from utils.frame.config import StageConfig, setting
 from utils.frame.criteria import judged
 from utils.frame.files import UserError, shown, write_json
 from utils.frame.stage import Stage, StageContext, main
+from utils.rewards.audit.rescoring import audit_inputs
 from utils.rewards.spec import RewardSpec, own_files, verified, write_reward_spec
 from utils.rewards.user_components import check_own, own_fits, own_rewards, with_sources
 from utils.training.inputs import candidates_file
 
 SPLITS = ("train", "val", "test")
+CASES, QUICK_CASES = 20, 3
 
 
 @dataclass
 class Options:
     """Options of this stage alone."""
 
-    cases_per_split: int = setting(20, "records per split that unit tests are made of")
+    cases_per_split: int = setting(CASES, "records per split that unit tests are made of")
     gold_failures_allowed: float = setting(0.0, "share of golds that may fail to score as right")
     audit: bool = setting(False, "audit the rewards of 04's candidates instead; folder 02_rewards_audit")
     candidates: str = setting("", "with --audit: this file in place of the run's own candidates", path=True)
@@ -37,14 +39,15 @@ class Options:
             raise ValueError(f"gold_failures_allowed must be in [0, 1), found {self.gold_failures_allowed}")
         if self.candidates and not self.audit:
             raise ValueError("candidates is for --audit alone")
+        if self.audit and (self.cases_per_split not in (CASES, QUICK_CASES) or self.gold_failures_allowed):
+            raise ValueError("cases_per_split and gold_failures_allowed are not for --audit")
 
 
 def inputs(config: StageConfig, run_dir: Path) -> dict[str, Path]:
     if not config.options.audit:
         splits = {split: run_dir / "01_preprocessing" / f"{split}.jsonl" for split in SPLITS}
         return splits | own_files(config.reward)
-    specification = run_dir / "02_rewards" / "reward_spec.yaml"
-    return {"reward_spec": specification, "candidates": candidates_file(config, run_dir)}
+    return audit_inputs(candidates_file(config, run_dir), run_dir / "02_rewards" / "reward_spec.yaml")
 
 
 STAGE = Stage(
@@ -57,7 +60,8 @@ STAGE = Stage(
     options=Options,
     inputs=inputs,
     fits=own_fits,
-    quick={"cases_per_split": 3},
+    quick={"cases_per_split": QUICK_CASES},
+    judges_anew=("candidates",),
     variant=lambda config: "audit" if config.options.audit else "",
 )
 

@@ -6,7 +6,7 @@ The candidates show how much a method that learns from samples has to work with,
 The audit tells, before anything is trained, how well each part of the reward ranks right answers above wrong.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -78,6 +78,7 @@ def run(ctx: StageContext) -> None:
     write_jsonl(ctx.out / "scores.jsonl", score_rows(rows))
     write_json(ctx.out / "summary.json", summary)
     ctx.metrics["reward_weights"] = weights_in_force(spec, options.reward)
+    ctx.metrics["intrinsic_reward"] = asdict(spec.intrinsic)  # by which 02 --audit knows its scores
     for line in audit_lines(write_audit(rows, ctx.out, ctx.seed)["components"]):
         ctx.log(f"  {line}")
     ctx.metrics |= {

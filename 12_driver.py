@@ -20,7 +20,7 @@ from utils.driver.execution import Execution, exit_code
 from utils.driver.fit import check_fit
 from utils.driver.graph import build_graph, run_of_seed
 from utils.driver.launch import export_plan
-from utils.driver.overwriting import redone, refuse_stale
+from utils.driver.overwriting import redone, refuse_stale, say_other_code
 from utils.driver.run_readme import write_readmes
 from utils.driver.show import show_budgets, show_plan, show_results
 from utils.frame.credentials import load_environment, redact, redact_tracebacks
@@ -71,6 +71,7 @@ def drive(argv: list[str]) -> int:
         show_plan(nodes, known.jobs, redo)
         return 0
     up_to_date = refuse_stale(nodes, redo)
+    say_other_code(nodes, redo, known.strict_code)
     if known.export_plan:
         steps = export_plan(known.export_plan, nodes, known.launch, without_export(argv))
         print(f"{known.export_plan}: {len(steps)} steps; nothing was run (--export_plan)")

@@ -62,6 +62,8 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
     redo = "redo these steps or folders, and what rests on them; everything where none is named"
     parser.add_argument("--overwrite", nargs="*", metavar="NAME", help=redo)
+    code = "refuse what other code than there is now wrote, in place of saying so"
+    parser.add_argument("--strict_code", action="store_true", help=code)
     parser.add_argument("--dry_run", action="store_true", help="say what would run, and run nothing")
     algorithm = "algorithm tier (YAML) of the method that it is for; several for several methods"
     parser.add_argument("--algo_config", nargs="+", default=[], metavar="FILE", help=algorithm)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from utils.frame.files import REPO_ROOT
+from utils.frame.lifeline import end_after
 
 PRELOADED = "utils.driver.preloaded"
 OFF = "BELLMAN_FRESH_PROCESSES"
@@ -150,6 +151,7 @@ def _run(words: list[str], stdout: int, stderr: int) -> None:
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
     sys.stderr.reconfigure(errors="backslashreplace")
     sys.argv = words
+    end_after(multiprocessing.parent_process().join)  # of which the driver is the parent
     try:
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit:

@@ -1,4 +1,7 @@
-"""What is redone by ``--overwrite``, and a stop before anything runs where a step holds other work."""
+"""What is redone by ``--overwrite``, and a stop before anything runs where a step holds other work.
+
+Of finished steps that are kept it is said where the code has changed since they ran.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Collection, Sequence
 
 from utils.driver.goal import listed
 from utils.driver.graph import ComparisonNode, Key, Node, rests_on
+from utils.frame.agreement import by_other_code
 from utils.frame.files import UserError
+from utils.frame.manifest import read_manifest
 from utils.frame.stage_plan import Prepared, load_script, prepare, status_by_settings
 from utils.frame.typed_settings import suggestion
 
@@ -52,14 +57,35 @@ def refuse_stale(nodes: Sequence[Node], redo: Collection[Key]) -> dict[Key, Prep
             stale[node.key] = status.removeprefix("stale: ")
     if not stale:
         return found
-    after = [node.key for key in stale for node in rests_on(nodes, key) if node.key != key]
-    roots = [node for node in nodes if node.key in stale and node.key not in after]
+    roots = _first_of(nodes, [node for node in nodes if node.key in stale])
     first = roots[0]
     raise UserError(
         f"{first.run_id}/{first.plan.name} holds other work ({stale[first.key]}), so nothing was run: the "
         f"same command with --overwrite {' '.join(_shortest(nodes, roots))} redoes it and what rests on it; "
         "or choose another --run_id"
     )
+
+
+def say_other_code(nodes: Sequence[Node], redo: Collection[Key], strict: bool) -> None:
+    """Say on one line which finished steps other code ran than there is now; ``strict``: raise UserError."""
+    steps = [node for node in nodes if not isinstance(node, ComparisonNode) and node.key not in redo]
+    other = [node for node in steps if by_other_code(read_manifest(node.plan.out) or {})]
+    if not other:
+        return
+    names = ", ".join(dict.fromkeys(node.plan.name for node in other))
+    if strict:
+        again = " ".join(_shortest(nodes, _first_of(nodes, other)))
+        raise UserError(
+            f"--strict_code: the code has changed since {names} ran, so nothing was run: the same command "
+            f"with --overwrite {again} redoes them"
+        )
+    print(f"the code has changed since these ran, which are kept (--strict_code refuses): {names}")
+
+
+def _first_of(nodes: Sequence[Node], wanted: Sequence[Node]) -> list[Node]:
+    """Those that rest on no other of them."""
+    after = {node.key for each in wanted for node in rests_on(nodes, each.key) if node.key != each.key}
+    return [node for node in wanted if node.key not in after]
 
 
 def _names(node: Node) -> tuple[str, str, str]:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Protocol, TextIO
 from utils.driver.fork_server import Forked, can_fork
 from utils.frame.credentials import redact
 from utils.frame.files import shown
+from utils.frame.lifeline import lifeline_of
 
 ERROR = "error: "  # how the frame begins its one line about a user's mistake
 GRACE = 1.0  # seconds: Ctrl-C in a terminal reaches the steps as well, which then end by themselves
@@ -52,7 +53,12 @@ def start(command: Sequence[str], **given: Any) -> subprocess.Popen | Forked:
     """A process of a command: a fork that has the libraries imported, where that can be."""
     if can_fork(command):
         return Forked(command, **given)
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, **given)
+    end, own = os.pipe()
+    given["env"] = (given.get("env") or os.environ) | lifeline_of(end)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[end], **given)
+    os.close(end)
+    process.lifeline = os.fdopen(own, "wb")  # open as long as this process knows of the other
+    return process
 
 
 class Watcher(Protocol):

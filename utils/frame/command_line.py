@@ -64,6 +64,7 @@ class FrameOptions:
     seed: int = setting(0, "seed of everything random in the stage")
     quick_test: bool = setting(False, "a small version of the stage, in seconds")
     overwrite: bool = setting(False, "redo a finished stage, deleting what it wrote")
+    strict_code: bool = setting(False, "refuse to read what other code than there is now wrote")
 
     def validate(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.run_id):

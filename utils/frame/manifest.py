@@ -4,7 +4,9 @@
 bytes; `runtime.json` beside it holds the rest. `run_manifest.json` at the run's root points to all of them.
 """
 
+import contextlib
 import csv
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +15,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from utils.frame.files import (
     UserError,
     dump_json,
     read_json,
+    remove,
     sha256_of,
     sha256_of_tree,
     shown,
@@ -147,9 +151,16 @@ def describe_outputs(out: Path, run_dir: Path) -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------------------------ environment
 
 
+@lru_cache(maxsize=1)
+def code_sha256() -> str:
+    """The hash of the numbered scripts and of utils/, as they were when this was first asked."""
+    files = [*REPO_ROOT.glob("[0-9][0-9]_*.py"), *(REPO_ROOT / "utils").rglob("*.py")]
+    return sha256_of_tree({file.relative_to(REPO_ROOT).as_posix(): sha256_of(file) for file in files})
+
+
 def environment() -> dict[str, Any]:
-    """Return python, package versions, device kind, number of processes, git commit and dirty flag
-    (null outside a checkout).
+    """Return python, package versions, device kind, number of processes, the code's hash, git commit and
+    dirty flag (null outside a checkout).
     """
     packages = {}
     for name in PACKAGES:
@@ -167,6 +178,7 @@ def environment() -> dict[str, Any]:
         "packages": packages,
         "device": device_kind(packages["torch"]),
         "num_processes": num_processes(),
+        "code_sha256": code_sha256(),
         "git_commit": commit,
         "git_dirty": bool(changed) if commit else None,
     }
@@ -319,11 +331,31 @@ def unlisted_file(manifest: dict[str, Any], run_dir: Path, folder: str) -> Path 
 def update_run_manifest(run_dir: Path) -> dict[str, Any]:
     """Write `run_manifest.json`: stage folder -> path, hash, headline metrics and criteria of its manifest.
 
-    The hash leaves `run_id` out, so that the same work under two run ids differs in `run_id` alone.
+    The hash leaves `run_id` out, so that the same work under two run ids differs in `run_id` alone. What a
+    kill after a stage's manifest was written has left of its beginning is removed.
     """
+    with _alone_in(run_dir):
+        return _update_run_manifest(run_dir)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that do the same waiting, where the file system knows locks of folders."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
+
+
+def _update_run_manifest(run_dir: Path) -> dict[str, Any]:
     stages = {}
     for path in sorted([*run_dir.glob(f"*/{MANIFEST}"), *run_dir.glob(f"*/*/{MANIFEST}")]):
         manifest = read_manifest(path.parent)
+        if (path.parent / IN_PROGRESS).exists():
+            remove(path.parent / IN_PROGRESS)
         content = {key: value for key, value in manifest.items() if key not in ("run_id", CHECKSUM)}
         stages[path.parent.relative_to(run_dir).as_posix()] = {
             "manifest": path.relative_to(run_dir).as_posix(),
@@ -332,5 +364,7 @@ def update_run_manifest(run_dir: Path) -> dict[str, Any]:
             "criteria": manifest.get("criteria", {}),
         }
     whole = {"schema_version": SCHEMA_VERSION, "run_id": run_dir.name, "stages": stages}
-    write_text(run_dir / RUN_MANIFEST, redact(dump_json(whole)))
+    path, text = run_dir / RUN_MANIFEST, redact(dump_json(whole))
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
     return whole

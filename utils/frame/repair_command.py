@@ -114,8 +114,13 @@ def _shared(run_dir: Path, script: str, chosen: Sequence[str], asked: Arguments 
         tiers = _chosen(script, chosen)[0].tiers
         for owner, values in asked.shared.items():
             found |= values if owner == "frame" or owner in tiers else {}
+    return words_of(found)
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """Parsed options as the words that say them."""
     words = []
-    for option, value in found.items():
+    for option, value in options.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{option}", *(each.value if isinstance(each, Text) else str(each) for each in values)]
     return words

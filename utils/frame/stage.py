@@ -28,6 +28,7 @@ from utils.frame.credentials import load_environment, redact, redact_tracebacks
 from utils.frame.criteria import Criteria, criteria_lines
 from utils.frame.failures import forget_failures
 from utils.frame.files import TEMPORARY_PREFIX, UserError, dump_json, remove, shown, write_json, write_text
+from utils.frame.lifeline import end_with_driver
 from utils.frame.processes import (
     from_main,
     is_main_process,
@@ -133,6 +134,7 @@ def execute(stage: Stage, run: Run, argv: list[str]) -> int:
                 print(help_text(stage.chosen(argv)[0], Path(sys.argv[0]).name, stage.choice), end="")
                 return 0
             load_environment()
+            end_with_driver()
             return _execute(stage, run, argv)
         except UserError as error:
             return _fail(str(error), 2)
@@ -242,6 +244,10 @@ def _nothing_to_do(plan: Plan) -> bool:
     status = status_of(plan)
     if status == "up_to_date":
         print(f"{plan.name}: up to date", flush=True)
+        if (plan.out / IN_PROGRESS).exists():  # killed once its manifest was written
+            forget_failures(plan.run_dir, plan.name)
+        with contextlib.suppress(UserError):  # of other stages, which are not asked for
+            manifests.update_run_manifest(plan.run_dir)
         return True
     if status.startswith("stale: "):
         raise UserError(
@@ -279,6 +285,7 @@ def _locked(out: Path) -> Iterator[None]:
 def _begin(plan: Plan, argv: list[str]) -> tuple[StageContext, list[str]]:
     """Make the folder ready; return the context, and when this and earlier sessions began."""
     out = plan.out
+    manifests.code_sha256()  # of what runs now, for the manifest: files may be edited meanwhile
     noted = started(out)
     resuming = noted.get("identity") == plan.identity and not plan.arguments.frame.overwrite
     if (out / manifests.MANIFEST).exists():

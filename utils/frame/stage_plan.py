@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from utils.frame import manifest as manifests
+from utils.frame.agreement import check_chain, check_reward, stage_folder
 from utils.frame.command_line import Arguments, output_root, parse, resolve
 from utils.frame.config import StageConfig
 from utils.frame.files import REPO_ROOT, UserError, read_json, resolve_path, shown
@@ -46,7 +47,8 @@ class Stage:
     sub-folder); `choice` is the option that makes the script another stage; `several_processes`: it can run
     in several processes at once, as `accelerate launch` starts them (docs/distributed.md); `plain` is the
     option that words without one belong to; `fits(config, run_dir)` raises UserError for what is bound to
-    fail later, once the inputs are there and before anything is loaded or written.
+    fail later, once the inputs are there and before anything is loaded or written; `judges_anew` names inputs
+    of which it does not matter what they rest on.
     """
 
     number: str
@@ -59,6 +61,7 @@ class Stage:
     inputs: Callable[[StageConfig, Path], dict[str, Path]] = lambda config, run_dir: {}
     quick: dict[str, Any] = field(default_factory=dict)
     variant: Callable[[StageConfig], str] | str = ""
+    judges_anew: tuple[str, ...] = ()
     choice: Choice | None = None
     several_processes: bool = False
     plain: str = ""
@@ -222,6 +225,8 @@ def check_inputs(plan: Plan) -> None:
     plan.inputs = {name: Path(path) for name, path in plan.stage.inputs(plan.config, plan.run_dir).items()}
     for path in plan.inputs.values():
         _verify_input(path, plan)
+    _check_grounds(plan)
+    check_reward(plan)
     plan.identity = manifests.identity(
         plan.stage.folder,
         plan.stage.variant_of(plan.config),
@@ -261,6 +266,18 @@ def _verify_input(path: Path, plan: Plan) -> None:
     damage = manifests.damaged_output(recorded, run_dir, below=name)
     if damage:
         raise UserError(f"input {damage} since {folder}/manifest.json was written: run `{redo}` to redo it")
+
+
+def _check_grounds(plan: Plan) -> None:
+    """`check_chain` of all that is read of this run and of others."""
+    folders: dict[Path, set[str]] = {}
+    for name, path in plan.inputs.items():
+        run_dir = _run_of(path, plan.run_dir)
+        folder = stage_folder(path.relative_to(run_dir).as_posix()) if run_dir else None
+        if folder and name not in plan.stage.judges_anew:
+            folders.setdefault(run_dir, set()).add(folder)
+    for run_dir, read in folders.items():
+        check_chain(run_dir, read, plan.arguments.frame.strict_code)
 
 
 def _run_of(path: Path, run_dir: Path) -> Path | None:

@@ -11,6 +11,7 @@ import pytest
 
 from utils.driver import fork_server
 from utils.driver.process import Child, start, stop
+from utils.frame.files import REPO_ROOT
 
 
 @pytest.fixture
@@ -64,6 +65,37 @@ def test_a_child_reads_its_error_and_is_stopped(script):
     assert sleeping.wait() == -signal.SIGTERM and time.monotonic() - begin < 30
     with pytest.raises(ProcessLookupError):
         os.kill(sleeping.process.pid, 0)
+
+
+KILLED = """
+import os, signal, sys, time
+from utils.driver import fork_server
+fork_server.PRELOADED = "json"
+forked = fork_server.Forked([sys.executable, sys.argv[1]])
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="steps are forked on Linux")
+def test_a_fork_ends_with_the_driver(script, tmp_path):
+    note = tmp_path / "pid"
+    code = f"""
+        import os, time
+        with open({str(note)!r} + "-", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(file.name, {str(note)!r})
+        time.sleep(60)
+        os.rename({str(note)!r}, {str(note)!r} + " survived")
+    """
+    subprocess.run([sys.executable, "-c", KILLED, script(code)[1], str(note)], cwd=REPO_ROOT, check=False)
+    child = int(note.read_text())
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.kill(child, 0)
+            time.sleep(0.01)
+    assert note.exists()
 
 
 def test_other_commands_are_fresh_processes(script, monkeypatch):

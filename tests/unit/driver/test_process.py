@@ -1,5 +1,6 @@
 """The driver's processes: output, reasons, interrupts; and real stages that fail, resume and lock."""
 
+import contextlib
 import os
 import signal
 import struct
@@ -236,6 +237,32 @@ def test_an_interrupt_ends_the_steps_which_resume(interruptible, fake, number, c
         note.with_suffix("").unlink()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and sorted(fake.calls()) == ["a", "a+", "b", "b+"]
+
+
+@pytest.mark.slow
+def test_a_killed_drivers_steps_end_with_it_and_resume(fake):
+    """Killed by itself: nobody is left to end them."""
+    (fake.control / "a").write_text("sleep")
+    command = [sys.executable, "-c", DRIVER, str(fake.script), str(fake.out.parent), "a"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    note = fake.control / "a.pid"
+    while not (note.exists() and note.read_text()):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    _ended(int(note.read_text()))
+    (fake.control / "a").unlink()
+    Execution(fake.nodes[:1]).run()
+    assert fake.calls() == ["a", "a+"]
+
+
+def _ended(process: int) -> None:
+    """Wait until a process that is no child is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.kill(process, 0)
+            time.sleep(0.01)
 
 
 def test_an_interrupt_waits_until_a_step_that_is_being_started_is_known(interruptible):

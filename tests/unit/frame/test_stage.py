@@ -15,6 +15,7 @@ import pytest
 
 from tests.support import toy
 from utils.frame import manifest as manifests
+from utils.frame import stage as stage_module
 from utils.frame.files import REPO_ROOT, UserError, sha256_of, sha256_of_tree
 from utils.frame.stage import execute
 from utils.frame.stage_plan import prepare
@@ -313,6 +314,35 @@ def test_a_changed_input_makes_the_stages_after_it_stale(run, tmp_path):
     assert code == 2 and "content changed" in err
 
 
+def test_a_stage_whose_grounds_were_redone_is_refused(run, tmp_path):
+    """01 redone with other data: 10 does not read what 03 made of the old."""
+    for number in ("01", "03"):
+        assert run(number)[0] == 0
+    assert run("01", "--rows", "5", "--overwrite")[0] == 0
+    code, _, err = run("10")
+    assert code == 2 and err.count("\n") == 1
+    assert "03_sft rests on another 01_preprocessing/train.jsonl than there is now: run `python 03_sft" in err
+    # What was deleted is not missed, and the same bytes are the same grounds.
+    assert run("01", "--overwrite")[0] == 0
+    assert run("10")[0] == 0
+    assert run("01", "--rows", "5", "--overwrite")[0] == 0
+    assert status(tmp_path, "10").startswith("stale: ") and run("10")[0] == 2
+    (tmp_path / "run_001/01_preprocessing/manifest.json").unlink()
+    assert run("10")[0] == 0
+
+
+def test_results_of_other_code_are_refused_where_asked(run, tmp_path):
+    for number in ("01", "03"):
+        assert run(number)[0] == 0
+    assert run("10", "--strict_code")[0] == 0
+    path = tmp_path / "run_001" / "01_preprocessing" / "manifest.json"
+    code = read(path)["environment"]["code_sha256"]
+    path.write_text(path.read_text().replace(code, "0" * 64))
+    assert run("10", "--overwrite")[0] == 0
+    code, _, err = run("10", "--strict_code", "--overwrite")
+    assert code == 2 and "the code has changed since 01_preprocessing ran: run `python 01_pre" in err
+
+
 def test_a_damaged_output_makes_a_stage_stale(run, tmp_path):
     run("01")
     (tmp_path / "run_001/01_preprocessing/table.csv").unlink()
@@ -367,6 +397,34 @@ def test_an_interrupted_stage_resumes_and_ends_as_if_it_had_not_been(run, tmp_pa
     assert len(read(folder / "runtime.json")["sessions"]) == 2
     assert not list(folder.rglob(".tmp-*")) and not (folder / ".in_progress.json").exists()
     assert status(tmp_path, "03", "--fail", fail) == "up_to_date"
+
+
+@pytest.mark.parametrize("next_stage", ["03", "01"])
+def test_a_kill_between_the_manifest_and_the_runs_is_mended_by_the_next_stage(
+    run, tmp_path, monkeypatch, next_stage
+):
+    """By the stage itself, which is up to date, or by another one."""
+    run("01")
+    run_dir = tmp_path / "run_001"
+
+    def killed(plan, ctx):
+        write(plan, ctx)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        write = stage_module._write_manifest
+        patch.setattr(stage_module, "_write_manifest", killed)
+        with pytest.raises(SystemExit):
+            run("03")
+    left = run_dir / "03_sft" / ".in_progress.json"
+    assert left.exists() and list(read(run_dir / "run_manifest.json")["stages"]) == ["01_preprocessing"]
+    assert run(next_stage)[0] == 0
+    assert not left.exists()
+    whole = (run_dir / "run_manifest.json").read_bytes()
+    assert list(json.loads(whole)["stages"]) == ["01_preprocessing", "03_sft"]
+    stamp = (run_dir / "run_manifest.json").stat().st_mtime_ns
+    assert run(next_stage)[0] == 0
+    assert (run_dir / "run_manifest.json").stat().st_mtime_ns == stamp
 
 
 def test_an_interrupted_run_of_other_work_is_cleared(run, tmp_path):

@@ -18,6 +18,7 @@ from utils.comparison.lineage import Trained, trained_policies
 from utils.comparison.manifest_diff import flatten, load_manifests
 from utils.comparison.seed_runs import lineage
 from utils.documents.document import Table
+from utils.frame.agreement import by_other_code
 from utils.frame.files import sha256_of_tree
 
 HASH = 12  # characters of a hash that are shown
@@ -89,6 +90,9 @@ def _runs(stages: Stages) -> Part:
         "Several values: stages differ. The git commit of a stage stands in its manifest.json, not here: "
         "equal runs have equal pages."
     )
+    other = [stage for of_run in stages.values() for stage, made in of_run.items() if by_other_code(made)]
+    if other:
+        note += f" The code has changed since {_joined(other)} ran."
     return Part("Runs", Table([*["run"] * (len(stages) > 1), "seed", "Python", "device"], rows), note)
 
 

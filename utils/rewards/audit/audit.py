@@ -25,10 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from utils.data.records import load_records
 from utils.frame.files import derive_seed, read_jsonl, write_json
 from utils.frame.stage import StageContext
 from utils.rewards.audit.audit_candidates import Candidates, paid_otherwise, read_candidates
 from utils.rewards.audit.audit_plot import plot_audit
+from utils.rewards.audit.rescoring import SPLITS, rescored, rewarded_otherwise
 from utils.rewards.spec import load_reward_spec
 from utils.rewards.task_reward import COMPONENTS
 from utils.statistics.ranking import group_pairs
@@ -64,14 +66,20 @@ _WARN = ("length_proxy", "no_evidence", "misleading")
 
 
 def audit_stage(ctx: StageContext) -> int:
-    """``02_build_rewards.py --audit``: audit ``candidates``; warn if another ``reward_spec`` rewarded them.
+    """``02_build_rewards.py --audit``: audit ``reward_spec`` on ``candidates``, which are rewarded anew where
+    04 did it by another one. Warns of what shows that they were, where they cannot be.
 
     Returns the stage's exit code.
     """
-    rows = read_jsonl(ctx.inputs["candidates"])
-    components = write_audit(rows, ctx.out, ctx.seed)["components"]
-    if otherwise := paid_otherwise(rows, load_reward_spec(ctx.inputs["reward_spec"])):
+    path, spec = ctx.inputs["candidates"], load_reward_spec(ctx.inputs["reward_spec"])
+    rows, splits = read_jsonl(path), [ctx.inputs[split] for split in SPLITS if split in ctx.inputs]
+    if rewarded_otherwise(path, ctx.inputs["reward_spec"]):
+        records = {record.id: record for split in splits for record in load_records(split)}
+        rows = rescored(ctx.progress(rows, description="rewarding"), records, spec, path.parent)
+        ctx.log("the candidates are rewarded anew: 04 did it by another reward specification")
+    if otherwise := paid_otherwise(rows, spec):
         ctx.log(f"warning: {otherwise}")
+    components = write_audit(rows, ctx.out, ctx.seed)["components"]
     for line in audit_lines(components):
         ctx.log(f"  {line}")
     for name, found in components.items():

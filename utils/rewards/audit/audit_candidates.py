@@ -12,7 +12,12 @@ from utils.frame.files import UserError
 from utils.rewards.spec import RewardSpec
 from utils.rewards.task_reward import COMPONENTS
 
-_ABSENT = {"reasoning": "no reasoning score", "intrinsic": "no teacher scored the candidates"}
+_MEASURED = ("reasoning", "intrinsic")
+_ABSENT = {
+    "reasoning": "no reasoning score",
+    "intrinsic": "no teacher scored the candidates",
+    "total": "its intrinsic part is another specification's; run 04 again",
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
 
 def own_names(candidate: dict[str, Any]) -> list[str]:
     """The components of the user's own that a candidate was measured by."""
-    return [name for name in candidate.get("raw", {}) if name not in _ABSENT]
+    return [name for name in candidate.get("raw", {}) if name not in _MEASURED]
 
 
 def _values(candidate: dict[str, Any]) -> dict[str, float | None]:
@@ -97,7 +102,7 @@ def _values(candidate: dict[str, Any]) -> dict[str, float | None]:
     raw = candidate.get("raw", {})
     numbers = {name: candidate[name] for name in ("correct", "tokens", "truncated")}
     numbers |= {name: candidate["reward"][name] for name in (*COMPONENTS, "total")}
-    numbers |= {name: raw.get(name) for name in _ABSENT}
+    numbers |= {name: raw.get(name) for name in _MEASURED}
     numbers |= {name: raw[name] for name in own_names(candidate)}
     values = {}
     for name, number in numbers.items():
@@ -111,13 +116,19 @@ def _values(candidate: dict[str, Any]) -> dict[str, float | None]:
 def paid_otherwise(rows: Sequence[dict[str, Any]], spec: RewardSpec) -> str | None:
     """What shows that the rows' rewards come from another specification; None where nothing does.
 
-    Right answers and broken forms have a reward that follows from the specification alone. (A part that
-    ``--reward`` left out is 0.)
+    Right answers and broken forms have a price that follows from the specification alone, and what was
+    measured has a weight. (A part that ``--reward`` left out is 0, and the teacher's part is not always its
+    measure times its weight.)
     """
     prices = {
         "exact_match": spec.weights.correctness * spec.exact_match,
         "format_penalty": spec.weights.format * spec.format_penalty,
     }
+    plain, intrinsic = not spec.adaptive.enabled, spec.intrinsic
+    weights = {name: own.weight for name, own in spec.own.items()}
+    weights |= {"reasoning": spec.weights.reasoning} if plain else {}
+    if plain and intrinsic.normaliser == "none" and not (intrinsic.clip or intrinsic.missing_eos_penalty):
+        weights["intrinsic"] = spec.weights.intrinsic
     for row in rows:
         for candidate in row.get("candidates") or ():
             if set(own_names(candidate)) != set(spec.own):
@@ -125,9 +136,11 @@ def paid_otherwise(rows: Sequence[dict[str, Any]], spec: RewardSpec) -> str | No
                     f"candidates of {row['id']} were measured by the own rewards {own_names(candidate)}, the "
                     f"reward specification has {list(spec.own)}: run 04_generate_candidates.py again"
                 )
-            for name, price in prices.items():
-                paid = candidate["reward"][name]
-                if paid and abs(paid - price) > 1e-6:
+            raw = candidate["raw"]
+            measured = {name: weight * (raw.get(name) or 0) for name, weight in weights.items()}
+            for name, price in (prices | measured).items():
+                paid = candidate["reward"].get(name)
+                if paid and abs(paid - price) > 1e-5 * max(1.0, abs(paid)):
                     return (
                         f"candidates of {row['id']}: {name} is {paid:g}, the reward specification pays "
                         f"{price:g}; run 04_generate_candidates.py again to audit what training will pay"
