@@ -59,7 +59,8 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--export_plan", metavar="FILE", help=plan)
     compare = "run no step but the comparisons: what is not finished is named there as failed"
     parser.add_argument("--compare_only", action="store_true", help=compare)
-    parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
+    quick = "every stage small, in seconds: the --help of each says how"
+    parser.add_argument("--quick_test", action="store_true", help=quick)
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages, deleting their files")
     parser.add_argument("--dry_run", action="store_true", help="say what would run, and run nothing")
     algorithm = "algorithm tier (YAML) of the method that it is for; several for several methods"

@@ -343,6 +343,9 @@ def help_text(stage: Any, script: str, choice: Any = None) -> str:
     for tier, (_, default) in stage.tiers.items():
         setattr(frame, TIER_FLAGS[tier], default)
     blocks.append(_block("options of every stage", "", frame))
+    if stage.quick:
+        small = ", ".join(f"--{key} {plain(value)}" for key, value in stage.quick.items())
+        blocks.append(f"what --quick_test sets, where nothing else is typed:\n  {small}")
     if leaf_keys(stage.options):
         blocks.append(_block("options of this stage", "", stage.options()))
     for tier, (cls, default) in stage.tiers.items():

@@ -17,6 +17,7 @@ from typing import Any
 
 from utils.frame.config import relative_name
 from utils.frame.credentials import redact
+from utils.frame.effects import by_effect
 from utils.frame.files import (
     REPO_ROOT,
     UserError,
@@ -221,10 +222,11 @@ def identity_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             found.append(f"input {name}: content changed")
     for part in ("config", "seed", "variant", "stage", "schema_version"):
         label = "" if part == "config" else part
-        found += [
+        lines = [
             line.replace(" ", ".", line.split(":")[0].count(" "))
             for line in differences(old.get(part), new[part], label)
         ]
+        found += sorted(lines, key=by_effect)
     return found
 
 
