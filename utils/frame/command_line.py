@@ -384,6 +384,6 @@ def plain(value: Any) -> str:
         return "[" + ", ".join(plain(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {plain(item)}" for key, item in value.items()) + "}"
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
     return str(value) if value != "" else '""'

@@ -131,7 +131,7 @@ def environment() -> dict[str, Any]:
     """Return python, package versions, device kind, number of processes, git commit and dirty flag
     (null outside a checkout).
     """
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             packages[name] = importlib.metadata.version(name)
@@ -255,7 +255,8 @@ def update_run_manifest(run_dir: Path) -> dict[str, Any]:
     """
     stages = {}
     for path in sorted([*run_dir.glob(f"*/{MANIFEST}"), *run_dir.glob(f"*/*/{MANIFEST}")]):
-        manifest = read_manifest(path.parent)
+        if (manifest := read_manifest(path.parent)) is None:
+            continue  # cleared a moment ago
         content = {key: value for key, value in manifest.items() if key != "run_id"}
         stages[path.parent.relative_to(run_dir).as_posix()] = {
             "manifest": path.relative_to(run_dir).as_posix(),
