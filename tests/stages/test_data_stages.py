@@ -63,11 +63,21 @@ def finqa_root(tmp_path) -> Path:
 
 
 def test_check_reports_and_prepare_leaves_out(finqa_root, tmp_path, capsys):
+    train = json.loads((finqa_root / "train.json").read_text())
+    lines = ["[", *(json.dumps(item) + "," for item in train[:-1]), json.dumps(train[-1]), "]"]
+    (finqa_root / "train.json").write_text("\n".join(lines))
     assert run(CHECK, "finqa", finqa_root, tmp_path / "out", "--error_threshold", "0.1") == 0
     folder = tmp_path / "out" / "run_001" / "00_data_validation"
+    said = capsys.readouterr().out
+    # Row 3 stands on the fifth line, as an editor counts.
+    assert (
+        f"  error: {finqa_root}/train.json:5: " in said and f"  error: {finqa_root}/train.json:23: " in said
+    )
+    assert f"  warning: duplicate_across_splits in 1 row, first {finqa_root}/train.json:22: " in said
+    assert f"every problem: {folder / 'problems.jsonl'}" in said
+    assert "01_prepare_dataset.py will leave out 3 rows: 1 duplicate_id, 1 gold_program, 1 leak" in said
     problems = {
-        (p["code"], p["file"], p["place"].partition(" (")[0], p["severity"])
-        for p in read_jsonl(folder / "problems.jsonl")
+        (p["code"], p["file"], row_of(p), p["severity"]) for p in read_jsonl(folder / "problems.jsonl")
     }
     assert problems == {
         ("gold_program", "train.json", "row 3", "error"),
@@ -84,10 +94,7 @@ def test_check_reports_and_prepare_leaves_out(finqa_root, tmp_path, capsys):
 
     assert run(PREPARE, "finqa", finqa_root, tmp_path / "out", "--error_threshold", "0.1") == 0
     folder = tmp_path / "out" / "run_001" / "01_preprocessing"
-    dropped = [
-        (row["split"], row["code"], row["place"].partition(" (")[0])
-        for row in read_jsonl(folder / "dropped.jsonl")
-    ]
+    dropped = [(row["split"], row["code"], row_of(row)) for row in read_jsonl(folder / "dropped.jsonl")]
     assert sorted(dropped) == [
         ("train", "duplicate_id", "row 21"),
         ("train", "gold_program", "row 3"),

@@ -1,8 +1,9 @@
 """What differs between the manifests of two runs, most consequential first.
 
 Data come before configuration, configuration before code, code before outputs: an output differs because
-something above it does. What follows from another difference is marked as its consequence, and only counted
-in the text: inputs that an earlier stage wrote, and outputs of a stage of which something else differs. An
+something above it does. What follows from another difference is marked as its consequence, and counted by
+stage in the text: inputs that an earlier stage wrote, and outputs of a stage of which something else differs.
+How far a stage's main share moved stands first there. An
 output that differs though nothing else of its stage does is no consequence and is shown. A value that
 differs alike in several stages is one line.
 """
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.documents.text import plural
+from utils.documents.text import percent, plural, points
 from utils.frame.command_line import output_root, parse, resolve
+from utils.frame.effects import by_effect
 from utils.frame.files import UserError, resolve_path, visible_files, write_json
 from utils.frame.manifest import CHECKSUM, read_manifest
 from utils.frame.stage import Stage
@@ -25,24 +28,15 @@ from utils.frame.stage import Stage
 CATEGORIES = ("stages", "data", "config", "code", "outputs")
 ABSENT = "(absent)"
 _LABELS = ("schema_version", "stage", "variant", "run_id", CHECKSUM)
-# Configuration by its effect on results, the largest first, by the beginning of the dotted key; what is not
-# named comes after these, the seed last.
-_BY_EFFECT = (
-    "quick_test",
-    "dataset.",
-    "model.model.",
-    "model.lora.",
-    "reward.",
-    "algo.",
-    "options.",
-    "model.",
-)
-# Values that no result depends on.
-_HARMLESS = (
-    *("model.metadata.", "model.paths.", "model.teacher_cache.", "model.training.logging_steps"),
-    *("model.training.save_steps", "model.training.report_to", "model.training.dataloader_num_workers"),
-    "model.validation.num_saved_samples",
-)
+# Metrics that are a stage's main share: of an evaluation, a training and candidates.
+HEADLINES = {"accuracy": "accuracy", "final_val_accuracy": "val accuracy", "pass@1": "pass@1"}
+# What a consequence is, with its singular and plural.
+_KINDS = {
+    "input": ("input",),
+    "output": ("output",),
+    "metric": ("metric",),
+    "criterion": ("criterion", "criteria"),
+}
 NAMED = 3  # stages that a line names
 
 
@@ -107,8 +101,8 @@ def _effect(difference: Difference) -> tuple[bool, int]:
     key, values = difference.key, [difference.a, difference.b]
     # An option that one run's code did not have yet, and that the other's left empty.
     unused = ABSENT in values and any(value in ([], {}, "", None, False) for value in values)
-    place = next((place for place, start in enumerate(_BY_EFFECT) if key.startswith(start)), len(_BY_EFFECT))
-    return key.startswith(_HARMLESS) or unused, place + (key == "seed")
+    last, place = by_effect(key)
+    return last or unused, place
 
 
 def _diff_stage(stage: str, a: dict, b: dict) -> Iterable[Difference]:
@@ -172,7 +166,7 @@ def folded(differences: Sequence[Difference]) -> list[DifferenceGroup]:
 def render_diff(differences: list[Difference], name_a: str, name_b: str) -> str:
     """The differences as text: one block per category, one line for what several stages have alike.
 
-    Of consequences only the accuracies of evaluations get lines; the others are counted.
+    Of consequences each stage gets a line: how far its headline moved, and how many there are.
     """
     if not differences:
         return f"{name_a} and {name_b}: no difference (run ids aside)"
@@ -186,21 +180,37 @@ def render_diff(differences: list[Difference], name_a: str, name_b: str) -> str:
             lines.append(f"  {_line(group, name_a, name_b)}")
     follow = [d for d in differences if d.consequence]
     if follow:
-        lines.append("consequences")
+        lines.append("consequences, by stage (--diff_json FILE lists them)")
         lines += [
-            f"  {d.stage}: {d.key} {_show(d.a, d.b)} -> {_show(d.b, d.a)}" for d in follow if _is_result(d)
+            f"  {stage}: {_consequences([d for d in follow if d.stage == stage])}"
+            for stage in sorted({d.stage for d in follow})
         ]
-        inputs = [d for d in follow if d.category == "data"]
-        rest = [d for d in follow if d.category == "outputs" and not _is_result(d)]
-        lines.append(
-            f"  not listed (--diff_json FILE has them): {len(inputs)} inputs that an earlier stage wrote, "
-            f"{len(rest)} outputs and metrics of {plural(len({d.stage for d in rest}), 'stage')}"
-        )
     return "\n".join(lines)
 
 
-def _is_result(difference: Difference) -> bool:
-    return difference.stage.startswith("10_evaluation/") and difference.key == "metric accuracy"
+def _consequences(of_stage: Sequence[Difference]) -> str:
+    """What follows in one stage: how far its headline moved, then how many inputs and outputs differ."""
+    found = [moved for d in of_stage if (moved := _headline_moved(d))]
+    kinds = Counter(_kind(d) for d in of_stage)
+    return ", ".join(
+        [*found, *(plural(kinds[kind], *words) for kind, words in _KINDS.items() if kinds[kind])]
+    )
+
+
+def _kind(difference: Difference) -> str:
+    if difference.category == "data":
+        return "input"
+    word = difference.key.partition(" ")[0]
+    return word if word in _KINDS else "output"
+
+
+def _headline_moved(difference: Difference) -> str:
+    """ "accuracy 50.0 % -> 25.0 % (−25.0 points)" of a stage's main share; "" for any other difference."""
+    name, values = difference.key.removeprefix("metric "), (difference.a, difference.b)
+    if name not in HEADLINES or not all(isinstance(value, int | float) for value in values):
+        return ""
+    a, b = values
+    return f"{HEADLINES[name]} {percent(a)} -> {percent(b)} ({points(b - a)} points)"
 
 
 def _line(group: DifferenceGroup, name_a: str, name_b: str) -> str:

@@ -59,7 +59,8 @@ def build_parser(description: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("--export_plan", metavar="FILE", help=plan)
     compare = "run no step but the comparisons: what is not finished is named there as failed"
     parser.add_argument("--compare_only", action="store_true", help=compare)
-    parser.add_argument("--quick_test", action="store_true", help="every stage small, in seconds")
+    quick = "every stage small, in seconds: the --help of each says how"
+    parser.add_argument("--quick_test", action="store_true", help=quick)
     redo = "redo these steps or folders, and what rests on them; everything where none is named"
     parser.add_argument("--overwrite", nargs="*", metavar="NAME", help=redo)
     code = "refuse what other code than there is now wrote, in place of saying so"

@@ -145,7 +145,7 @@ class LiveTable:
         outcome, step = self.outcomes.get(node.key), self.steps.get(node.key)
         if outcome:
             seconds = _clock(outcome.seconds) if outcome.seconds else ""
-            latest = self._headline(node) if outcome.ok else escape(outcome.reason)
+            latest = self._headline(node) if outcome.ok else ""  # why it failed is said above the table
             return [name, _state(outcome.status), "", seconds, "", latest]
         if step is None:
             return [f"[dim]{name}[/]", "[dim]waiting[/]"]

@@ -355,6 +355,9 @@ def help_text(stage: Any, script: str, choice: Any = None) -> str:
     for tier, (_, default) in stage.tiers.items():
         setattr(frame, TIER_FLAGS[tier], default)
     blocks.append(_block("options of every stage", "", frame))
+    if stage.quick:
+        small = ", ".join(f"--{key} {plain(value)}" for key, value in stage.quick.items())
+        blocks.append(f"what --quick_test sets, where nothing else is typed:\n  {small}")
     if leaf_keys(stage.options):
         blocks.append(_block("options of this stage", "", stage.options()))
     for tier, (cls, default) in stage.tiers.items():
@@ -393,6 +396,6 @@ def plain(value: Any) -> str:
         return "[" + ", ".join(plain(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {plain(item)}" for key, item in value.items()) + "}"
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
     return str(value) if value != "" else '""'

@@ -51,7 +51,7 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool
 
 _UniqueKeyLoader.add_constructor(
     yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
-    lambda loader, node: _unique_mapping(loader, node, deep=True),
+    lambda loader, node: _unique_mapping(loader, node, deep=True),  # type: ignore[arg-type]
 )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from utils.frame.config import relative_name
 from utils.frame.credentials import redact
+from utils.frame.effects import by_effect
 from utils.frame.files import (
     REPO_ROOT,
     UserError,
@@ -162,7 +163,7 @@ def environment() -> dict[str, Any]:
     """Return python, package versions, device kind, number of processes, the code's hash, git commit and
     dirty flag (null outside a checkout).
     """
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             packages[name] = importlib.metadata.version(name)
@@ -291,10 +292,11 @@ def identity_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             found.append(f"input {name}: content changed")
     for part in ("config", "seed", "variant", "stage", "schema_version"):
         label = "" if part == "config" else part
-        found += [
+        lines = [
             line.replace(" ", ".", line.split(":")[0].count(" "))
             for line in differences(old.get(part), new[part], label)
         ]
+        found += sorted(lines, key=by_effect)
     return found
 
 
@@ -353,7 +355,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _update_run_manifest(run_dir: Path) -> dict[str, Any]:
     stages = {}
     for path in sorted([*run_dir.glob(f"*/{MANIFEST}"), *run_dir.glob(f"*/*/{MANIFEST}")]):
-        manifest = read_manifest(path.parent)
+        if (manifest := read_manifest(path.parent)) is None:
+            continue  # cleared a moment ago
         if (path.parent / IN_PROGRESS).exists():
             remove(path.parent / IN_PROGRESS)
         content = {key: value for key, value in manifest.items() if key not in ("run_id", CHECKSUM)}

@@ -247,6 +247,8 @@ def row_of(folder: str) -> StageRow | None:
 def options_of(folder: str) -> list[str]:
     """The options that make a script write a stage folder, e.g. of its reward and its curriculum."""
     row = row_of(folder)
+    if row is None:
+        raise ValueError(f"no stage writes {folder}")
     words, suffix = list(row.option), folder.removeprefix(row.folder)
     while name := next((name for name in VARIANTS if f"{suffix}_".startswith(f"_{name}_")), None):
         words += VARIANTS[name]

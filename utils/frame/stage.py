@@ -228,7 +228,8 @@ def _lead(stage: Stage, run: Run, argv: list[str]) -> int:
 
 def _follow(stage: Stage, run: Run, argv: list[str]) -> int:
     """What the other processes do: their share of the work, where the main one finds that there is some."""
-    code, inputs, resuming = from_main((0, {}, False))
+    nothing: tuple[int | None, dict[str, Path], bool] = (0, {}, False)
+    code, inputs, resuming = from_main(nothing)
     if code is None:
         plan = make_plan(stage, argv)
         plan.inputs = inputs

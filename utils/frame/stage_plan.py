@@ -131,6 +131,7 @@ def load_script(name: str) -> ModuleType:
     module_name = f"stage_{Path(name).stem}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, REPO_ROOT / name)
+        assert spec is not None and spec.loader is not None  # a .py file has both
         module = importlib.util.module_from_spec(spec)
         # Dataclasses look their module up by name while it is being executed.
         sys.modules[module_name] = module
@@ -160,7 +161,7 @@ def _run_of_own_folder(stage: Stage, arguments: Arguments, config: StageConfig) 
     """The run of --output_dir, which is the stage's own folder; the run's id and the folder that holds the
     runs are read off it. Raises UserError for any other folder, saying what to type.
     """
-    frame, given = arguments.frame, Path(arguments.frame.output_dir).expanduser().absolute()
+    frame, given = arguments.frame, Path(str(arguments.frame.output_dir)).expanduser().absolute()
     nested = stage.folder in NESTED and given.name != stage.folder
     run_dir = given.parent.parent if nested else given.parent
     row = row_of(given.parent.name if nested else given.name)

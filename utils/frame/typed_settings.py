@@ -108,11 +108,16 @@ def leaf_keys(cls: type, prefix: str = "") -> dict[str, tuple[Any, dataclasses.F
     hints = field_types(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
+        if _is_section(hint):
             leaves |= leaf_keys(hint, f"{prefix}{field.name}.")
         else:
             leaves[prefix + field.name] = (hint, field)
     return leaves
+
+
+def _is_section(hint: Any) -> bool:
+    """Whether values of this type have keys of their own."""
+    return dataclasses.is_dataclass(hint)
 
 
 def suggestion(key: str, valid: Iterable[str]) -> str:
@@ -139,7 +144,7 @@ def build(cls: type[T], data: Any, where: str, prefix: str = "") -> T:
     if not isinstance(data, dict):
         label = f'key "{prefix.rstrip(".")}"' if prefix else "the file"
         raise UserError(f"{where}: {label} must hold a mapping of keys, found {describe(data)}")
-    hints = field_types(cls)
+    hints = field_types(cls)  # type: ignore[arg-type]  # a type is hashable
     values = {}
     for key, value in data.items():
         if key not in hints:
@@ -155,11 +160,11 @@ def build(cls: type[T], data: Any, where: str, prefix: str = "") -> T:
 
 def coerce(value: Any, hint: Any, where: str, key: str) -> Any:
     """Return `value` as type `hint`; raises UserError naming file and key."""
-    if isinstance(value, Text) and dataclasses.is_dataclass(hint):
+    if isinstance(value, Text) and _is_section(hint):
         raise UserError(
             f'{where}: "{key}" is a section; set one of its keys{suggestion(key, field_types(hint))}'
         )
-    if dataclasses.is_dataclass(hint):
+    if _is_section(hint):
         return build(hint, value, where, key + ".")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:

@@ -62,7 +62,9 @@ class _Comparison:
             return same
         if "tuple" in kinds:
             ours, theirs = coordinates(gold), coordinates(answer, bare=True)
-            return None not in (ours, theirs) and len(ours) > 1 and self.in_order(ours, theirs)
+            if ours is None or theirs is None:
+                return False
+            return len(ours) > 1 and self.in_order(ours, theirs)
         if set(kinds) & {"set", *_LISTS}:
             return self.collections(gold, answer)
         if "ratio" in kinds:
@@ -110,10 +112,10 @@ class _Comparison:
 
     def ratios(self, gold: Node, answer: Node) -> bool:
         """2:6 is 1:3 and 1/3."""
-        terms = [_ratio(gold), _ratio(answer)]
-        if None in terms or len(terms[0]) != len(terms[1]):
+        left, right = _ratio(gold), _ratio(answer)
+        if left is None or right is None or len(left) != len(right):
             return False
-        (a, *ours), (b, *theirs) = terms
+        (a, *ours), (b, *theirs) = left, right
         return all(
             self.scalars(("multiply", a, y), ("multiply", b, x))
             and not any(self.scalars(term, _whole(0)) for term in (a, b, x, y))
@@ -145,9 +147,9 @@ class _Comparison:
     def matrices(self, gold: Node, answer: Node) -> bool:
         """Equal entry by entry; a column may be written as a tuple."""
         rows, others = _rows(gold), _rows(answer)
-        return (
-            None not in (rows, others) and len(rows) == len(others) and all(map(self.in_order, rows, others))
-        )
+        if rows is None or others is None:
+            return False
+        return len(rows) == len(others) and all(map(self.in_order, rows, others))
 
     # -------------------------------------------------------------------------------------- relations
 
@@ -175,7 +177,7 @@ class _Comparison:
             return None
         if len(operands) == 2 and is_name(operands[1]) and not is_name(operands[0]):
             operands = operands[::-1]
-        names = []
+        names: list[Node] = []
         if "~" in signs[:1] and is_name(operands[0]) and not _is_decimal(operands[-1]):
             return names, []  # x ≈ 5 says that x is not 5
         while len(operands) > 1 and is_name(operands[0]):
@@ -221,9 +223,9 @@ class _Comparison:
         return all(self.in_order(one[::2], other[::2]) for one, other in zip(ours, theirs, strict=True))
 
     def multiple(self, one: tuple[Node, str, Node], other: tuple[Node, str, Node]) -> bool:
-        differences = [("add", left, ("negate", right)) for left, _, right in (one, other)]
+        first, second = (("add", left, ("negate", right)) for left, _, right in (one, other))
         try:
-            return proportional(*differences, self.budget, positive=one[1] in ("<", "<="))
+            return proportional(first, second, self.budget, positive=one[1] in ("<", "<="))
         except NoValue:
             return False
 

@@ -28,7 +28,7 @@ def true_equations(text: str) -> float:
     return sum(verdicts) / len(verdicts) if verdicts else 0.0
 
 
-_PLAIN = (
+_SPELLINGS = (
     (r"\\(?:times|cdot|ast)(?![a-zA-Z])|[×∙·⋅]", "*"),
     (r"\\div(?![a-zA-Z])|÷", "/"),
     (r"(?<=[0-9])[ \t]*\\[dt]?frac", "~"),  # a mixed number, or a product: not read
@@ -42,7 +42,7 @@ _PLAIN = (
     # The letter x between two numbers; in "3x + 2" it is an unknown.
     (r"(?<=[0-9)%])[ \t]*[xX][ \t]*(?=[0-9(.])", "*"),
 )
-_PLAIN = tuple((re.compile(pattern), plain) for pattern, plain in _PLAIN)
+_PLAIN = tuple((re.compile(pattern), plain) for pattern, plain in _SPELLINGS)
 _TOKEN = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[-+*/^()%]")
 _ONE_NUMBER = re.compile(r"[0-9]+/[0-9]|[0-9]{3}(?![0-9])")  # the rest of "2 1/2" or "10 000"
 _EQUALS = re.compile(r"(?<![<>=!:~≠≈+*/^-])=(?!=)")
@@ -68,12 +68,12 @@ class Equation:
     @property
     def value(self) -> float:
         """The left side computed again."""
-        return _value(list(self.left))
+        return _known(_value(list(self.left)))
 
     @property
     def stated(self) -> float:
         """The right side's value."""
-        return _value(list(self.right))
+        return _known(_value(list(self.right)))
 
 
 def equations(text: str) -> list[bool]:
@@ -93,7 +93,7 @@ def stated_equations(text: str) -> list[Equation]:
             left = _left_side(line[begin : match.start()])
             right = _right_side(line[match.end() : match.end() + MAX_SIDE + 1])
             if left is not None and right is not None:
-                found.append(Equation(tuple(left), tuple(right), _equal(_value(left), right)))
+                found.append(Equation(tuple(left), tuple(right), _equal(_known(_value(left)), right)))
             if len(found) == MAX_EQUATIONS:
                 return found
     return found
@@ -102,12 +102,18 @@ def stated_equations(text: str) -> list[Equation]:
 def equation_keys(equations: Sequence[Equation]) -> list[Hashable]:
     """One key per equation, by which steps of two solutions are compared: its left side's operands and
     operations in any order, and its value, so that "2 * 8" is "8 x 2", but "5 - 3" is not "3 - 5"."""
-    keys = []
+    keys: list[Hashable] = []
     for equation in equations:
         numbers = sorted(_rounded(float(t.replace(",", ""))) for t in equation.left if t[-1].isdigit())
         operations = "".join(sorted(token for token in equation.left if token in "+-*/^%"))
         keys.append((tuple(numbers), operations, _rounded(equation.value)))
     return keys
+
+
+def _known(value: float | None) -> float:
+    """The value of a side that was read as one: it has one."""
+    assert value is not None
+    return value
 
 
 def _rounded(value: float) -> float:
@@ -256,7 +262,7 @@ def _equal(left: float, right: list[str]) -> bool:
     """The right side is the left one's value: to a billionth of it (values are floats), or where it is a
     number with decimals, rounded or cut to them. "25%" is 0.25, or 25 where the left side was scaled already.
     """
-    value = _value(right)
+    value = _known(_value(right))
     number = [token for token in right if token not in ("-", "%")]
     percent = right[-1] == "%"
     unit = 0.0

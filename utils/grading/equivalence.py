@@ -49,7 +49,7 @@ def program_match(predicted: list[str], gold: list[str], timeout: float = worker
         return False
     if verdict == "gold":
         raise ValueError(f"gold program has no symbolic form: {' '.join(map(str, gold))[:200]}")
-    return verdict
+    return bool(verdict)
 
 
 class _Unmatched(Exception):
@@ -69,7 +69,7 @@ def _symbols(steps: list[ProgramStep]) -> dict[str, str]:
 def _symbolic(step: ProgramStep, index: int, symbols: dict[str, str]) -> SymbolicStep:
     if step.op in TABLE_OPERATIONS:
         return (None, _symbol(step.text, symbols), "")
-    return (step.op, *(_argument(text, index, symbols) for text in (step.a, step.b)))
+    return step.op, _argument(step.a, index, symbols), _argument(step.b, index, symbols)
 
 
 def _argument(text: str, index: int, symbols: dict[str, str]) -> str | int:
@@ -107,7 +107,7 @@ def _evaluate(steps: list[SymbolicStep], point: dict[str, int]) -> int | None:
     values: list[int | None] = []
     for op, a, b in steps:
         if op is None:
-            values.append(point[a])
+            values.append(point[str(a)])
         else:
             values.append(_modular(op, *(point[x] if isinstance(x, str) else values[x] for x in (a, b))))
     return values[-1]

@@ -91,7 +91,7 @@ def _reason(
     task: Task, record: Record, prediction: Prediction | None, graded: Grade | None
 ) -> tuple[str, str]:
     """Why an item is wrong, and the detail; both "" where it is right."""
-    if graded is None:
+    if graded is None or prediction is None:
         return "missing_prediction", ""
     if graded.correct:
         return "", ""

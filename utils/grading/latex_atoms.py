@@ -230,7 +230,9 @@ class Scanner:
         """One letter; several capitals are one name ("AB" is a segment, "xy" a product)."""
         if defined := self.match(_DEFINED):
             return ("symbol", re.sub(r"[ ~]", "", defined[0]))
-        name = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Za-z]").match(self.text, self.at)[0]
+        found = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Za-z]").match(self.text, self.at)
+        assert found is not None  # a letter stands here
+        name = found[0]
         if name.isupper() and (based := self.based()):
             return based
         self.at += len(name)
@@ -298,11 +300,11 @@ class Scanner:
             inside = self.items()
             self.expect("\\rangle")
             return ("tuple", "(", ")", inside[1] if inside[0] == "list" else (inside,))
-        for opening, closing, name in (("\\lfloor", "\\rfloor", "floor"), ("\\lceil", "\\rceil", "ceil")):
+        for opening, closing, call in (("\\lfloor", "\\rfloor", "floor"), ("\\lceil", "\\rceil", "ceil")):
             if self.take(opening):
                 inside = self.sum()
                 self.expect(closing)
-                return ("call", name, (inside,))
+                return ("call", call, (inside,))
         for spelling, node in (
             ("\\emptyset", ("set", ())),
             ("\\reals", ("reals",)),

@@ -142,8 +142,8 @@ def _entries(path: Path) -> Iterator[tuple[str, int, Any]]:
         yield "entry", number, value
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:59] + "…")
+def _short(text: str | None) -> str:
+    return repr(text if text is None or len(text) <= 60 else text[:59] + "…")
 
 
 def _examples(known: set[str]) -> str:

@@ -135,10 +135,10 @@ def program_steps(tokens: list[str]) -> list[tuple[str, str, str]]:
 
 def _canonical(step: tuple[str, str, str]) -> tuple[str, str, str]:
     op, a, b = step
-    return (op, *sorted((a, b))) if op in COMMUTATIVE else step
+    return (op, b, a) if op in COMMUTATIVE and b < a else step
 
 
-def step_overlap(predicted: list[tuple[str, str, str]], gold: list[tuple[str, str, str]]) -> float:
+def step_overlap(predicted: Sequence[tuple[str, str, str]], gold: Sequence[tuple[str, str, str]]) -> float:
     """Share of steps in common, in [0, 1]: the multiset intersection of (operation, arguments) over the
     longer program's length, so that listing many steps in the hope of hitting one does not pay.
 
@@ -157,7 +157,7 @@ def program_keys(steps: Sequence[tuple[str, str, str]]) -> list[Hashable]:
     in either order; a reference stands for the operation whose result it is, so that a slip in one step does
     not spoil those that build on it, and independent steps can be reordered.
     """
-    keys = []
+    keys: list[Hashable] = []
     for place, (operation, *arguments) in enumerate(steps):
         operands = [_operand_key(argument, steps[:place]) for argument in arguments]
         keys.append((operation, *(sorted(operands, key=repr) if operation in COMMUTATIVE else operands)))

@@ -7,11 +7,12 @@ what is measured ("units", "ways").
 
 import re
 from fractions import Fraction
+from typing import Any
 
 Unit = tuple[tuple[tuple[str, int], ...], Fraction]
 
 _INCH, _POUND, _GALLON = Fraction(254, 10_000), Fraction(45_359_237, 100_000), Fraction(231 * 254**3, 10**9)
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "length": {"m meter metre": 1, "cm centimeter centimetre": Fraction(1, 100)}
     | {"km kilometer kilometre": 1000, "mm millimeter millimetre": Fraction(1, 1000)}
     | {"in inch inche": _INCH, "ft foot feet": 12 * _INCH}
@@ -110,7 +111,7 @@ def read_unit(words: list[str]) -> tuple[Unit | None, Fraction]:
 
 def _factors(side: str) -> list[tuple[str, int, Fraction]]:
     """Dimension, power and size of each unit in a product; words that are no unit are one counted noun."""
-    factors = []
+    factors: list[tuple[str, int, Fraction]] = []
     at = 0
     while at < len(side):
         match = _FACTOR.match(side, at)

@@ -64,7 +64,7 @@ def real_set(node: Node, budget: WorkBudget) -> list[Interval]:
         both = [] if kind == "or" else _combined("intersection", parts, budget)
         return both if both or kind == "and" else _combined("union", parts, budget)
     if kind == "relation":
-        return _solutions(*node[1:], budget)
+        return _solutions(node[1], node[2], budget)
     raise NoValue(f"no set: {kind}")
 
 
@@ -111,8 +111,11 @@ def _union(intervals: list[Interval], budget: WorkBudget) -> list[Interval]:
         order = _compare(interval.low, interval.high, budget)
         if order > 0 or (order == 0 and not (interval.low_closed and interval.high_closed)):
             continue
-        last = joined[-1] if joined else None
-        gap = _compare(interval.low, last.high, budget) if last else 1
+        if not joined:
+            joined.append(interval)
+            continue
+        last = joined[-1]
+        gap = _compare(interval.low, last.high, budget)
         if gap > 0 or (gap == 0 and not (interval.low_closed or last.high_closed)):
             joined.append(interval)
             continue

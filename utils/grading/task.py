@@ -17,7 +17,7 @@ from utils.grading.reasoning_quality import step_coverage, step_order, support_i
 
 Value = float | str  # a number, or an answer as text
 # Name, completion, and by reward component the share of its reward that must be given.
-UnitCase = tuple[str, str, dict[str, int | Fraction]]
+UnitCase = tuple[str, str, Mapping[str, int | Fraction]]
 
 
 @dataclass(frozen=True)

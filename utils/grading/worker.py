@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import IO
 
 from utils.frame.files import REPO_ROOT
 
@@ -56,8 +57,9 @@ class Worker:
                 if self._process is None or self._process.poll() is not None:
                     self._start()
                 request = {"task": task, "timeout": timeout, "arguments": arguments}
-                self._process.stdin.write(json.dumps(request).encode() + b"\n")
-                self._process.stdin.flush()
+                stdin, _ = _pipes(self._process)
+                stdin.write(json.dumps(request).encode() + b"\n")
+                stdin.flush()
                 reply = self._reply(timeout)
             except BaseException as error:  # also Ctrl-C: an answer left unread would go to the next caller
                 self._stop()
@@ -80,8 +82,8 @@ class Worker:
         self._lock = threading.Lock()
         for process in (self._process, self._next):
             if process is not None:
-                process.stdin.close()
-                process.stdout.close()
+                for pipe in _pipes(process):
+                    pipe.close()
                 process.returncode = 0  # not ours to wait for
         self._process = self._next = None
 
@@ -97,13 +99,13 @@ class Worker:
     def _reply(self, timeout: float) -> dict:
         """The child's answer; where it is slow to come, the next child is started meanwhile."""
         started = time.monotonic()
-        answered = select.select([self._process.stdout], [], [], min(SLOW_S, timeout))[0]
+        answered = select.select([_pipes(self._process)[1]], [], [], min(SLOW_S, timeout))[0]
         if not answered and timeout > SLOW_S:
             self._next = self._next or _spawn()
         return self._read_line(timeout, started)
 
     def _read_line(self, timeout: float, started: float | None = None) -> dict:
-        descriptor, data = self._process.stdout.fileno(), b""
+        descriptor, data = _pipes(self._process)[1].fileno(), b""
         deadline = (time.monotonic() if started is None else started) + timeout
         while not data.endswith(b"\n"):
             remaining = deadline - time.monotonic()
@@ -121,9 +123,16 @@ class Worker:
             return
         process.kill()
         process.wait()
+        stdin, stdout = _pipes(process)
         with contextlib.suppress(OSError):  # what was still to be written to a dead child
-            process.stdin.close()
-        process.stdout.close()
+            stdin.close()
+        stdout.close()
+
+
+def _pipes(process: subprocess.Popen | None) -> tuple[IO[bytes], IO[bytes]]:
+    """Standard input and output of a child, which `_spawn` gave it."""
+    assert process is not None and process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout
 
 
 def _spawn() -> subprocess.Popen:

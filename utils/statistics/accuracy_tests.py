@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -32,7 +33,7 @@ def rate(successes: int, n: int) -> dict[str, object]:
     return {"value": successes / n, "ci95": [low, high], "n": n}
 
 
-def fraction(values: Sequence[float]) -> dict[str, object]:
+def fraction(values: Sequence[float]) -> dict[str, Any]:
     """A mean of values in [0, 1] in the form of ``rate``, each value a share of one item.
 
     The interval is Wilson's for that mean and n: no variable between 0 and 1 varies more than a yes or no of
@@ -222,7 +223,8 @@ def draw_counts(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
 
 
 def _paired(a: Sequence, b: Sequence, dtype: type = bool) -> tuple[np.ndarray, np.ndarray]:
-    first, second = np.asarray(a, dtype=dtype), np.asarray(b, dtype=dtype)
+    first: np.ndarray = np.asarray(a, dtype=dtype)
+    second: np.ndarray = np.asarray(b, dtype=dtype)
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(f"need two non-empty lists over the same items, got {first.shape}, {second.shape}")
     return first, second

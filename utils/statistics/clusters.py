@@ -11,6 +11,7 @@ cluster of its own, each function gives what its plain counterpart gives.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -67,7 +68,7 @@ def clustered_rate(correct: Sequence[bool], clusters: np.ndarray | None) -> dict
     return rate(int(sum(correct)), len(correct)) if clusters is None else share(correct, clusters)
 
 
-def share(values: Sequence[float], clusters: np.ndarray | None) -> dict[str, object]:
+def share(values: Sequence[float], clusters: np.ndarray | None) -> dict[str, Any]:
     """A mean of values in [0, 1] with an interval that counts clusters.
 
     ``{"value", "ci95", "n", "clusters", "plain95"}``: "ci95" is Wilson's interval at the effective number of

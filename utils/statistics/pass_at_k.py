@@ -94,6 +94,6 @@ def mean_shares(
 def _clustered_mean(column: np.ndarray, rng: np.random.Generator, clusters: np.ndarray) -> dict[str, Any]:
     mean = share(column.tolist(), clusters)
     if np.ptp(column) and mean["clusters"] > 1:
-        low, high = cluster_bootstrap(column, clusters, rng)
+        low, high = cluster_bootstrap(column.tolist(), clusters, rng)
         mean["ci95"] = [max(0.0, low), min(1.0, high)]
     return mean

@@ -104,7 +104,7 @@ def test_every_kind_of_difference_in_order_of_consequence():
     ]
     assert (
         "metric loss" not in text
-        and "1 inputs that an earlier stage wrote, 3 outputs and metrics of 1" in text
+        and "  03_sft: 1 input, 1 output, 1 metric, 1 criterion" in text.splitlines()
     )
 
 
@@ -174,7 +174,7 @@ def test_an_output_that_nothing_explains_is_shown_and_one_that_follows_is_counte
 def test_configuration_comes_by_its_effect_on_results():
     run = other()
     keys = ["algo.learning_rate", "dataset.max_test", "model.model.torch_dtype", "model.training.optim"]
-    harmless = ["model.metadata.description", "model.training.save_steps"]
+    harmless = ["model.metadata.description", "model.training.save_steps", "model.vllm.use_vllm"]
     for key in (*keys, *harmless):
         tier, *path, last = key.split(".")
         place = run["01_preprocessing" if tier == "dataset" else "03_sft"]["config"].setdefault(tier, {})
@@ -186,13 +186,14 @@ def test_configuration_comes_by_its_effect_on_results():
     assert [d.key for d in diff_runs(RUN, run)] == [
         "quick_test",
         "dataset.max_test",
-        "model.model.torch_dtype",
         "algo.learning_rate",
+        "model.model.torch_dtype",
         "model.training.optim",
         "seed",
         "options.later",  # absent there, empty here
         "model.metadata.description",
         "model.training.save_steps",
+        "model.vllm.use_vllm",
     ]
 
 
@@ -203,14 +204,13 @@ def test_stages_that_one_run_lacks_are_one_line_for_each_run():
     assert lines == ["x -> y: 2 differences", "stages", "  only in x: 03_sft", "  only in y: 05_ppo"]
 
 
-def test_accuracies_are_the_consequences_that_get_a_line():
+def test_a_consequence_says_how_far_the_headline_moved():
     a, b = (
         {"10_evaluation/sft": {"seed": seed, "metrics": {"accuracy": accuracy, "n": 4, "x": accuracy}}}
         for seed, accuracy in ((0, 0.5), (1, 0.25))
     )
     text = render_diff(diff_runs(a, b), "a", "b")
-    assert "  10_evaluation/sft: metric accuracy 0.5 -> 0.25" in text
-    assert "0 inputs that an earlier stage wrote, 1 outputs and metrics of 1 stage" in text
+    assert "  10_evaluation/sft: accuracy 50.0 % -> 25.0 % (-25.0 points), 2 metrics" in text
 
 
 def test_difference_is_antisymmetric():

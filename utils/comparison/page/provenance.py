@@ -19,6 +19,7 @@ from utils.comparison.manifest_diff import flatten, load_manifests
 from utils.comparison.seed_runs import lineage
 from utils.documents.document import Table
 from utils.frame.agreement import by_other_code
+from utils.frame.effects import by_effect
 from utils.frame.files import sha256_of_tree
 
 HASH = 12  # characters of a hash that are shown
@@ -120,10 +121,12 @@ def _settings_of_methods(trained: Mapping[str, Sequence[Trained]]) -> list[Part]
     """Settings of the stage that trained each policy: those of which the values are not all one, and all."""
     stages = {name: of[0].stages.get(of[0].training) for name, of in trained.items()}
     every = _side_by_side({name: _flat(stage["config"]) for name, stage in stages.items() if stage})
-    differ = every[every.nunique(axis=1) > 1] if len(every) else every
-    shared = (differ != "–").all(axis=1)
-    differ = pd.concat([differ[shared], differ[~shared]])
-    note = "The stage that trained each policy, in its first run; – where it has no such setting."
+    # A setting that one method alone has is no difference to the others.
+    differ = every[every.replace("–", None).nunique(axis=1) > 1] if len(every) else every
+    note = (
+        "The stage that trained each policy, in its first run; – where it has no such setting. Settings that "
+        "one method alone has are among all settings."
+    )
     return [
         Part("Settings that differ between methods", _table("setting", differ), note, folded=True),
         Part("Every setting of the training stages", _table("setting", every), folded=True),
@@ -179,8 +182,9 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _side_by_side(columns: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
-    """Settings by key, a column each, a dash where one has no such setting."""
-    return pd.DataFrame(columns, dtype=object).fillna("–").sort_index()
+    """Settings by key, the largest effect first, a column each, a dash where one has no such setting."""
+    found = pd.DataFrame(columns, dtype=object).fillna("–")
+    return found.loc[sorted(found.index, key=lambda key: (by_effect(key), key))]
 
 
 def _table(head: str, frame: pd.DataFrame) -> Table:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import ClassVar
 
 from utils.data.reading import RawRow
 from utils.data.records import Record
@@ -51,7 +52,7 @@ class FinqaTask(Task):
         "tolerant_accuracy": "tolerant",
     }
     reasoning_measures = ("step_coverage", "step_order", "operand_grounding", "answer_support")
-    response_fields = ("program", "answer")
+    response_fields: ClassVar[tuple[str, ...]] = ("program", "answer")
 
     def grade(self, record, completion, required_fields=(), program_accuracy=True) -> Grade:
         fields, format_error = parse_completion(completion, required_fields or self.required_fields(record))
@@ -119,7 +120,7 @@ class FinqaTask(Task):
             return json.dumps(gold | {"program": program}, ensure_ascii=False)
 
         partial = {"program_partial": Fraction(steps, steps + 1)}
-        cases = [
+        cases: list[UnitCase] = [
             ("text_after", whole + " done", {"format_penalty": 1}),
             ("no_value", with_program("divide(const_1, 0)"), {}),
             ("unclosed", whole[:-1], {"format_penalty": 1}),
@@ -128,7 +129,7 @@ class FinqaTask(Task):
         ]
         for name in required_fields:
             rest = {key: text for key, text in gold.items() if key != name}
-            paid = {} if name == "program" else {"exact_match": 1}
+            paid: dict[str, int | Fraction] = {} if name == "program" else {"exact_match": 1}
             cases.append((f"without_{name}", json.dumps(rest), paid | {"format_penalty": 1}))
         if record.target_answer in ("yes", "no"):
             opposite = "greater(1, 0)" if record.target_answer == "no" else "greater(0, 1)"
@@ -348,7 +349,8 @@ def grounded_steps(report: str, steps: Steps) -> float:
 def report_numbers(report: str) -> frozenset[float]:
     """The sizes (absolute values) of all numbers written in a text, "1,234.5" as 1234.5 and "5%" as 5."""
     found = re.finditer(r"[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+", report)
-    return frozenset(_size(match[0].rstrip(",")) for match in found) - {None}
+    sizes = (_size(match[0].rstrip(",")) for match in found)
+    return frozenset(size for size in sizes if size is not None)
 
 
 def _size(text: str) -> float | None:
