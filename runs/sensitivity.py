@@ -1,7 +1,7 @@
 """How much a method depends on its learning rate: the rates of runs/sensitivity.sh, its table and figure.
 
     python -m runs.sensitivity rates third ppo grpo       # the driver's options for a third of their rates
-    python -m runs.sensitivity table outputs/sensitivity  # of outputs/sensitivity_{third,once,thrice}[_seed_S]
+    python -m runs.sensitivity table outputs/sensitivity  # of sensitivity_{third,once,thrice}[_seed_S] there
 
 `table` writes sensitivity.md and sensitivity.png to the folder: test accuracy by method and rate, the mean
 over seeds with its t interval (one seed: Wilson's, or that of its clusters).
