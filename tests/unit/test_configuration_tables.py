@@ -36,7 +36,7 @@ def test_the_documentation_shows_what_a_stage_runs_with(stage):
     row, sets = row_of(stage.folder), {}
     if getattr(row, "code", ""):
         [line] = re.findall(
-            rf"^\| `{row.script} --preset {row.name}` \| (.*) \|$", reference.DOCUMENT.read_text(), re.M
+            rf"^\| `{' '.join([row.script, *row.option])}` \| (.*) \|$", reference.DOCUMENT.read_text(), re.M
         )
         sets = {f"algo.{key}": value for key, value in re.findall("`([a-z_.]+): ([^`]*)`", line)}
         assert sets

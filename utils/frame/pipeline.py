@@ -126,6 +126,25 @@ def _preset(method: Method, name: str, summary: str, **quick: Any) -> Method:
     )
 
 
+_DISTILL = Method(
+    "distill",
+    "03_distill",
+    "03_sft_train.py",
+    "Distil the teacher into the SFT policy or the base model.",
+    option=("--objective", "distill"),
+    beside=(),
+    starts=("sft", "base"),
+    teacher=True,
+    rewarded=False,
+    builder="build",
+)
+
+
+def _distillation(name: str, summary: str) -> Method:
+    """A preset of distillation, which 03 calls an objective."""
+    return replace(_preset(_DISTILL, name, summary), option=("--objective", name))
+
+
 _PPO = Method(
     "ppo",
     "05_ppo",
@@ -161,18 +180,11 @@ PIPELINE: tuple[StageRow, ...] = (
         ordered=False,
         quick={"algo.max_steps": 4, "model.validation.eval_steps": 2, "model.validation.num_items": 8},
     ),
-    Method(
-        "distill",
-        "03_distill",
-        "03_sft_train.py",
-        "Distil the teacher into the SFT policy or the base model.",
-        option=("--objective", "distill"),
-        beside=(),
-        starts=("sft", "base"),
-        teacher=True,
-        rewarded=False,
-        builder="build",
-    ),
+    _DISTILL,
+    _distillation("opd", "On-policy distillation by policy gradient: the sampled tokens alone."),
+    _distillation("exopd", "ExOPD: on-policy distillation beyond the teacher."),
+    _distillation("vopd", "vOPD: on-policy distillation with the exact KL as baseline."),
+    _distillation("reopold", "REOPOLD: on-policy distillation with bounded rewards, on some of the tokens."),
     StageRow("candidates", "04_candidates", "04_generate_candidates.py", needs=("sft",), samples=True),
     Method(
         "rft",

@@ -1,8 +1,18 @@
 """The settings that all training methods share. Light to import."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from utils.frame.typed_settings import setting
+
+
+@dataclass
+class TuningRecord:
+    """What is known of how these settings were found: it changes no training, and stands in the manifest."""
+
+    trials: int | None = setting(
+        None, "settings of this method that were tried before these; null: not recorded", at_least=0
+    )
+    chosen_on: str | None = setting(None, "what these were chosen by; null: nothing, or not recorded")
 
 
 @dataclass
@@ -14,6 +24,7 @@ class OptimizerSettings:
     warmup_steps: int = setting(5, "optimizer steps of linear warm-up", at_least=0)
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", at_least=0)
     gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step", above=0)
+    tuning: TuningRecord = field(default_factory=TuningRecord)
 
 
 @dataclass

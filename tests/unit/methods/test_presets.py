@@ -24,6 +24,7 @@ from utils.frame.config import load_tier
 from utils.frame.files import REPO_ROOT
 from utils.frame.pipeline import METHODS, PRESETS
 from utils.frame.typed_settings import check
+from utils.methods.distill.settings import DistillAlgo
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.methods.ppo.settings import PpoAlgo, PpoUpdates
@@ -31,7 +32,7 @@ from utils.methods.rloo.settings import RlooAlgo
 from utils.methods.rloo.trainer import SharedPrefixRLOOTrainer
 from utils.models.prefix.shared_prefix import CompletionBatch
 
-SETTINGS = {"grpo": GrpoAlgo, "rloo": RlooAlgo, "ppo": PpoAlgo}
+SETTINGS = {"grpo": GrpoAlgo, "rloo": RlooAlgo, "ppo": PpoAlgo, "distill": DistillAlgo}
 BY_SETTINGS = [name for name in PRESETS if METHODS[name].code]  # and by nothing else
 OF_GRPO = [name for name in BY_SETTINGS if METHODS[name].package == "grpo"]
 ONE_ROLLOUT = {"per_device_train_batch_size": 16, "steps_per_generation": 1}

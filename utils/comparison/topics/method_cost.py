@@ -17,6 +17,7 @@ from utils.documents.text import listed
 from utils.frame.pipeline import counts_cost
 
 COUNTS = ("sampled_completions", "generated_tokens", "trained_tokens")
+TRIALS = "tuning_trials"
 EFFICIENCY, TIMING = "plots/efficiency_vs_quality.png", "timing.md"
 WIDTH = 1.16  # of a panel, in the largest cost
 SIDE_BY_SIDE = 0.028  # of a panel's width: the least distance of two markers
@@ -46,7 +47,10 @@ def topic(comparison: Comparison) -> Topic:
     drawn = any(mean_count(costs[name], "trained_tokens") is not None for name in costs if name not in sft)
     return Topic(
         sections=[cost_section(comparison.trained, costs, ids, drawn)],
-        columns={name: _means(of_policy) for name, of_policy in costs.items()},
+        columns={
+            name: _means(of_policy) | {TRIALS: tuning_trials(comparison.trained[name])}
+            for name, of_policy in costs.items()
+        },
         by_run={
             name: [dict(zip(COUNTS, cost, strict=False)) for cost in of_policy]
             for name, of_policy in costs.items()
@@ -78,6 +82,17 @@ def cost_of(trained: Trained) -> MethodCost:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def tuning_trials(of_policy: Sequence[Trained]) -> int | None:
+    """How many settings of the method were tried before these, as its configuration says; None where it does
+    not, or the runs differ."""
+    said = {
+        each.stages[each.training]["config"].get("algo", {}).get("tuning", {}).get("trials")
+        for each in of_policy
+        if each.training
+    }
+    return said.pop() if len(said) == 1 else None
 
 
 def mean_count(costs: Sequence[MethodCost], name: str) -> float | None:
@@ -161,8 +176,11 @@ def _table(trained: Mapping[str, Sequence[Trained]], costs: Costs) -> Table:
     for name, of_policy in costs.items():
         stages = list(dict.fromkeys(stage for each in trained[name] for stage in each.stages))
         cells = [_cell([getattr(cost, count) for cost in of_policy]) for count in COUNTS]
+        trials = tuning_trials(trained[name])
+        cells.append(Number("–") if trials is None else Number(f"{trials:,}", trials))
         rows.append([name, " + ".join(stages) or "–", *cells])
-    return Table(["method", "stages", *(count.replace("_", " ") for count in COUNTS)], rows)
+    heads = ["method", "stages", *(count.replace("_", " ") for count in COUNTS), "settings tried"]
+    return Table(heads, rows)
 
 
 def _cell(counts: Sequence[int | None]) -> Number:
@@ -182,7 +200,8 @@ def _note(trained: Mapping[str, Sequence[Trained]], costs: Costs) -> str:
         "A method's row counts the stages after SFT that it rests on; SFT's row is its own training, which "
         "the methods that start from it have behind them as well. Completions are those sampled to learn "
         "from, not those of validation; trained tokens are completion tokens that went through a gradient, "
-        "each pass counted."
+        "each pass counted. Settings tried: of the method, before these, as its configuration says "
+        "(tuning.trials; –: not recorded)."
     ]
     if any(len(of_policy) > 1 for of_policy in costs.values()):
         lines.append("Where seeds differ: mean (each seed's).")

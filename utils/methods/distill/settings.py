@@ -11,8 +11,10 @@ from utils.rollouts.settings import MicroBatchAlgo
 class DistillLoss:
     """What is minimised, and on which text: what `GroupDistillationConfig` takes as it is."""
 
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = setting(
-        "reverse_kl", "KL(teacher || student), KL(student || teacher), or between both (docs/distillation.md)"
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "sampled_kl"] = setting(
+        "reverse_kl",
+        "KL(teacher || student), KL(student || teacher), or between both (docs/distillation.md); sampled_kl: "
+        "the second by policy gradient on the sampled tokens (docs/methods.md)",
     )
     beta: float = setting(0.5, "jsd: weight of the teacher in the mixture, between 0 and 1")
     ce_weight: float = setting(
@@ -23,6 +25,49 @@ class DistillLoss:
         "share of a rollout's prompts that the student answers itself; the others have their gold text",
         between=(0, 1),
     )
+    reward_scale: float = setting(
+        1.0, "sampled_kl: weight of the teacher against the start policy (ExOPD: 1.25)", at_least=0
+    )
+    kl_baseline: bool = setting(False, "sampled_kl: take the expected reward, minus the exact KL, off (vOPD)")
+    reward_mixture: float | None = setting(
+        None, "sampled_kl: l bounds rewards from below by log(l / (1 - l)) (REOPOLD: 0.3); null: no bound"
+    )
+    exploration_fraction: float = setting(
+        0.0,
+        "sampled_kl: first share of the training, which leaves out tokens below that bound",
+        between=(0, 1),
+    )
+    top_entropy_quantile: float = setting(
+        1.0,
+        "sampled_kl: share of a rollout's tokens that are learnt from after it, those of most entropy",
+        between=(0, 1),
+    )
+
+    def _validate_samples(self) -> None:
+        """Raise ValueError for settings of sampled_kl that cannot be."""
+        names = (
+            "reward_scale",
+            "kl_baseline",
+            "reward_mixture",
+            "exploration_fraction",
+            "top_entropy_quantile",
+        )
+        given = [name for name in names if getattr(self, name) != getattr(DistillLoss, name)]
+        if self.divergence != "sampled_kl":
+            if given:
+                raise ValueError(f"{given[0]} is of divergence sampled_kl, found {self.divergence}")
+        elif self.on_policy_fraction < 1:
+            raise ValueError("divergence sampled_kl learns from samples alone: set on_policy_fraction to 1")
+        if self.kl_baseline and (self.reward_scale != 1 or self.reward_mixture is not None):
+            raise ValueError(
+                "kl_baseline is that of the plain reward: leave out reward_scale and reward_mixture"
+            )
+        if self.reward_mixture is not None and not 0 < self.reward_mixture < 1:
+            raise ValueError(
+                f"reward_mixture must be between 0 and 1, both excluded, found {self.reward_mixture}"
+            )
+        if self.exploration_fraction and self.reward_mixture is None:
+            raise ValueError("exploration_fraction goes by the bound on rewards: set reward_mixture")
 
 
 @dataclass
@@ -49,6 +94,9 @@ class DistillAlgo(DistillLoss, MicroBatchAlgo):
 
     def validate(self) -> None:
         super().validate()
+        self._validate_samples()
+        if self.divergence == "sampled_kl" and self.temperature != 1:
+            raise ValueError("divergence sampled_kl is of the sampled distributions: leave temperature at 1")
         if self.divergence == "jsd" and not 0 < self.beta < 1:
             raise ValueError(
                 f"beta must be between 0 and 1, both excluded, found {self.beta}: "

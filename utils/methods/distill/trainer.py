@@ -31,6 +31,7 @@ from utils.curricula.curriculum import UNKNOWN
 from utils.frame.files import UserError
 from utils.frame.processes import gather_items
 from utils.methods.distill.gold_text import ComparesOnGold
+from utils.methods.distill.policy_gradient import LearnsFromSamples
 from utils.methods.distill.settings import DistillAlgo, DistillLoss, sampled_prompts
 from utils.models.divergences import (
     Measure,
@@ -73,7 +74,13 @@ class GroupDistillationConfig(DistillLoss, DistillationConfig):
 
 
 class GroupDistillationTrainer(
-    RenderedPrompts, ComparesOnGold, FollowsCurriculum, KeepsRewardState, SharedPrefix, DistillationTrainer
+    RenderedPrompts,
+    ComparesOnGold,
+    LearnsFromSamples,
+    FollowsCurriculum,
+    KeepsRewardState,
+    SharedPrefix,
+    DistillationTrainer,
 ):
     """Distils ``teacher`` into the model.
 
@@ -117,7 +124,9 @@ class GroupDistillationTrainer(
         refuse_sharding(self, "distillation")
         self.teacher, self.pipeline, self.gold = teacher, pipeline, gold
         self.vocab_size = teacher.vocab_size
-        self.measure = Measure(args.divergence, args.beta, args.divergence_temperature)
+        kind = "reverse_kl" if self.learns_from_samples else args.divergence
+        self.measure = Measure(kind, args.beta, args.divergence_temperature)
+        self._keep_start()
         self._teacher_shares = obstacle(teacher.model) is None
         self._drawn: list[bool] = []  # the rows of the rollout under way that the student answers itself
         self._any_drawn = False  # whether there are any, in all processes
@@ -163,6 +172,8 @@ class GroupDistillationTrainer(
         batch = CompletionBatch.within(rollout)
         self._check_tokens(batch, record)
         rollout |= self._ask_teacher(batch)
+        if self.learns_from_samples:
+            rollout |= self._score_samples(batch, rollout["teacher_log_probs"])
         rollout["correct"] = self._grade(batch, record)
         if self.args.ce_weight:
             gold = CompletionBatch.of([[0]] * len(record), self._gold_rows, device)
@@ -212,13 +223,18 @@ class GroupDistillationTrainer(
         found: dict[str, list[Tensor]] = {}
         for part in batch.split(self.args.per_device_train_batch_size):
             states = self._teacher_states(part)
-            if k is None:
+            if self.learns_from_samples and not self.args.kl_baseline:
+                answer = {}
+            elif k is None:
                 answer = {"teacher_states": states}
             else:
                 top = teacher_top_k(states, head, k, self.measure.temperature, self.vocab_size)
                 answer = {"top_log_probs": top.log_probs, "top_indices": top.indices, "top_tail": top.tail}
             likeliest, entropy = top_one_and_entropy(states, head, self.vocab_size)
             answer |= {"teacher_choice": likeliest, "teacher_entropy": entropy}
+            if self.learns_from_samples:
+                scores = token_scores(head, states, part.tokens(), vocab_size=self.vocab_size)
+                answer["teacher_log_probs"] = scores.log_prob
             for name, values in answer.items():
                 found.setdefault(name, []).append(part.scatter(values))
         return {name: torch.cat(pieces) for name, pieces in found.items()}
@@ -254,6 +270,8 @@ class GroupDistillationTrainer(
                 tokens = sum(part["completion_mask"].sum() for part in update)
                 gold = sum(self._gold_tokens(part) for part in update)
                 tokens, gold = self._total(torch.stack([tokens, torch.as_tensor(gold).to(tokens)]))
+                if self.learns_from_samples:
+                    self._share_out(update, tokens)
                 for part in update:
                     part |= {"num_items_in_batch": tokens, "gold_items": gold}
         return inputs
@@ -294,11 +312,14 @@ class GroupDistillationTrainer(
         owner = owner.expand_as(whole.completion_mask)[whole.completion_mask.bool()]  # the row of each token
 
         own = states[owner < rows] if extra is not None and len(extra) else states
-        divergence = self._divergence(own, head, inputs)
+        if self.learns_from_samples:
+            losses, divergence = self._policy_gradient(own, head, batch, inputs)
+        else:
+            losses = divergence = self._divergence(own, head, inputs)
         record, step = inputs["record"].tolist(), self.state.global_step
-        spread = batch.scatter(divergence.detach())
+        spread = batch.scatter(losses.detach())
         check_finite("divergences", spread, record, self.pipeline.records, step, _REMEDY)
-        loss = (1 - weight) * divergence.sum() / num_items_in_batch
+        loss = (1 - weight) * losses.sum() / num_items_in_batch
         if weight:
             is_gold = torch.cat([~inputs["sampled"], inputs["sampled"].new_ones(len(extra))])
             taught = is_gold[owner]

@@ -1,10 +1,11 @@
 """The settings of PPO (configs/algorithms/ppo.yaml). Light to import."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from utils.frame.typed_settings import setting
 from utils.rollouts.settings import RewardedAlgo
+from utils.training.settings import TuningRecord
 
 
 @dataclass
@@ -85,6 +86,10 @@ class PpoAlgo(PpoUpdates, RewardedAlgo):
         "siblings",
         "values: of the completions that share the prefix, without a critic; or by a critic, a head on the "
         "policy's hidden states or on a second copy of the start policy",
+    )
+
+    tuning: TuningRecord = field(  # docs/log.md
+        default_factory=lambda: TuningRecord(trials=3, chosen_on="explained variance with seed 0")
     )
 
     size_option: ClassVar[str] = "rollout_batch_size"

@@ -21,7 +21,7 @@ from utils.comparison.report import summary_table, table_by_run
 from utils.comparison.seed_runs import find_seed_runs
 from utils.comparison.topic import Comparison
 from utils.comparison.topics import method_cost
-from utils.comparison.topics.method_cost import MethodCost, cost_section, costs_of
+from utils.comparison.topics.method_cost import MethodCost, cost_section, costs_of, tuning_trials
 from utils.comparison.topics.timing import PHASES, Seconds, times_of, timing_document, timing_rows
 from utils.documents.document import section_markdown
 from utils.evaluation.policy_names import find_evaluations
@@ -61,7 +61,19 @@ def test_a_stage_that_did_not_count_leaves_blanks_and_no_zero(tmp_path, bad):
     assert "No counts (–) for dpo: 04_candidates was run by code" in text
     assert "ppo and grpo sampled 64 completions each. How many dpo sampled is not known." in text
     rows, columns = table(run)
-    assert columns == list(KEYS) and rows["dpo"] == dict.fromkeys(KEYS, "")
+    assert columns == [*KEYS, "tuning_trials"] and rows["dpo"] == dict.fromkeys(columns, "")
+
+
+def test_how_many_settings_were_tried_stands_beside_the_cost(outputs):
+    found = trained(outputs / "s0", outputs / "s2")
+    for each, said in zip(found["grpo"], (3, 3), strict=True):
+        each.stages["06_grpo"]["config"]["algo"] = {"tuning": {"trials": said}}
+    assert tuning_trials(found["grpo"]) == 3 and tuning_trials(found["ppo"]) is None
+    lines = section(found).splitlines()
+    assert next(line for line in lines if line.startswith("| grpo |")).endswith("| 3 |")
+    assert next(line for line in lines if line.startswith("| ppo |")).endswith("| – |")
+    found["grpo"][1].stages["06_grpo"]["config"]["algo"] = {"tuning": {"trials": 4}}
+    assert tuning_trials(found["grpo"]) is None
 
 
 def section(found, items=None, **more):
@@ -83,7 +95,7 @@ def test_counts_over_seeds_are_means_with_each_seeds_beside(outputs):
     assert "| base | – | – | – | – |" in text
     runs = [outputs / f"s{seed}" for seed in range(3)]
     rows, _ = table(*runs)
-    assert rows["dpo"] == dict(zip(KEYS, (64, 1302, 720), strict=True))
+    assert rows["dpo"] == dict(zip(KEYS, (64, 1302, 720), strict=True)) | {"tuning_trials": ""}
     rows, _ = table_by_run({"": method_cost.topic(Comparison(folders_in(*runs), {}, {}, []))})
     assert [row["trained_tokens"] for row in rows[6:9]] == [4800, 4810, 4820]
     assert rows[0]["trained_tokens"] == ""

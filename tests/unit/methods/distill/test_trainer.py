@@ -1,5 +1,6 @@
 """The distillation trainer: against stock TRL, against the formulas in float64, and what counts in it."""
 
+import dataclasses
 import importlib.metadata
 import random
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from tests.support.group_stub import TINY_TRAINING, move
-from utils.frame.files import UserError
+from utils.frame.config import load_tier
+from utils.frame.files import REPO_ROOT, UserError
+from utils.frame.pipeline import METHODS
 from utils.frame.typed_settings import check
 from utils.methods.distill.build import NothingToLearn
-from utils.methods.distill.settings import DistillAlgo, sampled_prompts
+from utils.methods.distill.settings import DistillAlgo, DistillLoss, sampled_prompts
 from utils.methods.distill.trainer import GroupDistillationConfig, GroupDistillationTrainer
 from utils.models.teacher import Teacher
 
@@ -295,6 +298,100 @@ def test_loss_and_gradients_are_those_of_the_formulas(make, case):
     assert expected.item() > 0.01
 
 
+def sampled_kl_loss(trainer, start, old) -> torch.Tensor:
+    """The loss of the buffered rollout's first micro-batch by the sampled tokens, row by row, in float64."""
+    args, vocab = trainer.args, trainer.vocab_size
+    rows = [
+        {name: value[place] for name, value in part.items() if value.ndim}
+        for part in trainer._buffered_inputs
+        for place in range(len(part["record"]))
+    ]
+
+    def log_probs(model, row):
+        prompt = row["prompt_ids"][row["prompt_mask"].bool()]
+        completion = row["completion_ids"][row["completion_mask"].bool()]
+        logits = model(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
+        every = logits[:, :vocab].double().log_softmax(-1)
+        return every, every.gather(-1, completion[:, None])[:, 0]
+
+    def rewards(own, teacher, first):
+        return args.reward_scale * (teacher - first) - (own - first)
+
+    bound = None if args.reward_mixture is None else np.log(args.reward_mixture / (1 - args.reward_mixture))
+    explores = trainer.state.global_step < args.exploration_fraction * args.max_steps
+    with torch.no_grad():
+        sampled = [log_probs(old, row) for row in rows]
+        entropies = torch.cat([-(every.exp() * every).sum(-1) for every, _ in sampled])
+        least = np.quantile(entropies.numpy(), 1 - args.top_entropy_quantile)
+    total, count = 0.0, 0.0
+    for row, (every, chosen) in list(zip(rows, sampled, strict=True))[: args.per_device_train_batch_size]:
+        own_every, own = log_probs(trainer.model, row)
+        with torch.no_grad():
+            (teacher_every, teacher), (_, first) = (
+                log_probs(trainer.teacher.model, row),
+                log_probs(start, row),
+            )
+            advantage = rewards(own, teacher, first)
+            if bound is not None:
+                advantage = advantage.clamp(min=bound)
+            if args.kl_baseline:
+                advantage = advantage + (own_every.exp() * (own_every - teacher_every)).sum(-1)
+            learnt = torch.ones_like(own)
+            if explores:
+                learnt = (rewards(chosen, teacher, first) >= bound).double()
+            elif args.top_entropy_quantile < 1:
+                learnt = (-(every.exp() * every).sum(-1) >= least).double()
+        total = total - (learnt * (own - chosen).exp() * advantage).sum()
+        count += learnt.sum()
+    assert count > 0
+    return total / count
+
+
+@pytest.mark.parametrize(
+    ("preset", "step"), [("opd", 0), ("exopd", 0), ("vopd", 0), ("reopold", 0), ("reopold", 2)]
+)
+def test_presets_of_on_policy_distillation_equal_their_formulas(make, tiny_models, preset, step):
+    """After the policy has moved twice: away from the start before the rollout, from its sampler after it."""
+    algo = load_tier(DistillAlgo, REPO_ROOT / METHODS[preset].defaults)
+    check(algo)
+    given = {field.name: getattr(algo, field.name) for field in dataclasses.fields(DistillLoss)}
+    trainer = make(double=True, **GROUPS, **given)
+
+    def as_it_is():
+        model = AutoModelForCausalLM.from_pretrained(tiny_models("llama")).double()
+        model.load_state_dict(trainer.model.state_dict())
+        return model
+
+    start = as_it_is()
+    move(trainer.model, 0.03, 5)
+    old = as_it_is()
+    trainer.state.global_step, trainer.current_gradient_accumulation_steps = step, 1
+    inputs = trainer._prepare_inputs(rollout_rows(trainer))
+    if preset == "reopold":
+        mask = inputs["completion_mask"].bool()
+        assert 0 < (inputs["learnt"][mask] > 0).double().mean() < 1
+    move(trainer.model, 0.03, 6)
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    found = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+    expected = sampled_kl_loss(trainer, start, old)
+    expected.backward()
+    assert abs(loss.item() - expected.item()) <= 1e-6 and abs(expected.item()) > 1e-4
+    for name, parameter in trainer.model.named_parameters():
+        assert (found[name] - parameter.grad).abs().max() <= 1e-6, name
+
+
+def test_the_start_policy_is_only_looked_at(make):
+    trainer = make(divergence="sampled_kl", reward_scale=2.0)
+    first = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    move(trainer.model, 0.03, 5)
+    moved = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with trainer._as_at_the_start():
+        assert all(torch.equal(value, first[name]) for name, value in trainer.model.state_dict().items())
+    assert all(torch.equal(value, moved[name]) for name, value in trainer.model.state_dict().items())
+
+
 def test_a_gold_text_that_comes_twice_counts_twice(make):
     """A curriculum may choose a prompt again where it has too few."""
     losses = []
@@ -529,6 +626,12 @@ def test_models_of_other_padding_are_compared(make, tiny_models):
         ({"divergence": "jsd", "beta": 1.0}, "the ends are divergence forward_kl and reverse_kl"),
         ({"top_k": 0}, "top_k must be at least 1, or null"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"reward_scale": 1.25}, "reward_scale is of divergence sampled_kl, found reverse_kl"),
+        ({"divergence": "sampled_kl", "on_policy_fraction": 0.5}, "learns from samples alone"),
+        ({"divergence": "sampled_kl", "temperature": 2.0}, "leave temperature at 1"),
+        ({"divergence": "sampled_kl", "kl_baseline": True, "reward_scale": 2.0}, "leave out reward_scale"),
+        ({"divergence": "sampled_kl", "reward_mixture": 1.0}, "reward_mixture must be between 0 and 1"),
+        ({"divergence": "sampled_kl", "exploration_fraction": 0.5}, "set reward_mixture"),
         ({"num_generations": 7}, "must be a multiple of num_generations"),
         ({"gradient_accumulation_steps": 4}, "must be a multiple of gradient_accumulation_steps"),
     ],
