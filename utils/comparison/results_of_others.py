@@ -200,7 +200,8 @@ def _harness(
     for where, row in lines:
         if chosen and str(row.get("filter", "none")) != chosen:
             continue
-        names = [name for name in row.get("metrics") or () if name in row]
+        listed = row.get("metrics") if isinstance(row.get("metrics"), list) else []
+        names = [name for name in listed if isinstance(name, str) and name in row]
         if not names:  # older versions list no names
             names = [name for name in ("exact_match", "acc", "acc_norm", wanted) if name in row]
         if wanted and wanted not in row:
@@ -214,6 +215,8 @@ def _harness(
             response = response[0]
         texts = {"gold": str(row.get("target", "")), "response": response}
         texts |= {"question": doc.get("question") or doc.get("problem")}
+        if "doc_id" not in row:
+            raise UserError(f"{where}: there is no 'doc_id', which says which item this is")
         yield _row(row["doc_id"], _right(row[name], name, where), texts)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from utils.frame.files import REPO_ROOT, UserError, resolve_path, shown
+from utils.frame.safe_yaml import LONGEST, load_yaml
 from utils.frame.synonyms import REFUSED, SWITCHES, Key, having, meant
 from utils.frame.typed_settings import Text, build, leaf_keys, parse_scalar, setting, suggestion
 
@@ -33,34 +34,12 @@ T = TypeVar("T")
 # ------------------------------------------------------------------------------------------- loading
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing a key given twice (plain YAML lets the last one win in silence)."""
-
-
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if str(key) in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f'key "{key}" is given twice', problem_mark=key_node.start_mark
-            )
-        seen.add(str(key))
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-_UniqueKeyLoader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
-    lambda loader, node: _unique_mapping(loader, node, deep=True),  # type: ignore[arg-type]
-)
-
-
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises UserError naming file (and line) when missing, damaged or not a mapping."""
     path = Path(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
-            data = yaml.load(file, Loader=_UniqueKeyLoader)  # noqa: S506 - subclass of the safe loader
+            data = load_yaml(file.read(LONGEST + 1))
     except FileNotFoundError:
         others = [shown(other) for other in path.parent.glob("*.yaml")]
         raise UserError(f"{shown(path)}: no such file{suggestion(shown(path), others)}") from None

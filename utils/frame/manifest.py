@@ -235,21 +235,27 @@ def _fault(manifest: Any, text: bytes) -> str:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
         return "not a stage manifest"
     sealed = _SEALED.match(text)
-    if sealed is None and manifest.keys() <= _KINDS.keys() - {CHECKSUM}:
-        return _wrong_kind(manifest)
-    whole = sealed and hashlib.sha256(b"{\n" + text[sealed.end() :]).hexdigest() == sealed[1].decode()
-    return "" if whole else "changed since the stage wrote it (its checksum does not hold)"
+    if sealed:
+        holds = hashlib.sha256(b"{\n" + text[sealed.end() :]).hexdigest() == sealed[1].decode()
+    else:
+        holds = manifest.keys() <= _KINDS.keys() - {CHECKSUM}
+    return _wrong_kind(manifest) if holds else "changed since the stage wrote it (its checksum does not hold)"
 
 
 def _wrong_kind(manifest: dict[str, Any]) -> str:
     for key, value in manifest.items():
-        if not isinstance(value, _KINDS[key]):
+        if not isinstance(value, _KINDS.get(key, object)):
             return f'not a stage manifest ("{key}" holds {type(value).__name__})'
-    files = [*manifest["outputs"].items(), *manifest.get("inputs", {}).items()]
-    for name, facts in files:
+    for name, facts in [*manifest["outputs"].items(), *manifest.get("inputs", {}).items()]:
         if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
             return f'not a stage manifest ("{name[:60]}" has no sha256)'
-    return "" if _depth(manifest) <= _DEEPEST else "not a stage manifest (nested too deeply)"
+    if _depth(manifest) > _DEEPEST:
+        return "not a stage manifest (nested too deeply)"
+    try:
+        dump_json(manifest).encode()
+    except ValueError:  # numbers that are none, and halves of characters
+        return "not a stage manifest (it holds what no stage could write)"
+    return ""
 
 
 def _depth(value: Any, above: int = 0) -> int:
@@ -313,7 +319,7 @@ def damaged_output(manifest: dict[str, Any], run_dir: Path, below: str = "") -> 
         path = run_dir / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"] or sha256_of(path) != facts["sha256"]:
+        if path.stat().st_size != facts.get("bytes") or sha256_of(path) != facts["sha256"]:
             return f"{name} has changed"
     return None
 

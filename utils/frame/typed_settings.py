@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 
 from utils.frame.files import UserError
+from utils.frame.safe_yaml import load_yaml
 
 T = TypeVar("T")
 
@@ -259,7 +260,7 @@ def _coerce_container(value: Any, kind: type, arguments: tuple, where: str, key:
 def parse_scalar(text: str) -> Any:
     """Read command-line text as YAML would (numbers, true/false, null, [lists]); else as itself."""
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
 

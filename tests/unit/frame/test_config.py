@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.external.faults.inputs import LAUGHS
 from tests.support import toy
 from tests.support.toy import SECOND, Inner, ToyAlgo
 from utils.data.settings import DatasetConfig
 from utils.frame import command_line as cli
-from utils.frame.config import load_tier, portable
+from utils.frame.config import load_tier, portable, read_yaml
 from utils.frame.files import UserError
-from utils.frame.typed_settings import Text, changed, check, fields_of, leaf_keys, setting
+from utils.frame.typed_settings import Text, changed, check, fields_of, leaf_keys, parse_scalar, setting
 from utils.models.settings import ModelConfig
 
 
@@ -64,6 +65,16 @@ def test_an_empty_file_or_section_gives_defaults(tmp_path, text):
         ("a: 1\nmax_steps: 1\nmax_steps: 2\n", [":3:", 'key "max_steps" is given twice']),
         ("a: [1\n", ["not valid YAML"]),
         ("a: \x00", ["not valid YAML"]),
+        ("max_steps: 1\nlimit: 2024-13-45", [":2:", "not a value of kind timestamp"]),
+        ('limit: !!int "zz"', [":1:", "not a value of kind int"]),
+        ("limit: !!bool zz", ["not a value of kind bool"]),
+        ("limit: 0x" + "f" * 999, ["a number beyond 64 bits"]),
+        ("limit: " + "1:" * 999 + "1", ["a number beyond 64 bits"]),
+        ("a: " + "[" * 60 + "]" * 60, ["nested too deeply"]),
+        ("a: " + "[" * 5000, ["nested too deeply"]),
+        ("a: &a [*a]", ["a value within itself"]),
+        (LAUGHS, ["more than 20000 values"]),
+        ("a: " + "x" * 300_000, ["longer than 200000 characters"]),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_file_and_key(tmp_path, text, words):
@@ -73,6 +84,16 @@ def test_a_wrong_file_is_one_line_that_names_file_and_key(tmp_path, text, words)
     assert "algo.yaml" in message and "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_aliases_are_values(tmp_path):
+    (tmp_path / "two.yaml").write_text("a: &a [1, 2]\nb: [*a, *a]")
+    assert read_yaml(tmp_path / "two.yaml")["b"] == [[1, 2], [1, 2]]
+
+
+def test_a_value_on_the_command_line_that_yaml_cannot_read_is_text():
+    for text in ("2024-13-45", "[" * 5000, "!!int zz", "{", "&a [*a]"):
+        assert parse_scalar(text) == text
 
 
 def test_a_missing_file_names_the_nearest(tmp_path):
