@@ -73,8 +73,7 @@ class FrameOptions:
             raise ValueError(f"seed must be between 0 and 2**32 - 1, found {self.seed}")
 
 
-# The frame's options that all stages of a run have in common.
-_SHARED = ("config", "model", "dataset_config", "reward_config", "seed", "quick_test")
+_SHARED = ("config", "model", "dataset_config", "reward_config", "seed", "quick_test")  # by a run's stages
 
 
 @dataclass
@@ -115,8 +114,8 @@ def parse(stage: Any, argv: list[str]) -> Arguments:
                 overrides.setdefault(owner, {})[key] = given
                 if owner in shared:
                     shared[owner][f"{owner}.{key}"] = given
-    options = build(FrameOptions, frame, "command line")
-    arguments = Arguments(options, overrides, frozenset(frame), resume, shared)
+    built = build(FrameOptions, frame, "command line")
+    arguments = Arguments(built, overrides, frozenset(frame), resume, shared)
     _apply_model(stage, arguments)
     if arguments.frame.quick_test:
         _apply_quick(stage, arguments, keys)
