@@ -246,18 +246,23 @@ def _verify_input(path: Path, plan: Plan) -> None:
     depth = 2 if relative.parts[0] in NESTED and len(relative.parts) > 2 else 1
     folder = Path(*relative.parts[:depth])
     asked = plan.arguments if run_dir == plan.run_dir else None
-    redo = command_for(run_dir / folder, asked, redo=True)
     recorded = manifests.read_manifest(run_dir / folder)
     if recorded is None:
         unfinished = (run_dir / folder / manifests.IN_PROGRESS).exists()
         state = f"{shown(run_dir / folder)} is unfinished" if unfinished else f"missing input {shown(path)}"
         raise UserError(f"{state}: run `{command_for(run_dir / folder, asked)}` first")
     name = relative.as_posix()
+
+    def redo() -> str:
+        return command_for(run_dir / folder, asked, redo=True)
+
     if not any(output == name or output.startswith(name + "/") for output in recorded["outputs"]):
-        raise UserError(f"missing input {shown(path)}: {folder}/manifest.json does not list it; run `{redo}`")
+        raise UserError(
+            f"missing input {shown(path)}: {folder}/manifest.json does not list it; run `{redo()}`"
+        )
     damage = manifests.damaged_output(recorded, run_dir, below=name)
     if damage:
-        raise UserError(f"input {damage} since {folder}/manifest.json was written: run `{redo}` to redo it")
+        raise UserError(f"input {damage} since {folder}/manifest.json was written: run `{redo()}` to redo it")
 
 
 def _check_grounds(plan: Plan) -> None:
