@@ -29,8 +29,7 @@ def check_chain(run_dir: Path, folders: Collection[str], strict_code: bool) -> N
             f"{shown(run_dir / first)} rests on another {found[first]} than there is now: "
             f"run `{command_for(run_dir / first, redo=True)}`{then}"
         )
-    other = [folder for folder, made in stages.items() if by_other_code(made)]
-    if strict_code and other:
+    if strict_code and (other := [folder for folder, made in stages.items() if by_other_code(made)]):
         raise UserError(
             f"--strict_code: the code has changed since {', '.join(other)} ran: "
             f"run `{command_for(run_dir / other[0], redo=True)}`, and what rests on it"
@@ -63,8 +62,8 @@ def check_reward(plan: Any) -> None:
 
     run_dir = spec.parent.parent
     rewards = make_plan(load_script(ROWS["rewards"].script).STAGE, words_of(named))
-    files = rewards.stage.inputs(rewards.config, run_dir).values()
-    own = {file.name: file for file in files if not file.is_relative_to(run_dir)}
+    files = rewards.stage.inputs(rewards.config, run_dir).items()
+    own = {name: file for name, file in files if not file.is_relative_to(run_dir)}
     if lost := next((file for file in own.values() if not file.is_file()), None):
         raise UserError(f"missing input {shown(lost)}: no such file or folder")
     before = {name: facts for name, facts in made["inputs"].items() if stage_folder(name) is None}

@@ -63,7 +63,7 @@ class FrameOptions:
     )
     seed: int = setting(0, "seed of everything random in the stage")
     quick_test: bool = setting(False, "a small version of the stage, in seconds")
-    overwrite: bool = setting(False, "redo a finished stage, deleting what it wrote")
+    overwrite: bool = setting(False, "redo a finished stage; what it wrote is deleted once that has finished")
     strict_code: bool = setting(False, "refuse to read what other code than there is now wrote")
 
     def validate(self) -> None:

@@ -247,18 +247,23 @@ def _verify_input(path: Path, plan: Plan) -> None:
     depth = 2 if relative.parts[0] in NESTED and len(relative.parts) > 2 else 1
     folder = Path(*relative.parts[:depth])
     asked = plan.arguments if run_dir == plan.run_dir else None
-    redo = command_for(run_dir / folder, asked, redo=True)
+
+    def redo() -> str:
+        return command_for(run_dir / folder, asked, redo=True)
+
     try:
         recorded = manifests.read_manifest(run_dir / folder)
     except UserError as error:
-        raise UserError(f"{error}: run `{redo}`") from None
+        raise UserError(f"{error}: run `{redo()}`") from None
     if recorded is None:
         unfinished = (run_dir / folder / manifests.IN_PROGRESS).exists()
         state = f"{shown(run_dir / folder)} is unfinished" if unfinished else f"missing input {shown(path)}"
         raise UserError(f"{state}: run `{command_for(run_dir / folder, asked)}` first")
     name = relative.as_posix()
     if not any(output == name or output.startswith(name + "/") for output in recorded["outputs"]):
-        raise UserError(f"missing input {shown(path)}: {folder}/manifest.json does not list it; run `{redo}`")
+        raise UserError(
+            f"missing input {shown(path)}: {folder}/manifest.json does not list it; run `{redo()}`"
+        )
     if added := manifests.unlisted_file(recorded, run_dir, name):
         raise UserError(
             f"{shown(added)} is no output of {folder}, whose manifest.json does not list it: delete it, or "
@@ -266,7 +271,7 @@ def _verify_input(path: Path, plan: Plan) -> None:
         )
     damage = manifests.damaged_output(recorded, run_dir, below=name)
     if damage:
-        raise UserError(f"input {damage} since {folder}/manifest.json was written: run `{redo}` to redo it")
+        raise UserError(f"input {damage} since {folder}/manifest.json was written: run `{redo()}` to redo it")
 
 
 def _check_grounds(plan: Plan) -> None:

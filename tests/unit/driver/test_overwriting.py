@@ -8,8 +8,9 @@ from tests.support.driver import executed, parse, statuses
 from utils.driver.execution import Execution, exit_code
 from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import build_graph
-from utils.driver.overwriting import redone, refuse_stale
+from utils.driver.overwriting import redone, refuse_stale, say_other_code
 from utils.driver.run_readme import _command
+from utils.frame import manifest
 from utils.frame.files import UserError, sha256_of
 
 
@@ -97,3 +98,17 @@ def test_a_comparison_is_kept_where_a_step_turns_out_to_hold_other_work(stages, 
     assert "06_train_grpo.py" not in ran and "11_compare_runs.py" not in ran and stages.failed() == {}
     assert exit_code(nodes, {tuple(key.split("/")): each for key, each in outcomes.items()}) == 2
     assert "grpo failed: 06_grpo: holds other work (input 03_sft" in capsys.readouterr().err
+
+
+def test_what_other_code_ran_is_said_or_refused(fake, capsys, monkeypatch):
+    Execution(fake.nodes).run()
+    capsys.readouterr()
+    say_other_code(fake.nodes, (), strict=True)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(manifest, "code_sha256", lambda: "0" * 64)
+    redo = redone(fake.nodes, ["b"])
+    say_other_code(fake.nodes, redo, strict=False)
+    line = "the code has changed since these ran, which are kept (--strict_code refuses): 05_ppo_a, 05_ppo_c"
+    assert capsys.readouterr().out == f"{line}\n"
+    with pytest.raises(UserError, match="since 05_ppo_a, 05_ppo_c ran, .* --overwrite a redoes them"):
+        say_other_code(fake.nodes, redo, strict=True)
