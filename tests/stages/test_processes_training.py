@@ -113,6 +113,13 @@ def test_two_processes_resume_to_the_same_bytes(trained, method):
     assert tree(both / f"{method}_resumed") == tree(both / method)
 
 
+def test_groups_are_discarded_in_both_processes(trained):
+    """They draw one, two or three groups together; the numbers are compared above."""
+    rows = read_jsonl(trained[1] / "rloo_filtered" / "logs" / "metrics.jsonl")
+    assert max(row.get("groups_discarded", 0) for row in rows) > 0
+    assert rows[-1]["sampled_completions"] == 32
+
+
 def test_ppo_leaves_a_rollout_in_both_processes(trained):
     """By a KL that is measured over both; the numbers are compared above."""
     rows = read_jsonl(trained[1] / "ppo_separate" / "logs" / "metrics.jsonl")

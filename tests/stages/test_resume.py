@@ -211,6 +211,20 @@ CASES = {
         lambda found: len(found.choices()) == 3,
         {"start": "sft", "curriculum": "sec"},
     ),
+    "distill_sampled_tokens": Case(
+        "03",
+        replace(
+            DISTILL,
+            divergence="sampled_kl",
+            reward_scale=1.25,
+            reward_mixture=0.4,
+            exploration_fraction=0.4,
+            top_entropy_quantile=0.5,
+        ),
+        [at("on_step_end", 5), at("on_step_end", 9)],
+        lambda found: min(found.logged("divergence")) > 0,
+        {"start": "sft"},
+    ),
     "ppo_pass_rate": Case(
         "05",
         replace(PPO, curriculum=CurriculumSettings(exploration=0.3)),

@@ -48,7 +48,7 @@ def run_dir(tmp_path_factory, tiny_models):
     config = {
         "algo": {"gamma": 1.0, "lam": 0.95, "kl_coef": 0.05, "value_model": "shared"},
         "options": {"reward": "combined"},
-        "model": {"generation": {"temperature": 1.0}},
+        "model": {"generation": {"temperature": 1.0, "max_new_tokens": 8}},
     }
     pretend_finished(folder / "05_ppo", inputs={"03_sft/ckpt_sft/best": {}}, config=config)
     for policy in ("sft", "ppo"):

@@ -7,7 +7,7 @@ OUT/gradients/<method>.safetensors, process n OUT/<n>.json and OUT/held_<n>.json
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from utils.methods.rloo.settings import RlooAlgo
 from utils.methods.rloo.trainer import build_rloo_trainer
 from utils.methods.sft.settings import SftAlgo
 from utils.methods.sft.trainer import build_sft_trainer
+from utils.rewards.reward_pipeline import RewardPipeline
 from utils.training.run import train_stage
 
 COMMON = {"learning_rate": 1e-2, "warmup_steps": 1, "num_rollouts": 2, "num_iterations": 1}
@@ -67,6 +68,16 @@ METHODS = {
     ),
     "rloo": (
         RlooAlgo(**COMMON, per_device_train_batch_size=4, steps_per_generation=2, num_samples=2),
+        build_rloo_trainer,
+    ),
+    "rloo_filtered": (
+        RlooAlgo(
+            **COMMON | {"num_rollouts": 4},
+            per_device_train_batch_size=4,
+            steps_per_generation=2,
+            num_samples=2,
+            group_filter="outcome",
+        ),
         build_rloo_trainer,
     ),
     "ppo": (
@@ -116,6 +127,18 @@ METHODS = {
             num_generations=1,
             on_policy_fraction=0.6,
             ce_weight=0.3,
+        ),
+        build_distill_trainer,
+    ),
+    "distill_sampled": (
+        DistillAlgo(
+            **COMMON,
+            per_device_train_batch_size=4,
+            steps_per_generation=2,
+            num_generations=2,
+            divergence="sampled_kl",
+            reward_scale=1.25,
+            top_entropy_quantile=0.5,
         ),
         build_distill_trainer,
     ),
@@ -191,6 +214,21 @@ def under_fsdp() -> Iterator[None]:
             del os.environ[name]
 
 
+@contextlib.contextmanager
+def filled_by_a_made_up_verdict() -> Iterator[None]:
+    """Groups are told apart by a verdict on texts, as no random one is right."""
+    stock, RewardPipeline.correct = RewardPipeline.correct, verdicts
+    try:
+        yield
+    finally:
+        RewardPipeline.correct = stock
+
+
+def verdicts(pipeline: RewardPipeline, record: Sequence[int], texts: Sequence[str]) -> list[bool]:
+    """Right are texts of an even sum."""
+    return [sum(map(ord, text)) % 2 == 0 for text in texts]
+
+
 def train(ctx: StageContext, method: str, kill_at: int = 0) -> None:
     """The whole of the method's stage, or what comes of it until it is killed after a step."""
     _, build = METHODS[method]
@@ -243,7 +281,8 @@ def main(model: Path, teacher: Path, inputs: Path, out: Path) -> None:
         train(context("full"), "full")
     for method in METHODS:
         if method != "full":
-            train(context(method), method)
+            with filled_by_a_made_up_verdict():
+                train(context(method), method)
     curriculum_processes.main(model, out)
     leave_processes()
 

@@ -257,6 +257,7 @@ PPO = {
     "adaptive_kl": False,
     "whiten_rewards": False,
     "value_model": "shared",
+    "overlong_buffer": 0.5,
 }
 
 
@@ -272,7 +273,7 @@ def ppo_run(tmp_path):
         config = {
             "algo": PPO | changes,
             "options": {"reward": reward},
-            "model": {"generation": {"temperature": 0.6}},
+            "model": {"generation": {"temperature": 0.6, "max_new_tokens": 8}},
         }
         manifest = {"outputs": {}, "inputs": {"03_sft/ckpt_sft/best": {}}, "config": config}
         (tmp_path / "05_ppo" / "manifest.json").write_text(dump_json(manifest))
@@ -297,6 +298,7 @@ def slow_advantages(models, states, head, answers, place, size, reward="combined
     rewards = rewards - PPO["kl_coef"] * (log_q - log_r) - PPO["entropy_reward_coef"] * log_q
     rewards[-1] += task_reward(record, completion.text, SPEC)["total"]
     rewards[-1] += SPEC.weights.reasoning * task_of(record.dataset).reasoning_score(record, completion.text)
+    rewards[-1] -= min(1.0, max(0.0, (n - 4) / 4))  # of 8 tokens the last 4 cost
     with torch.no_grad():
         ids = torch.tensor([[*prompt, *response]])
         hidden = states(ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
