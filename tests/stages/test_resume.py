@@ -444,3 +444,21 @@ def test_a_damaged_resume_point_never_becomes_a_result(context, name, tmp_path):
         assert said.count("set aside as damaged-checkpoint-") == 1 + both
         assert ("resuming from step" in said.split("set aside")[-1]) == (not both)
         assert tree(ctx.out) == tree(whole.out)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["flip", "truncate", "plant", "delete"])
+def test_damage_to_checkpoints_of_an_interrupted_stage_never_becomes_a_result(context, tmp_path, damage):
+    """They are those of the resume point again; where a flipped bit is in both, training begins anew."""
+    case, rng = CASES["sft"], random.Random(1)
+    whole = context(case, "whole")
+    train(case.script, whole)
+    run_and_die(case.script, context(case, "killed"), at("on_step_end", DAMAGED["sft"]))
+    folder = tmp_path / "killed"
+    best, samples = (sorted((folder / name).iterdir())[0] for name in ("ckpt_sft/best", "valid_samples"))
+    damage(best, rng)
+    damage(samples, rng)
+    ctx = context(case, "killed", resuming=True)
+    train(case.script, ctx)
+    assert tree(ctx.out) == tree(whole.out)
+    in_place = damage in DAMAGES[:2]  # and a resume point's file is the same one
+    assert ("resuming from step" in (ctx.out / "stage.log").read_text()) is not in_place

@@ -1,4 +1,8 @@
-"""Resume points that are whole: each is sealed by the hashes of its files, and taken only while they hold."""
+"""Resume points that are whole: each is sealed by the hashes of its files, and taken only while they hold.
+
+Each holds, beside the trainer's state, the checkpoints and samples that the stage had written by then, since
+what is damaged or added among these would else become a part of the result.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,65 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from utils.frame.files import UserError, read_json, sha256_of, write_json
+from utils.frame.files import UserError, read_json, remove, sha256_of, write_json
 from utils.frame.processes import is_main_process, wait_for_everyone
 
 SEAL = "hashes.json"  # path -> sha256 of every other file of a resume point; the last to be written
 DAMAGED = "damaged-"  # before the name of a resume point that is set aside
 
 
+OUTPUTS = "outputs"  # within a resume point: the stage's checkpoints and samples
+
+
 class SealsResumePoints(TrainerCallback):
-    """Write the hashes of a resume point's files once all processes have written theirs."""
+    """Complete a resume point of the stage in ``out`` once all processes have written theirs."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        self._known: dict[tuple[int, int, int], str] = {}  # a file as it was when it was hashed -> hash
 
     def on_save(self, args, state, control, **kwargs):
         wait_for_everyone()
         if is_main_process():
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            point = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for folder in written(self.out):
+                shutil.copytree(folder, point / OUTPUTS / folder.name, copy_function=_link)
+            seal(point, self._known)
 
 
-def seal(point: Path) -> None:
-    """Write a resume point's hashes, which makes it complete."""
-    write_json(point / SEAL, {name: sha256_of(path) for name, path in _files(point).items()})
+def written(out: Path) -> list[Path]:
+    """The folders of a stage that hold checkpoints and samples, which it writes once and never changes."""
+    return sorted(path for path in (*out.glob("ckpt_*"), *out.glob("valid_samples")) if path.is_dir())
+
+
+def restore(point: Path | None, out: Path) -> None:
+    """Let a stage's checkpoints and samples be those that a resume point holds, or none without one."""
+    if point is not None and not (point / OUTPUTS).is_dir():  # of before resume points held them
+        return
+    for folder in written(out):
+        remove(folder)
+    for folder in sorted((point / OUTPUTS).iterdir()) if point else ():
+        shutil.copytree(folder, out / folder.name, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, which takes no room; a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def seal(point: Path, known: dict[tuple[int, int, int], str] | None = None) -> None:
+    """Write a resume point's hashes, which makes it complete. ``known`` are those of files that have not
+    changed since: an earlier resume point of this process had them too.
+    """
+    known, hashes = {} if known is None else known, {}
+    for name, path in _files(point).items():
+        facts = path.stat()
+        key = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        hashes[name] = known[key] = known.get(key) or sha256_of(path)
+    write_json(point / SEAL, hashes)
 
 
 def resume_point(folder: Path, warn: Callable[[str], None]) -> Path | None:

@@ -28,7 +28,7 @@ from utils.training.cost import MeasuresUpdates
 from utils.training.health.health_callback import TrainingHealth
 from utils.training.health.log_curves import is_finite
 from utils.training.memory import precision, train_within_memory
-from utils.training.resume_points import SealsResumePoints, resume_point
+from utils.training.resume_points import SealsResumePoints, restore, resume_point
 from utils.training.trackers import tracker_arguments
 from utils.training.training_criteria import training_criteria
 from utils.training.validation import GenerationValidation, best_row
@@ -223,16 +223,17 @@ def run_training(
         MeasuresUpdates(trainer.cost, samples=hasattr(trainer, "pipeline")),
         validation,
         ResumeExactly(trainer),
-        SealsResumePoints(),
+        SealsResumePoints(ctx.out),
         RefuseNonFinite(),
         progress,
         TrainingHealth(ctx),
     ):
         trainer.add_callback(callback)
-    looks = ctx.resuming and is_main_process()  # the main process tells the others
-    point = from_main(
-        resume_point(ctx.out / "resume", lambda damage: ctx.log(f"WARNING: {damage}")) if looks else None
-    )
+    point = None
+    if ctx.resuming and is_main_process():  # which tells the others
+        point = resume_point(ctx.out / "resume", lambda damage: ctx.log(f"WARNING: {damage}"))
+        restore(point, ctx.out)
+    point = from_main(point)
     if point:
         ctx.log(f"resuming from step {point.name.split('-')[1]}")
     try:
