@@ -17,11 +17,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from utils.comparison.caveats import caveats
+from utils.comparison.experiment_facts import ExperimentFacts
 from utils.comparison.page.page_data import pack, page_data
 from utils.comparison.page.provenance import provenance
 from utils.comparison.topic import Comparison
-from utils.documents.document import Bullets, Document, Table, block_html, line_html, plain, section_html
+from utils.documents.document import Bullets, Document, Table, block_html, line_html, section_html
 from utils.documents.text import interval, p_cell, percent, points
 from utils.frame.files import write_text
 
@@ -55,12 +55,14 @@ def write_page(
     path: Path,
     report: Document,
     comparison: Comparison,
+    facts: ExperimentFacts,
     summary: tuple[Sequence[Mapping[str, Any]], Sequence[str]],
 ) -> None:
     """Write the page beside the figures that the report names.
 
     Args:
         path: where to; figures are looked for in its folder.
+        facts: what was compared, for the head of the page.
         summary: rows and columns of summary.csv.
 
     Raises:
@@ -69,7 +71,7 @@ def write_page(
     seeds = comparison.experiment.seeds if comparison.experiment else []
     data = page_data(comparison.folders, [f"seed {seed}" for seed in seeds] or [""])
     rows, columns = summary
-    [lead] = report.lead
+    verdict = report.lead[-1]
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
     # One scope, so that no name of the script can be shadowed by an element's id; a failure is shown.
@@ -78,12 +80,10 @@ def write_page(
     context = {
         "report": report,
         "figures": path.parent,
-        "facts": _facts(data.index),
-        "lead": " ".join(
-            [*(f"{plain(each.claim)}." for each in caveats(comparison)), _lead(comparison.pairs)]
-        ).strip(),
-        "verdict": lead,
-        "findings": lead.lines if isinstance(lead, Bullets) else (),
+        "facts": facts,
+        "counts": _counts(data.index),
+        "verdict": verdict,
+        "findings": verdict.lines if isinstance(verdict, Bullets) else (),
         "comparison": comparison,
         "seeds": seeds,
         "axis": _axis(comparison),
@@ -124,23 +124,12 @@ def csp_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _lead(pairs: Sequence[Any]) -> str:
-    """How many of the differences the tests support, "" where there is one policy."""
-    if not pairs:
-        return ""
-    supported, count = sum(pair.significant for pair in pairs), len(pairs)
-    if count == 1:
-        return f"The test supports {'a' if supported else 'no'} difference between the two policies."
-    number = {0: f"none of the {count}", count: f"all {count}"}.get(supported, f"{supported} of {count}")
-    return f"The tests support a difference for {number} pairs of policies."
-
-
-def _facts(index: Mapping[str, Any]) -> list[str]:
+def _counts(index: Mapping[str, Any]) -> list[str]:
     """The line below the title: how much was compared."""
     items, policies, runs = len(index["ids"]), len(index["policies"]), len(index["runs"])
-    facts = [f"{items:,} test items", f"{policies} {'policy' if policies == 1 else 'policies'}"]
-    facts += [f"{runs} seeds"] if runs > 1 else []
-    return [*facts, f"{items * policies * runs:,} answers"]
+    counts = [f"{items:,} test items", f"{policies} {'policy' if policies == 1 else 'policies'}"]
+    counts += [f"{runs} seeds"] if runs > 1 else []
+    return [*counts, f"{items * policies * runs:,} answers"]
 
 
 def _axis(comparison: Comparison) -> tuple[float, float]:
