@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -36,19 +36,36 @@ SHOW_ERROR = """
   problem.textContent = `The items cannot be shown (${error}). A browser of 2023 or later is needed.`;
 """
 
-# Column of summary.csv -> (title, how it is printed); shown in the table of methods where any row has it.
+
+class Column(NamedTuple):
+    """A column of summary.csv in the table of methods, which shows it where any row has it."""
+
+    title: str
+    printed: Callable[[float], str]
+    meaning: str
+
+
 _COLUMNS = {
-    "program_accuracy": ("program", percent),
-    "tolerant_accuracy": ("tolerant", percent),
-    "flexible_accuracy": ("flexible", percent),
-    "format_validity": ("valid format", percent),
-    "truncation_rate": ("cut off", percent),
-    "reward_total": ("reward", "{:.3f}".format),
-    "reference_kl_per_response": ("KL to reference, nats", "{:.2f}".format),
-    "mean_tokens": ("mean tokens", "{:.1f}".format),
-    "sampled_completions": ("completions", "{:,.0f}".format),
-    "trained_tokens": ("trained tokens", "{:,.0f}".format),
+    "program_accuracy": Column("program", percent, "the program is the gold's, or equal to it"),
+    "tolerant_accuracy": Column("tolerant", percent, "the number is right up to rounding and per cent"),
+    "flexible_accuracy": Column("flexible", percent, "the last number of the answer is right"),
+    "format_validity": Column("valid format", percent, "answers of the form that was asked for"),
+    "truncation_rate": Column("cut off", percent, "answers that reached the length limit"),
+    "reward_total": Column("reward", "{:.3f}".format, "mean total reward of an answer, weights applied"),
+    "reference_kl_per_response": Column(
+        "KL to reference, nats",
+        "{:.2f}".format,
+        "how far training moved the policy from its start, summed over an answer's tokens",
+    ),
+    "mean_tokens": Column("mean tokens", "{:.1f}".format, "mean length of an answer"),
+    "sampled_completions": Column(
+        "completions", "{:,.0f}".format, "sampled to learn from, after SFT; discarded ones count"
+    ),
+    "trained_tokens": Column(
+        "trained tokens", "{:,.0f}".format, "tokens that went through a gradient, each pass counted"
+    ),
 }
+ACCURACY = "items that are right by the data set's official rule"
 
 
 def write_page(
@@ -89,6 +106,7 @@ def write_page(
         "axis": _axis(comparison),
         "rows": {row["policy"]: row for row in rows},
         "measures": {key: of for key, of in _COLUMNS.items() if any(row.get(key, "") != "" for row in rows)},
+        "accuracy_meaning": ACCURACY,
         "all_columns": Table(columns, [[_cell(row[name]) for name in columns] for row in rows]),
         "reach": max(map(abs, ends), default=0.0) or 0.01,
         "changed": lambda pair: _changed(data.index, pair.a, pair.b),
