@@ -169,7 +169,7 @@ function rowOf(place) {
   row.ariaPosInSet = String(place + 1);
   row.ariaSetSize = String(shown.length);
   const words = { right: "right", some: "right with some seeds", wrong: "wrong", none: "no answer" };
-  row.ariaLabel = `${index.questions[item] || index.ids[item]}; ` + kinds.map((kind, at) => `${index.policies[at]} ${words[kind]}`).join(", ");
+  row.ariaLabel = `${index.questions[item] || index.ids[item]} ${index.ids[item]}${level}${type}; ` + kinds.map((kind, at) => `${index.policies[at]} ${words[kind]}`).join(", ");
   row.style.setProperty("top", `${place * ROW}px`);
   row.addEventListener("click", () => open(place));
   return row;
