@@ -59,25 +59,35 @@ def _findings(comparison: Comparison) -> Bullets | Paragraph:
         # That an untrained model is worse than any other goes without saying, and is said last.
         here, lines = [], [_finding(pair) for pair in sorted(supported, key=_with_base)]
     support, several = "The tests support" if seeds else "The test supports", comparison.looks > 1
-    rest, at_level = (
-        len(pairs) - len(supported) - len(here),
-        f"at the {ALPHA:g} level after Holm's correction" + f" and for {comparison.looks} looks" * several,
-    )
-    could = _could_find([pair for pair in pairs if pair not in supported and pair not in here])
-    if rest == len(pairs):
-        lines.append(Finding(f"{support} no difference between the policies {at_level}", could))
+    at_level = f"at the {ALPHA:g} level after Holm's correction"
+    at_level += f" and for {comparison.looks} looks" * several
+    rest = [pair for pair in pairs if pair not in supported and pair not in here]
+    if len(rest) == len(pairs):
+        claim = f"{support} no difference between the policies {at_level}"
+        lines.append(Finding(claim, _could_find(rest)))
     elif rest:
         support = support[0].lower() + support[1:]
-        claim = f"For the other {rest} of {len(pairs)} pairs {support} no difference {at_level}"
-        lines.append(Finding(claim, could))
+        claim = f"For the other {len(rest)} of {len(pairs)} pairs {support} no difference {at_level}"
+        lines.append(Finding(claim, _could_find(rest)))
     return Bullets(lines)
 
 
 def _could_find(pairs: Sequence[Pair] | Sequence[SeedPair]) -> str:
-    """What these pairs' tests could have found at all, so that finding nothing is not taken for equality."""
+    """What was measured of these pairs, where they are few, and what their tests could have found at all: to
+    find nothing is not to find equality.
+    """
+    measured = [
+        f"{better} over {worse} {by} points (95 % interval {ends})"
+        for better, worse, by, ends in map(_best_first, pairs)
+    ]
+    said = f"{', '.join(measured)}; " if len(pairs) <= SPELT_OUT else ""
+    return said + _detectable(pairs)
+
+
+def _detectable(pairs: Sequence[Pair] | Sequence[SeedPair]) -> str:
     sizes = sorted(100 * pair.detectable for pair in pairs if pair.detectable is not None)
     if not sizes:
-        return "there are too few items or seeds to find any." * bool(pairs)
+        return "there are too few items or seeds to find any."
     ends = f"{sizes[0]:.1f}" if len(sizes) == 1 else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
     return f"a true difference has to be {ends} points to be found with {100 * POWER:.0f} % power."
 

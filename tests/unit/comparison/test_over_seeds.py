@@ -191,8 +191,12 @@ def test_no_claim_without_support():
     assert claim == (
         "- The tests support no difference between the policies at the 0.05 level after Holm's correction"
     )
-    detectable = 100 * compare_seeds(found)[0].detectable
-    assert could == f"a true difference has to be {detectable:.1f} points to be found with 80 % power."
+    [pair] = compare_seeds(found)
+    low, high = (100 * end for end in pair.ci95)
+    assert could == (
+        f"grpo over sft {100 * pair.difference:.1f} points (95 % interval {low:.1f} to {high:.1f}); "
+        f"a true difference has to be {100 * pair.detectable:.1f} points to be found with 80 % power."
+    )
     one = experiment(sft=(20, 22, 21))
     assert "nothing to compare it with" in concluded(one)
 
