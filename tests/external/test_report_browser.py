@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.axe import axe_source, grave_violations
 from tests.support.report_folders import make_page, make_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -243,3 +244,51 @@ def test_an_address_brings_back_the_view(opened):
     page.shown(f"{right} of {ITEMS} items")
     page.choose("level", "3")
     page.until("return location.hash.includes('level=3') && location.hash.includes('policy=2')")
+
+
+def test_ready_filters_find_what_all_or_one_policy_fails(opened):
+    page = opened()
+    rows = index_of(page)
+    right = [[rows[name][item]["correct"] for name in rows] for item in range(ITEMS)]
+    wanted = {
+        "wrong": sum(not any(of) for of in right),
+        "one_right": sum(sum(of) == 1 for of in right),
+        "one_wrong": sum(sum(of) == len(of) - 1 for of in right),
+    }
+    assert all(wanted.values()) and len(set(wanted.values())) == 3
+    for outcome, count in wanted.items():
+        page(f"document.querySelector('#ready button[data-outcome={outcome}]').click()")
+        page.shown(f"{count} of {ITEMS} items")
+        assert page.all(f"#ready button[data-outcome={outcome}]")[0].endswith(f"({count})")
+        page.until("return location.hash.includes(arguments[0])", f"outcome={outcome}")
+    page = opened("#items?outcome=one_right")
+    page.shown(f"{wanted['one_right']} of {ITEMS} items")
+
+
+def test_what_was_compared_stays_in_sight_and_columns_say_what_they_mean(opened):
+    page = opened("#items?item=test-60")
+    page.item("test-60")
+    summary = page.all("nav .summary")[0]
+    assert summary.startswith(f"{ITEMS} test items · sft ") and summary.endswith("quick test")
+    top = "return document.querySelector('nav .summary').getBoundingClientRect().top"
+    assert page("return scrollY") > 500 and 0 <= page(top) < 60
+    titles = page("return [...document.querySelectorAll('#methods thead th[title]')].map(e => e.title)")
+    assert titles[0] == "items that are right by the data set's official rule" and all(titles)
+    assert page("return [...document.querySelectorAll('.segments label[title]')].map(e => e.title)")[0]
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    return axe_source(tmp_path_factory.mktemp("axe"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened, axe, scheme):
+    page = opened("#items?item=test-3")
+    page.item("test-3")
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    try:
+        assert grave_violations(page.driver, axe) == []
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

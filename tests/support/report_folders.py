@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.support.comparisons import comparison_of
+from utils.comparison.experiment_facts import ExperimentFacts
 from utils.comparison.page.page import write_page
 from utils.comparison.paired import load_result
 from utils.comparison.report import summary_table
@@ -137,6 +138,9 @@ def _write(folder, policy, rows, values, bare, run):
         (folder / "samples" / "tokens.jsonl").write_text(text)
 
 
+FACTS = ExperimentFacts({"model": "student (0.96 million parameters)"}, ["quick test: too small"])
+
+
 def make_page(folders: dict[str, Path], path: Path, *sections: Section, claim: Line = "ppo leads") -> Path:
     """Compare the evaluations of one run and write the page, with a finding and these sections."""
     results = [load_result(name, *evaluation_files(folder)) for name, folder in folders.items()]
@@ -144,5 +148,5 @@ def make_page(folders: dict[str, Path], path: Path, *sections: Section, claim: L
     comparison = comparison_of(each, folders={name: [folder] for name, folder in folders.items()})
     report = Document("Comparison", [Bullets([Finding(claim, "by a lot.")])], sections)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_page(path, report, comparison, summary_table({"accuracy": accuracy.topic(comparison)}))
+    write_page(path, report, comparison, FACTS, summary_table({"accuracy": accuracy.topic(comparison)}))
     return path

@@ -10,8 +10,9 @@ import pandas as pd
 
 from utils.comparison import topics
 from utils.comparison.caveats import caveats
+from utils.comparison.experiment_facts import ExperimentFacts
 from utils.comparison.over_seeds import SeedPair
-from utils.comparison.paired import ALPHA, Pair
+from utils.comparison.paired import ALPHA, POWER, Pair
 from utils.comparison.topic import Comparison, Topic
 from utils.documents.document import Bullets, Document, Finding, Paragraph, plain, sentence, strong
 from utils.documents.text import listed, p_text, percent
@@ -20,14 +21,14 @@ MORE = "{} answers more items correctly than {}"
 SPELT_OUT = 2  # findings about the policies trained here that get a sentence each; more share one
 
 
-def report_of(comparison: Comparison, found: Mapping[str, Topic]) -> Document:
-    """The report: its title, the conclusions, the sections of all topics."""
+def report_of(comparison: Comparison, found: Mapping[str, Topic], facts: ExperimentFacts) -> Document:
+    """The report: its title, what was compared, the conclusions (last of the lead), all topics' sections."""
     first = next(iter(comparison.results.values()))[0].metrics
     seeds = f" over {comparison.runs} seeds" if comparison.experiment else ""
     where = f"{first['dataset']}, {first['split']} split" if first["split"] else first["dataset"]
     title = f"Comparison{seeds}" + f" on {where}" * bool(where)
     sections = [section for topic in found.values() for section in topic.sections]
-    return Document(title, [conclusions(comparison)], sections)
+    return Document(title, [*facts.blocks(), conclusions(comparison)], sections)
 
 
 def conclusions(comparison: Comparison) -> Bullets | Paragraph:
@@ -58,18 +59,37 @@ def _findings(comparison: Comparison) -> Bullets | Paragraph:
         # That an untrained model is worse than any other goes without saying, and is said last.
         here, lines = [], [_finding(pair) for pair in sorted(supported, key=_with_base)]
     support, several = "The tests support" if seeds else "The test supports", comparison.looks > 1
-    rest, at_level = (
-        len(pairs) - len(supported) - len(here),
-        f"at the {ALPHA:g} level after Holm's correction" + f" and for {comparison.looks} looks" * several,
-    )
-    if rest == len(pairs):
-        lines.append(Finding(f"{support} no difference between the policies {at_level}."))
+    at_level = f"at the {ALPHA:g} level after Holm's correction"
+    at_level += f" and for {comparison.looks} looks" * several
+    rest = [pair for pair in pairs if pair not in supported and pair not in here]
+    if len(rest) == len(pairs):
+        claim = f"{support} no difference between the policies {at_level}"
+        lines.append(Finding(claim, _could_find(rest)))
     elif rest:
         support = support[0].lower() + support[1:]
-        lines.append(
-            Finding(f"For the other {rest} of {len(pairs)} pairs {support} no difference {at_level}.")
-        )
+        claim = f"For the other {len(rest)} of {len(pairs)} pairs {support} no difference {at_level}"
+        lines.append(Finding(claim, _could_find(rest)))
     return Bullets(lines)
+
+
+def _could_find(pairs: Sequence[Pair] | Sequence[SeedPair]) -> str:
+    """What was measured of these pairs, where they are few, and what their tests could have found at all: to
+    find nothing is not to find equality.
+    """
+    measured = [
+        f"{better} over {worse} {by} points (95 % interval {ends})"
+        for better, worse, by, ends in map(_best_first, pairs)
+    ]
+    said = f"{', '.join(measured)}; " if len(pairs) <= SPELT_OUT else ""
+    return said + _detectable(pairs)
+
+
+def _detectable(pairs: Sequence[Pair] | Sequence[SeedPair]) -> str:
+    sizes = sorted(100 * pair.detectable for pair in pairs if pair.detectable is not None)
+    if not sizes:
+        return "there are too few items or seeds to find any."
+    ends = f"{sizes[0]:.1f}" if len(sizes) == 1 else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
+    return f"a true difference has to be {ends} points to be found with {100 * POWER:.0f} % power."
 
 
 def conclusion_lines(conclusions: Bullets | Paragraph) -> list[str]:

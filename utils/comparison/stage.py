@@ -59,6 +59,7 @@ def seed_runs(run_dir: Path, options: Any) -> SeedRuns:
 
 def compare(ctx: StageContext) -> None:
     """Compare policies as they are, or with ``by_seed`` their means over the seeds of several runs."""
+    from utils.comparison.experiment_facts import experiment_facts
     from utils.comparison.failed_policies import with_failed
     from utils.comparison.page.page import PAGE, write_page
     from utils.comparison.report import conclusion_lines, report_of, summary_table, table_by_run
@@ -76,11 +77,14 @@ def compare(ctx: StageContext) -> None:
     write_csv(ctx.out / "summary.csv", *table)
     if comparison.experiment:
         write_csv(ctx.out / "by_seed.csv", *table_by_run(topics))
-    report = report_of(comparison, topics)
-    conclusions = conclusion_lines(report.lead[0])
-    write_json(ctx.out / "summary.json", summary_of(comparison, table[0], conclusions))
+    facts = experiment_facts(comparison)
+    report = report_of(comparison, topics, facts)
+    conclusions = conclusion_lines(report.lead[-1])
+    write_json(ctx.out / "summary.json", summary_of(comparison, table[0], facts, conclusions))
     write_text(ctx.out / "report.md", report.markdown())
-    write_page(ctx.out / PAGE, report, comparison, (rows, columns))
+    write_page(ctx.out / PAGE, report, comparison, facts, (rows, columns))
+    for line in facts.lines():
+        ctx.log(line)
     _say(ctx, comparison, conclusions)
     _say_criteria(ctx, comparison)
     for name, share in comparison.accuracies.items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from utils.comparison.experiment_facts import ExperimentFacts
 from utils.comparison.topic import Comparison
 from utils.frame.pipeline import method_of
 
@@ -42,12 +43,16 @@ def with_names(
 
 
 def summary_of(
-    comparison: Comparison, rows: list[dict[str, Any]], conclusions: Sequence[str]
+    comparison: Comparison,
+    rows: list[dict[str, Any]],
+    facts: ExperimentFacts,
+    conclusions: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of summary.json: the conclusions in words, everything that 10 said of each policy in each
-    run, the tests of all pairs, what failed, and the rows of summary.csv.
+    """The content of summary.json: what was compared and what is concluded, in words; everything that 10 said
+    of each policy in each run; the tests of all pairs; what failed; and the rows of summary.csv.
     """
     return {
+        "facts": facts.lines(),
         "conclusions": list(conclusions),
         "summary": rows,
         "policies": {

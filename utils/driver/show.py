@@ -172,8 +172,11 @@ def _print_table(title: str, rows: Sequence[Row], failures: Sequence[Failure], r
     for name in dict.fromkeys(failure.policy or failure.run for failure in failures):
         table.add_row(name, "failed")
     console = Console(width=WIDTH, highlight=False, markup=False)
+    summary = read_json(run_dir / COMPARISON / "summary.json")
+    for line in summary.get("facts", []):
+        console.print(line, soft_wrap=True)
     console.print(table)
     for failure in failures:
         console.print(f"{failure.name} failed: {failure.reason}", soft_wrap=True)
-    for line in read_json(run_dir / COMPARISON / "summary.json").get("conclusions", []):
+    for line in summary.get("conclusions", []):
         console.print(line, soft_wrap=True)

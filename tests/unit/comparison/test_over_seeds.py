@@ -8,6 +8,7 @@ import pytest
 from tests.support.comparisons import comparison_over_seeds
 from tests.support.finished_runs import read_csv
 from tests.support.policy_results import LEVELS, RUNS, SEEDS, answers, experiment, result
+from utils.comparison.experiment_facts import experiment_facts
 from utils.comparison.over_seeds import compare_seeds, gather
 from utils.comparison.report import conclusions, report_of, summary_table, table_by_run
 from utils.comparison.seed_runs import SeedRuns
@@ -41,7 +42,7 @@ def seed_runs(**changes):
 
 def report(found, runs):
     comparison = comparison_over_seeds(found, runs)
-    return report_of(comparison, topics_of(comparison)).markdown()
+    return report_of(comparison, topics_of(comparison), experiment_facts(comparison)).markdown()
 
 
 def concluded(found):
@@ -186,9 +187,15 @@ def test_conclusions_say_of_what_they_hold():
 def test_no_claim_without_support():
     found = experiment(sft=(20, 22, 21), grpo=(21, 20, 23))
     text = concluded(found)
-    assert (
-        text
-        == "- The tests support no difference between the policies at the 0.05 level after Holm's correction."
+    claim, _, could = text.partition(": ")
+    assert claim == (
+        "- The tests support no difference between the policies at the 0.05 level after Holm's correction"
+    )
+    [pair] = compare_seeds(found)
+    low, high = (100 * end for end in pair.ci95)
+    assert could == (
+        f"grpo over sft {100 * pair.difference:.1f} points (95 % interval {low:.1f} to {high:.1f}); "
+        f"a true difference has to be {100 * pair.detectable:.1f} points to be found with 80 % power."
     )
     one = experiment(sft=(20, 22, 21))
     assert "nothing to compare it with" in concluded(one)
@@ -210,10 +217,10 @@ def test_report_is_ready_to_quote():
     table = text.split("## Accuracy\n\n")[1].split("\n\n")[0].splitlines()
     assert table[0] == (
         "| method | accuracy (%) with seed 0, 1, 2 | mean (95 % interval) "
-        "| over sft, points (95 % interval) | p |"
+        "| over sft, points (95 % interval) | p | detectable |"
     )
     assert table[2].startswith("| base | 0.0, 0.0, 0.0 | 0.0 % (0.0–6.0) | -35.0 (")
-    assert table[3].startswith("| sft | 33.3, 35.0, 36.7 | 35.0 % (") and table[3].endswith("| – | – |")
+    assert table[3].startswith("| sft | 33.3, 35.0, 36.7 | 35.0 % (") and table[3].endswith("| – | – | – |")
     assert "| base | 0.0 % (0.0–11.4) | 0.0 % (0.0–11.4) |" in text  # by level
     assert "| sft → grpo | +35.0 (p < 0.0001) | +31.7 (p < 0.0001) | +33.3 (p < 0.0001) |" in text
     assert "- seed 1: `s1`" in text and "- Left out: dpo, which s1 did not evaluate." in text
@@ -241,13 +248,13 @@ def test_the_table_to_quote_holds_cost_and_failures():
     costs["sft"] = [MethodCost(0, 0, 85_600)] * 2
     costs["grpo"] = [MethodCost(8192, 1, 2), MethodCost(problem="older")]
     lines = quoted(found, costs, failed={"rloo": "loss | nan"})
-    assert lines[0].endswith("| p | completions | trained tokens (k) |")
+    assert lines[0].endswith("| p | detectable | completions | trained tokens (k) |")
     assert [line.split(" | ")[-2:] for line in lines[2:5]] == [
         ["0", "86 |"],
         ["8,192", "705 |"],
         ["–", "– |"],
     ]
-    assert lines[5] == "| rloo | – failed: loss \\| nan |  |  |  |  |  |"
+    assert lines[5] == "| rloo | – failed: loss \\| nan |  |  |  |  |  |  |"
 
 
 def test_tables_to_compute_with(tmp_path):

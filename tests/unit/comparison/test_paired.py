@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ from scipy import stats
 from tests.support.comparisons import comparison_of, text_of
 from tests.support.finished_runs import read_csv
 from tests.support.policy_results import result
+from utils.comparison.experiment_facts import experiment_facts
 from utils.comparison.lineage import Trained
 from utils.comparison.paired import PolicyResult, compare_all, compare_pair, load_result
 from utils.comparison.report import conclusions, report_of, summary_table
@@ -34,7 +36,7 @@ SAME = result("rloo", [1] * 30 + [1] * 5 + [0] * 15 + [0] * 10, levels=[1, 2] * 
 
 def report(*results):
     comparison = comparison_of({each.name: [each] for each in results})
-    return report_of(comparison, topics_of(comparison)).markdown()
+    return report_of(comparison, topics_of(comparison), experiment_facts(comparison)).markdown()
 
 
 def concluded(*results):
@@ -85,6 +87,7 @@ def test_conclusion_only_where_the_test_supports_it():
     assert "**grpo** answers more items correctly than **sft**: 76.7 % against 56.7 %" in found
     assert "than **rloo**" in found and found.count("answers more") == 2
     assert "For the other 1 of 3 pairs the test supports no difference" in found
+    assert re.search(r"a true difference has to be [0-9.]+ points to be found with 80 % power\.", found)
     none = concluded(OLD, SAME)
     assert "supports no difference" in none and "more items" not in none
     # Seen from the worse policy the same sentence names the same winner with the same signs.
@@ -232,7 +235,10 @@ def test_planned_looks_multiply_what_is_corrected():
     assert [p.p_holm for p in thrice] == [min(1.0, 3 * p.p_holm) for p in once]
     assert thrice[0].detectable > once[0].detectable
     comparison = comparison_of({each.name: [each] for each in (OLD, NEW)}, looks=3)
-    assert "This is one of 3 looks" in report_of(comparison, topics_of(comparison)).markdown()
+    assert (
+        "This is one of 3 looks"
+        in report_of(comparison, topics_of(comparison), experiment_facts(comparison)).markdown()
+    )
     assert "such sequential looks" in report(OLD, NEW) and "one of" not in report(OLD, NEW)
 
 

@@ -38,7 +38,10 @@ def cells(printed: str, policy: str) -> list[str]:
 
 def test_one_run(tmp_path, capsys):
     write_run(tmp_path / "r", 3, RIGHT)
-    write_json(tmp_path / "r/11_comparison/summary.json", {"conclusions": ["- ppo is better than sft"]})
+    write_json(
+        tmp_path / "r/11_comparison/summary.json",
+        {"facts": ["data: sample"], "conclusions": ["- ppo is better than sft"]},
+    )
     execution = finished(tmp_path, failed=[("r", "evaluate grpo")])
     met, failed = judged(1.0, at_least=0.9), judged(0.5, at_least=0.9)
     criteria = {"met": met, "answers of valid form": failed}
@@ -57,7 +60,9 @@ def test_one_run(tmp_path, capsys):
     assert cells(printed, "grpo")[1] == "failed"
     assert "grpo failed: 06_grpo: loss is nan\n" in printed
     assert "1 failed; what is finished is kept" in printed.splitlines()[0]
-    assert "- ppo is better than sft\n" in printed
+    assert (
+        printed.index("data: sample\n") < printed.index("│ sft") < printed.index("- ppo is better than sft\n")
+    )
     end = [" ".join(line.split()) for line in printed.splitlines()[-5:]]
     assert end[:2] == [
         "1 acceptance criterion not met:",

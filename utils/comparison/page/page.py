@@ -10,18 +10,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from utils.comparison.caveats import caveats
+from utils.comparison.experiment_facts import ExperimentFacts
 from utils.comparison.page.page_data import pack, page_data
 from utils.comparison.page.provenance import provenance
 from utils.comparison.topic import Comparison
-from utils.documents.document import Bullets, Document, Table, block_html, line_html, plain, section_html
+from utils.documents.document import Bullets, Document, Table, block_html, line_html, section_html
 from utils.documents.text import interval, p_cell, percent, points
 from utils.frame.files import write_text
 
@@ -36,31 +36,50 @@ SHOW_ERROR = """
   problem.textContent = `The items cannot be shown (${error}). A browser of 2023 or later is needed.`;
 """
 
-# Column of summary.csv -> (title, how it is printed); shown in the table of methods where any row has it.
+
+class Column(NamedTuple):
+    """A column of summary.csv in the table of methods, which shows it where any row has it."""
+
+    title: str
+    printed: Callable[[float], str]
+    meaning: str
+
+
 _COLUMNS = {
-    "program_accuracy": ("program", percent),
-    "tolerant_accuracy": ("tolerant", percent),
-    "flexible_accuracy": ("flexible", percent),
-    "format_validity": ("valid format", percent),
-    "truncation_rate": ("cut off", percent),
-    "reward_total": ("reward", "{:.3f}".format),
-    "reference_kl_per_response": ("KL to reference, nats", "{:.2f}".format),
-    "mean_tokens": ("mean tokens", "{:.1f}".format),
-    "sampled_completions": ("completions", "{:,.0f}".format),
-    "trained_tokens": ("trained tokens", "{:,.0f}".format),
+    "program_accuracy": Column("program", percent, "the program is the gold's, or equal to it"),
+    "tolerant_accuracy": Column("tolerant", percent, "the number is right up to rounding and per cent"),
+    "flexible_accuracy": Column("flexible", percent, "the last number of the answer is right"),
+    "format_validity": Column("valid format", percent, "answers of the form that was asked for"),
+    "truncation_rate": Column("cut off", percent, "answers that reached the length limit"),
+    "reward_total": Column("reward", "{:.3f}".format, "mean total reward of an answer, weights applied"),
+    "reference_kl_per_response": Column(
+        "KL to reference, nats",
+        "{:.2f}".format,
+        "how far training moved the policy from its start, summed over an answer's tokens",
+    ),
+    "mean_tokens": Column("mean tokens", "{:.1f}".format, "mean length of an answer"),
+    "sampled_completions": Column(
+        "completions", "{:,.0f}".format, "sampled to learn from, after SFT; discarded ones count"
+    ),
+    "trained_tokens": Column(
+        "trained tokens", "{:,.0f}".format, "tokens that went through a gradient, each pass counted"
+    ),
 }
+ACCURACY = "items that are right by the data set's official rule"
 
 
 def write_page(
     path: Path,
     report: Document,
     comparison: Comparison,
+    facts: ExperimentFacts,
     summary: tuple[Sequence[Mapping[str, Any]], Sequence[str]],
 ) -> None:
     """Write the page beside the figures that the report names.
 
     Args:
         path: where to; figures are looked for in its folder.
+        facts: what was compared, for the head of the page.
         summary: rows and columns of summary.csv.
 
     Raises:
@@ -69,7 +88,7 @@ def write_page(
     seeds = comparison.experiment.seeds if comparison.experiment else []
     data = page_data(comparison.folders, [f"seed {seed}" for seed in seeds] or [""])
     rows, columns = summary
-    [lead] = report.lead
+    verdict = report.lead[-1]
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
     # One scope, so that no name of the script can be shadowed by an element's id; a failure is shown.
@@ -78,17 +97,16 @@ def write_page(
     context = {
         "report": report,
         "figures": path.parent,
-        "facts": _facts(data.index),
-        "lead": " ".join(
-            [*(f"{plain(each.claim)}." for each in caveats(comparison)), _lead(comparison.pairs)]
-        ).strip(),
-        "verdict": lead,
-        "findings": lead.lines if isinstance(lead, Bullets) else (),
+        "facts": facts,
+        "counts": _counts(data.index),
+        "verdict": verdict,
+        "findings": verdict.lines if isinstance(verdict, Bullets) else (),
         "comparison": comparison,
         "seeds": seeds,
         "axis": _axis(comparison),
         "rows": {row["policy"]: row for row in rows},
         "measures": {key: of for key, of in _COLUMNS.items() if any(row.get(key, "") != "" for row in rows)},
+        "accuracy_meaning": ACCURACY,
         "all_columns": Table(columns, [[_cell(row[name]) for name in columns] for row in rows]),
         "reach": max(map(abs, ends), default=0.0) or 0.01,
         "changed": lambda pair: _changed(data.index, pair.a, pair.b),
@@ -124,23 +142,12 @@ def csp_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _lead(pairs: Sequence[Any]) -> str:
-    """How many of the differences the tests support, "" where there is one policy."""
-    if not pairs:
-        return ""
-    supported, count = sum(pair.significant for pair in pairs), len(pairs)
-    if count == 1:
-        return f"The test supports {'a' if supported else 'no'} difference between the two policies."
-    number = {0: f"none of the {count}", count: f"all {count}"}.get(supported, f"{supported} of {count}")
-    return f"The tests support a difference for {number} pairs of policies."
-
-
-def _facts(index: Mapping[str, Any]) -> list[str]:
+def _counts(index: Mapping[str, Any]) -> list[str]:
     """The line below the title: how much was compared."""
     items, policies, runs = len(index["ids"]), len(index["policies"]), len(index["runs"])
-    facts = [f"{items:,} test items", f"{policies} {'policy' if policies == 1 else 'policies'}"]
-    facts += [f"{runs} seeds"] if runs > 1 else []
-    return [*facts, f"{items * policies * runs:,} answers"]
+    counts = [f"{items:,} test items", f"{policies} {'policy' if policies == 1 else 'policies'}"]
+    counts += [f"{runs} seeds"] if runs > 1 else []
+    return [*counts, f"{items * policies * runs:,} answers"]
 
 
 def _axis(comparison: Comparison) -> tuple[float, float]:

@@ -35,14 +35,22 @@ def topic(comparison: Comparison) -> Topic:
     levels, seeds = levels_of(comparison), comparison.experiment
     if seeds:
         costs = costs_of(comparison.trained)
-        blocks = [quotable_table(comparison, costs), _note(comparison, costs)]
-        blocks += level_blocks(comparison, "method")
+        table = [quotable_table(comparison, costs), _note(comparison, costs)]
+        by_level = level_blocks(comparison, "method")
         alternative = f"Mean accuracy of every policy over {len(seeds.seeds)} seeds with 95 % intervals"
     else:
-        blocks = [_table(comparison), *_of_reports(comparison), *level_blocks(comparison, "policy")]
+        table = [_table(comparison), *_of_reports(comparison)]
+        by_level = level_blocks(comparison, "policy")
         alternative = "Accuracy of every policy with 95 % intervals"
     return Topic(
-        sections=[Section("Accuracy", [*blocks, Figure(FIGURE, alternative)])],
+        sections=[
+            # The page has these tables in a form of its own.
+            Section("Accuracy", table, on_page=bool(seeds)),
+            Section(
+                "Accuracy by level" if levels.levels else "Accuracy as a figure",
+                [*by_level, Figure(FIGURE, alternative)],
+            ),
+        ],
         columns=_mean_columns(comparison) if seeds else _columns(comparison),
         by_run=_columns_by_run(comparison) if seeds else {},
         files={FIGURE: partial(plot_accuracies, comparison, levels)},
@@ -54,15 +62,19 @@ def topic(comparison: Comparison) -> Topic:
 
 def _table(comparison: Comparison) -> Table:
     results = [result for (result,) in comparison.results.values()]
+    baseline = _baseline(comparison)
     scores = [key for key in _SCORES if any(key in result.metrics for result in results)]
     rows = []
     for result in results:
         share, tokens = result.accuracy, (result.metrics.get("response_tokens") or {}).get("mean")
         row = [result.name, str(share.n), Number(percent(share.value), share.value)]
         row.append(interval(share.ci95))
+        row += difference_cells(comparison, baseline, result.name) if comparison.pairs else []
         row += [percent(result.metrics[key]["value"]) if key in result.metrics else "" for key in scores]
         rows.append([*row, "" if tokens is None else f"{tokens:.1f}"])
-    heads = ["policy", "n", "accuracy", "95 % interval", *map(_SCORES.get, scores), "mean tokens"]
+    heads = ["policy", "n", "accuracy", "95 % interval"]
+    heads += _difference_heads(baseline) if comparison.pairs else []
+    heads += [*map(_SCORES.get, scores), "mean tokens"]
     return Table(heads, _with_failed(comparison, rows, place=2))
 
 
@@ -82,10 +94,10 @@ def _of_reports(comparison: Comparison) -> list[Paragraph]:
 def quotable_table(comparison: Comparison, costs: Costs) -> Table:
     """Accuracies by seed, their mean, the difference from SFT, and the cost where that of any is known."""
     seeds = ", ".join(map(str, comparison.experiment.seeds))
-    baseline = BASELINE if BASELINE in comparison.results else comparison.policies[0]
+    baseline = _baseline(comparison)
     heads = ["method", f"accuracy (%) with seed {seeds}", "mean (95 % interval)"]
     if comparison.pairs:
-        heads += [f"over {baseline}, points (95 % interval)", "p"]
+        heads += _difference_heads(baseline)
     known = _is_known(costs)
     if known:
         heads += ["completions", "trained tokens (k)"]
@@ -109,13 +121,25 @@ def _count(mean: float | None, unit: int = 1) -> Number:
     return Number("–" if mean is None else f"{mean / unit:,.0f}", mean)
 
 
+def _baseline(comparison: Comparison) -> str:
+    """The policy that the others are set against: SFT, or else the first."""
+    return BASELINE if BASELINE in comparison.results else comparison.policies[0]
+
+
+def _difference_heads(baseline: str) -> list[str]:
+    return [f"over {baseline}, points (95 % interval)", "p", "detectable"]
+
+
 def difference_cells(comparison: Comparison, base: str, policy: str) -> list[Line]:
-    """Cells: a policy's difference from another with its interval, and its corrected p-value."""
+    """Cells: a policy's difference from another with its interval, its corrected p-value, and the smallest
+    difference that the test could find.
+    """
     pair, sign = comparison.test_of(base, policy)
     if pair is None:
-        return ["–", "–"]
+        return ["–", "–", "–"]
     difference, ends = sign * pair.difference, sorted(sign * end for end in pair.ci95)
-    return [Number(f"{points(difference)} ({points_interval(ends)})", difference), p_cell(pair.p_holm)]
+    could = "none" if pair.detectable is None else f"{100 * pair.detectable:.1f}"
+    return [Number(f"{points(difference)} ({points_interval(ends)})", difference), p_cell(pair.p_holm), could]
 
 
 def _note(comparison: Comparison, costs: Costs) -> Paragraph:

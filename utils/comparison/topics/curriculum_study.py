@@ -126,7 +126,7 @@ def _table(group: CurriculumGroup, comparison: Comparison) -> Table:
     against = against_teacher(comparison.results)
     parts = [part for part in (TRAINED, HELD_OUT) if part in levels.parts]
     compared = any(policy in against for policy in group.policies.values())
-    heads = ["curriculum", "accuracy", *parts, "over random, points", "p"]
+    heads = ["curriculum", "accuracy", *parts, "over random, points", "p", "detectable"]
     heads += ["to target"] if efficiency else []
     heads += ["agreement, own answers", "forward KL, gold text", "reverse KL, gold text"] if compared else []
     rows = []

@@ -53,10 +53,13 @@ def topic(comparison: Comparison) -> Topic:
     for part, (title, cell, note) in _TEXTS.items():
         if found := measures.get(part):
             names = _names(found.values())
+            silent = _silent(found.values(), names) if part == "rewards" else []
+            names = [name for name in names if name not in silent]
             heads = ["policy", *(name.replace("_at_", "@").replace("_", " ") for name in names)]
             rows = [[policy, *(cell(of.get(name)) for name in names)] for policy, of in found.items()]
             lacking = [policy for policy in comparison.policies if policy not in found]
             text = f"{note} 95 % {comparison.intervals(f'intervals over {comparison.units}')}."
+            text += f" 0 for every policy: {listed(silent)}." if silent else ""
             text += f" Not measured in the evaluation of {listed(lacking)}." if lacking else ""
             sampled = _sampling(comparison.results) if part == "samples" else []
             sections.append(Section(title, [Paragraph([*sampled, text]), Table(heads, rows)]))
@@ -118,6 +121,11 @@ def _columns(policy: str, measures: Measures, every: Sequence[Measures]) -> dict
 def _names(found) -> list[str]:
     """Every name that any policy has, in the order of the first one."""
     return list(dict.fromkeys(name for of_policy in found for name in of_policy))
+
+
+def _silent(found, names: Sequence[str]) -> list[str]:
+    """The components of which every policy has 0: a column of zeros says no more than their names."""
+    return [name for name in names if all(of[name].value == 0 for of in found if name in of)]
 
 
 def _sampling(results: Mapping[str, Sequence[PolicyResult]]) -> list[Line]:

@@ -54,14 +54,16 @@ function promptOf(item, number, within) {
   return details;
 }
 
-/** A row of radio buttons, drawn as one switch. */
+/** A row of radio buttons, drawn as one switch; of each its value, its text, and what is said on hover. */
 function segments(title, name, choices, chosen, choose) {
   const set = make("fieldset", "segments", make("legend", "", title));
-  for (const [value, text] of choices) {
+  for (const [value, text, meaning = ""] of choices) {
     const input = make("input");
     Object.assign(input, { type: "radio", name, value, checked: value === chosen });
     input.addEventListener("change", () => choose(value));
-    set.append(make("label", "", input, text));
+    const label = make("label", "", input, text);
+    if (meaning) label.title = meaning;
+    set.append(label);
   }
   return set;
 }
@@ -84,7 +86,7 @@ function controls(item, hasTokens) {
     row.append(make("span", "missing", "No token values for this item: no heat maps."));
     return row;
   }
-  const choices = [...offered().map((each) => [each.name, each.title]), ["", "plain"]];
+  const choices = [...offered().map((each) => [each.name, each.title, each.text]), ["", "plain"]];
   row.append(segments("Tokens", "measure", choices, view.measure, (value) => {
     view.measure = value;
     again("measure", value);

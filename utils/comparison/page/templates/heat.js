@@ -45,10 +45,10 @@ function visible(piece) {
 /** The measures that the page offers: where no policy has a critic, log ratios stand in for advantages. */
 function offered() {
   const names = index.measures.map((each) => each.name);
-  const list = index.measures.map((each) => ({ name: each.name, title: each.title }));
+  const list = index.measures.map((each) => ({ name: each.name, title: each.title, text: each.text }));
   if (names.includes("log_ratio") && !names.includes("advantage")) {
     const place = list.findIndex((each) => each.name === "log_ratio");
-    list[place] = { name: "advantage", title: "Advantage" };
+    list[place] = { name: "advantage", title: "Advantage", text: index.measures[place].text };
   }
   return list;
 }

@@ -50,6 +50,13 @@ const OUTCOMES = {
   mixed: (letters) => letters.includes("1") && letters.includes("0"),
 };
 
+/** Tests of an item by how many policies it is right and wrong with, all seeds asked together. */
+const ONE_POLICY = {
+  one_right: (kinds) => kinds.filter((kind) => kind !== "wrong").length === 1,
+  one_wrong: (kinds) => kinds.filter((kind) => kind === "wrong").length === 1 && kinds.length > 1,
+};
+const READY = { wrong: "wrong in all", one_right: "right in one only", one_wrong: "wrong in one only" };
+
 const right = (policy, run, item) => index.answers[policy][run].correct[item];
 
 /** Whether an item is fixed or broken, as the filter asks, with the seed of a run. */
@@ -77,9 +84,29 @@ function passes() {
     (!text || haystack[item].includes(text) || texts[item].includes(text)) &&
     (level === "" || String(index.levels[item]) === level) &&
     (type === "" || String(index.item_types[item]) === type) &&
-    (outcome === "" || OUTCOMES[outcome](asked.map(([policy, run]) => right(policy, run, item)))) &&
+    (outcome === "" || hasOutcome(outcome, asked, item)) &&
     (reason === "" || asked.some(([policy, run]) => String(index.answers[policy][run].reasons[item]) === reason)) &&
     (change === "" || runs.some((run) => changed(run, item)));
+}
+
+function hasOutcome(outcome, asked, item) {
+  if (outcome in OUTCOMES) return OUTCOMES[outcome](asked.map(([policy, run]) => right(policy, run, item)));
+  const kinds = index.policies.map((_, policy) => kindOf(policy, item)).filter((kind) => kind !== "none");
+  return ONE_POLICY[outcome](kinds);
+}
+
+/** A button for each question that is asked of every comparison of several policies, with its count. */
+function offerReady() {
+  if (index.policies.length < 2) return;
+  const all = index.policies.flatMap((_, policy) => index.runs.map((_, run) => [policy, run]));
+  for (const [outcome, text] of Object.entries(READY)) {
+    const count = ALL.filter((item) => hasOutcome(outcome, all, item)).length;
+    const button = make("button", "", `${text} (${count.toLocaleString("en")})`);
+    button.type = "button";
+    button.dataset.outcome = outcome;
+    button.addEventListener("click", () => { reset(); control("outcome").value = outcome; filter(); });
+    $("ready").append(button);
+  }
 }
 
 function rightAnswers(item) {
@@ -142,7 +169,7 @@ function rowOf(place) {
   row.ariaPosInSet = String(place + 1);
   row.ariaSetSize = String(shown.length);
   const words = { right: "right", some: "right with some seeds", wrong: "wrong", none: "no answer" };
-  row.ariaLabel = `${index.questions[item] || index.ids[item]}; ` + kinds.map((kind, at) => `${index.policies[at]} ${words[kind]}`).join(", ");
+  row.ariaLabel = `${index.questions[item] || index.ids[item]} ${index.ids[item]}${level}${type}; ` + kinds.map((kind, at) => `${index.policies[at]} ${words[kind]}`).join(", ");
   row.style.setProperty("top", `${place * ROW}px`);
   row.addEventListener("click", () => open(place));
   return row;
@@ -251,6 +278,7 @@ function reset() {
 
 function start() {
   fillFilters();
+  offerReady();
   $("list-head").append(...index.policies.map((name) => make("span", "", name)));
   for (const id of ["filters", "browser"]) $(id).hidden = false;
   let waiting = 0;
