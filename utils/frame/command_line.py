@@ -98,9 +98,9 @@ def wants_help(argv: list[str]) -> bool:
 def parse(stage: Any, argv: list[str]) -> Arguments:
     """Parse a stage's command line. Raises UserError for an unknown, ambiguous or incomplete option."""
     keys = known_keys(stage)
-    frame: dict[str, Any] = {}
-    overrides: dict[str, dict[str, Any]] = {}
-    resume, shared = "", {owner: {} for owner in ("frame", "model", "dataset", "reward")}
+    frame, overrides = dict[str, Any](), dict[str, dict[str, Any]]()
+    shared: dict[str, dict[str, Any]] = {"frame": {}, "model": {}, "dataset": {}, "reward": {}}
+    resume = ""
     for name, value in _pairs(argv, keys, stage.plain):
         name = FRAME_SYNONYMS.get(name, name)
         if name in field_types(FrameOptions):
@@ -114,10 +114,10 @@ def parse(stage: Any, argv: list[str]) -> Arguments:
                 overrides.setdefault(owner, {})[key] = given
                 if owner in shared:
                     shared[owner][f"{owner}.{key}"] = given
-    built = build(FrameOptions, frame, "command line")
-    arguments = Arguments(built, overrides, frozenset(frame), resume, shared)
+    options = build(FrameOptions, frame, "command line")
+    arguments = Arguments(options, overrides, frozenset(frame), resume, shared)
     _apply_model(stage, arguments)
-    if arguments.frame.quick_test:
+    if options.quick_test:
         _apply_quick(stage, arguments, keys)
     return arguments
 

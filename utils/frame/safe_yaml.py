@@ -21,7 +21,7 @@ class _PlainLoader(yaml.SafeLoader):
             kind = node.tag.rpartition(":")[2]
             raise _fault(f"not a value of kind {kind}", node) from None
 
-    def construct_yaml_int(self, node: yaml.Node) -> int:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = super().construct_yaml_int(node) if len(node.value) < 100 else 1 << 63
         if abs(value) >= 1 << 63:
             raise _fault("a number beyond 64 bits", node)
@@ -64,9 +64,9 @@ def _count(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
     if depth > DEEPEST:
         raise _fault("nested too deeply", node)
     if id(node) in known:
-        if known[id(node)] is None:
+        if (count := known[id(node)]) is None:
             raise _fault("a value within itself", node)
-        return known[id(node)]
+        return count
     known[id(node)] = None
     parts = node.value if isinstance(node, yaml.CollectionNode) else []
     inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]

@@ -47,8 +47,11 @@ def shortage(error: BaseException) -> str | None:
 
 def refusal(error: BaseException) -> str | None:
     """`shortage`, or the line for what the system does not allow, such as a folder without permission."""
-    number = error.errno if isinstance(error, OSError) else None
-    return shortage(error) or (_line(number, error.filename) if number in _REMEDIES else None)
+    if line := shortage(error):
+        return line
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return _line(error.errno, error.filename)
+    return None
 
 
 def _behind(error: BaseException | None) -> Iterator[BaseException]:

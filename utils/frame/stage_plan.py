@@ -280,7 +280,7 @@ def _check_grounds(plan: Plan) -> None:
     for name, path in plan.inputs.items():
         run_dir = _run_of(path, plan.run_dir)
         folder = stage_folder(path.relative_to(run_dir).as_posix()) if run_dir else None
-        if folder and name not in plan.stage.judges_anew:
+        if run_dir and folder and name not in plan.stage.judges_anew:
             folders.setdefault(run_dir, set()).add(folder)
     for run_dir, read in folders.items():
         check_chain(run_dir, read, plan.arguments.frame.strict_code)
