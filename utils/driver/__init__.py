@@ -1,2 +1,2 @@
 """All of it in one command (12_driver.py): goals and options (goal), budgets (budget), the graph of steps
-(graph), running it (execution, process), and what is shown (show)."""
+(graph), what is redone (overwriting), running it (execution, process), and what is shown (show)."""

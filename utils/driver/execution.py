@@ -18,7 +18,7 @@ from utils.driver.live_table import LiveTable, table_on_terminal
 from utils.driver.process import Child, interrupts_held_back, say, stop
 from utils.frame.failures import write_failures
 from utils.frame.files import UserError
-from utils.frame.manifest import device_kind, update_run_manifest
+from utils.frame.manifest import MANIFEST, device_kind, update_run_manifest
 from utils.frame.stage_plan import Prepared, load_script, prepare
 
 
@@ -181,7 +181,9 @@ class Execution:
             return
         folder = _folder(prepared)
         reason = running.child.reason(code, prepared.run_dir, folder)
-        self._fail(node, Outcome("failed", reason, code if code > 0 else 1, seconds, folder))
+        # A mistake in what was to replace a finished step: that is back, and stays compared.
+        kept = code == 2 and (prepared.out / MANIFEST).exists()
+        self._fail(node, Outcome("failed", reason, code if code > 0 else 1, seconds, folder, kept))
 
     def _fail(self, node: Node, outcome: Outcome) -> None:
         """Note a failure and say, on one line, which methods it takes down and why."""

@@ -27,7 +27,7 @@ class Outcome:
         code: the exit code of a failed step.
         seconds: how long it ran.
         stage: the folder of the step that failed, also where another is blocked by it.
-        stale: whether that is because it holds other work, which is kept.
+        stale: whether that step still holds other, finished work, which is kept.
     """
 
     status: str

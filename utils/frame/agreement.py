@@ -103,7 +103,7 @@ def _changed_input(run_dir: Path, made: dict[str, Any]) -> str:
         folder = stage_folder(name)
         recorded = manifests.read_manifest(run_dir / folder) if folder else None
         now = _listed(recorded["outputs"], name) if recorded else None
-        if now is not None and now != facts["sha256"]:
+        if now is not None and now != facts.get("sha256", now):
             return name
     return ""
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.driver import executed, parse, statuses
+from tests.support.finished_runs import pretend_finished
 from utils.driver.execution import Execution, exit_code
 from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import build_graph
@@ -98,6 +99,24 @@ def test_a_comparison_is_kept_where_a_step_turns_out_to_hold_other_work(stages, 
     assert "06_train_grpo.py" not in ran and "11_compare_runs.py" not in ran and stages.failed() == {}
     assert exit_code(nodes, {tuple(key.split("/")): each for key, each in outcomes.items()}) == 2
     assert "grpo failed: 06_grpo: holds other work (input 03_sft" in capsys.readouterr().err
+
+
+def test_a_mistake_in_what_is_redone_keeps_the_step_and_the_comparison(stages, tmp_path):
+    stages.codes = {"06_grpo": 2}
+    pretend_finished(tmp_path / "r" / "06_grpo")
+    _, outcomes = executed(Goal(("ppo", "grpo")), overwrite=True)
+    assert outcomes["r/compare"].status == "blocked" and stages.failed() == {}
+    stages.codes = {"06_grpo": 1}  # a crash is told in the comparison
+    _, outcomes = executed(Goal(("ppo", "grpo")), overwrite=True)
+    assert outcomes["r/compare"].ok and list(stages.failed()) == ["grpo"]
+
+
+def test_a_step_that_cannot_be_redone_is_as_it_was(fake):
+    Execution(fake.nodes).run()
+    (fake.control / "b").write_text("mistake")
+    outcomes = Execution(fake.nodes, overwrite=redone(fake.nodes, ["b"])).run()
+    assert statuses(outcomes) == "a:up to date b:failed c:up to date d:blocked" and outcomes["r", "b"].stale
+    assert set(refuse_stale(fake.nodes, ())) == {node.key for node in fake.nodes}
 
 
 def test_what_other_code_ran_is_said_or_refused(fake, capsys, monkeypatch):

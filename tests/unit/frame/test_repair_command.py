@@ -10,6 +10,7 @@ from tests.support.scripts import execute_stage
 from utils.data.settings import DatasetConfig
 from utils.data.sources import gold_records
 from utils.frame.files import REPO_ROOT, write_jsonl
+from utils.frame.manifest import read_manifest, write_manifest
 from utils.frame.repair_command import command_for
 from utils.frame.stage_plan import load_script, make_plan
 
@@ -66,7 +67,9 @@ def test_a_damaged_input_is_made_again_to_the_same_bytes(outputs, capfd, damage)
     elif damage == "missing":
         (prepared / "train.jsonl").unlink()
     elif damage == "not listed":
-        (prepared / "manifest.json").write_bytes(before.replace(b"01_preprocessing/train.jsonl", b"x"))
+        made = read_manifest(prepared)
+        del made["outputs"]["01_preprocessing/train.jsonl"]
+        write_manifest(prepared / "manifest.json", made)
     else:
         (prepared / "manifest.json").unlink()
         (prepared / "runtime.json").rename(prepared / ".in_progress.json")

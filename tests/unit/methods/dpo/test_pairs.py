@@ -568,7 +568,7 @@ def test_the_stage_writes_the_same_bytes_each_time(stage, real):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "val"}, "holds prompts of the val split.*run 04_generate_candidates.py --split train"),
+        ({"split": "val"}, "holds prompts of the val split.*run `python .* --split train"),
         ({"reward": "task"}, "needs the intrinsic reward, and 04_candidates was made with --reward task"),
     ],
 )
