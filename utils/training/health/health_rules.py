@@ -297,7 +297,7 @@ def clip_fraction(log: History, curve: LogCurve) -> Iterator[Check]:
     yield Check("clip_fraction", f"{share:.1f} % of tokens", finding)
 
 
-@needs(LAST, "advantages/phantom")
+@needs(2 * STRETCH, "advantages/phantom")
 def phantom_advantage(log: History, curve: LogCurve) -> Iterator[Check]:
     """Most of the advantages in groups all right or all wrong, while accuracy does not rise."""
     finding, share = None, 100 * curve.last

@@ -54,6 +54,7 @@ def run(seed=0, steps=STEPS, correlation=0.0, validation=20, **changed):
         "loss/value": 0.1 * np.exp(0.4 * next(z)),
         "clip_ratio/policy": np.clip(0.1 + 0.04 * next(z), 0, 1),
         "updates_skipped": (next(z) > 1).astype(float),
+        "advantages/phantom": np.clip(0.3 + 0.1 * next(z), 0, 1),
     } | changed
     curves[EXPLAINED] = curves.pop("explained_variance")
     curves = {key: np.broadcast_to(curve, steps) for key, curve in curves.items() if curve is not None}
@@ -501,7 +502,7 @@ def test_diagnose_a_healthy_stage(tmp_path, capsys):
     assert diagnose_command(["--diagnose", str(tmp_path / "05_ppo")]) == 0
     out = capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
     assert "finished, 105 logs, steps 1 to 100" in out
-    assert "kl runaway" in out and "serious" not in out and "healthy by 13 rules" in out
+    assert "kl runaway" in out and "serious" not in out and "healthy by 14 rules" in out
 
 
 def test_diagnose_a_dead_run_of_few_steps(tmp_path, capsys):
@@ -519,7 +520,7 @@ def test_diagnose_few_rows_without_a_problem_says_what_it_could_not_tell(tmp_pat
     write_rows(tmp_path / "metrics.jsonl", run(steps=2))
     assert diagnose_command(["--diagnose", str(tmp_path)]) == 0
     out = capsys.readouterr().out.replace("\n", " ")
-    assert "3 logs needed" in out and "healthy by 1 rule; 11 had too few rows to tell" in out
+    assert "3 logs needed" in out and "healthy by 1 rule; 12 had too few rows to tell" in out
 
 
 def test_diagnose_a_sick_one(tmp_path, capsys):
@@ -528,7 +529,7 @@ def test_diagnose_a_sick_one(tmp_path, capsys):
     assert diagnose_command(["--diagnose", str(tmp_path), f"--json={file}"]) == 1
     out = capsys.readouterr().out
     assert "serious: the KL to the reference is 2.00 nats per token at step 100." in out
-    assert "try: raise algo.kl_coef" in out and "1 problem by 13 rules" in out
+    assert "try: raise algo.kl_coef" in out and "1 problem by 14 rules" in out
     written = json.loads(file.read_text())
     assert (written["healthy"], written["first_step"], written["last_step"], written["logs"]) == (
         False,
@@ -574,7 +575,7 @@ def test_the_script_diagnoses(tmp_path):
     write_rows(tmp_path / "metrics.jsonl", run(kl=2.0))
     command = [sys.executable, "05_train_ppo.py"]
     done = subprocess.run([*command, f"--diagnose={tmp_path}"], cwd=REPO_ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "") and "1 problem by 13 rules" in done.stdout
+    assert (done.returncode, done.stderr) == (1, "") and "1 problem by 14 rules" in done.stdout
     helped = subprocess.run([*command, "--diagnose", "--help"], cwd=REPO_ROOT, capture_output=True, text=True)
     assert helped.returncode == 0 and "--diagnose DIR" in helped.stdout
 
