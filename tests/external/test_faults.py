@@ -2,29 +2,14 @@
 what it is given, and on every reader.
 """
 
+import signal
+import subprocess
 import sys
 
 import pytest
 
 from tests.external.faults.fuzz import SHARES, fuzz, fuzz_all
-from tests.external.faults.trials import (
-    SAME,
-    STOPPED,
-    TRACEBACK,
-    WRONG,
-    Program,
-    at_a_time,
-    at_an_operation,
-    at_once,
-    in_a_write,
-    little_memory,
-    planted_input,
-    small_files,
-    try_out,
-)
-from tests.support import toy
 from utils.frame.files import REPO_ROOT, UserError
-from utils.frame.stage import execute
 
 TOY = str(REPO_ROOT / "tests" / "support" / "toy.py")
 # It takes a file that is there for one that is whole.
@@ -41,38 +26,48 @@ def prepared(tmp_path, *numbers):
     """A root in which these stages of the toy pipeline have run."""
     root = tmp_path / "prepared"
     for number in numbers:
-        assert execute(*toy.STAGES[number], ["--outputs_root", str(root)]) == 0
+        subprocess.run([sys.executable, TOY, number, "--outputs_root", root], check=True, capture_output=True)
     return root
 
 
-def program(tmp_path, root, *words, reads=""):
-    (tmp_path / "work").mkdir()
-    made = Program([sys.executable, *words], root, tmp_path / "work", reads)
-    made.measure()
-    return made
+def trials(root, *words):
+    """The outcomes by fault, as the table of the harness has them, and all that it printed.
+
+    In a process of its own: it forks, and this one has threads.
+    """
+    command = [sys.executable, "-m", "tests.external.faults", "trials", "--root", root, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO_ROOT)
+    head, _, *rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line[:1] == "|"]
+    outcomes = {
+        row[0]: {name: int(n) for name, n in zip(head[2:], row[2:], strict=True) if int(n)} for row in rows
+    }
+    return done.returncode, outcomes, done.stdout + done.stderr
 
 
 def test_a_stage_that_is_disturbed_ends_in_the_same_bytes(tmp_path):
-    stage = program(tmp_path, prepared(tmp_path, "01"), TOY, "03", "--outputs_root", "{root}")
-    for disturb in (at_a_time, at_an_operation, in_a_write, small_files, little_memory):
-        assert try_out(stage, disturb, 2, seed=0) == ({SAME: 2}, []), disturb
-    assert try_out(stage, at_once, 1, seed=0) == ({SAME: 1}, [])
+    numbers = ("--kills", "6", "--limits", "2", "--starts", "1")
+    code, outcomes, said = trials(
+        prepared(tmp_path, "01"), *numbers, "--", "python", TOY, "03", "--outputs_root", "{root}"
+    )
+    assert code == 0 and len(outcomes) == 6, said
+    assert all(found.keys() == {"same bytes"} for found in outcomes.values()), said
 
 
 def test_what_is_planted_is_refused(tmp_path):
-    words = (TOY, "10", "--outputs_root", "{root}")
-    stage = program(tmp_path, prepared(tmp_path, "01", "03"), *words, reads="run_001/03_sft/ckpt_sft")
-    assert try_out(stage, planted_input, 3, seed=0) == ({STOPPED: 3}, [])
+    words = ("--reads", "run_001/03_sft/ckpt_sft", "--planted", "3")
+    code, outcomes, said = trials(
+        prepared(tmp_path, "01", "03"), *words, "--", "python", TOY, "10", "--outputs_root", "{root}"
+    )
+    assert code == 0 and list(outcomes.values()) == [{"one-line stop": 3}], said
 
 
 def test_a_program_that_deserves_it_is_found_out(tmp_path):
     (tmp_path / "careless.py").write_text(CARELESS)
     (tmp_path / "prepared").mkdir()
-    careless = program(tmp_path, tmp_path / "prepared", str(tmp_path / "careless.py"), "{root}")
-    assert try_out(careless, at_an_operation, 1, seed=0)[0] == {SAME: 1}
-    count, said = try_out(careless, in_a_write, 2, seed=0)
-    assert count == {WRONG: 2} and "numbers.txt" in said[0]
-    assert try_out(careless, small_files, 1, seed=0)[0] == {TRACEBACK: 1}
+    careless = ("--", "python", str(tmp_path / "careless.py"), "{root}")
+    code, outcomes, said = trials(tmp_path / "prepared", "--kills", "3", "--limits", "1", *careless)
+    assert code == 1 and "numbers.txt" in said
+    assert list(outcomes.values())[2:] == [{"silent wrong": 1}, {"traceback or crash": 1}], said
 
 
 def test_readers_refuse_in_one_line_what_they_cannot_read(capsys):
@@ -95,8 +90,6 @@ def test_an_undocumented_exception_and_a_slow_input_are_counted(monkeypatch):
 @pytest.fixture(autouse=True)
 def alarms():
     """The fuzzer's own handler of alarms goes with the test."""
-    import signal
-
     before = signal.getsignal(signal.SIGALRM)
     yield
     signal.signal(signal.SIGALRM, before)
