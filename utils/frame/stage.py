@@ -339,6 +339,10 @@ def _clear(out: Path, keep_files: bool) -> None:
     if keep_files:
         for leftover in list(out.rglob(f"{TEMPORARY_PREFIX}*")):
             remove(leftover)
+        # Files beside the folders are results, which are written anew; one put there is none.
+        for entry in out.iterdir():
+            if entry.is_file() and entry.name != LOG and not entry.name.startswith("."):
+                remove(entry)
         return
     for entry in out.iterdir():
         if entry.name not in (LOCK, REPLACED):

@@ -1,7 +1,7 @@
 """Resume points that are whole: each is sealed by the hashes of its files, and taken only while they hold.
 
-Each holds, beside the trainer's state, the checkpoints and samples that the stage had written by then, since
-what is damaged or added among these would else become a part of the result.
+Each holds, beside the trainer's state, the checkpoints, samples and rows of logs that the stage had written
+by then, since what is damaged or added among these would else become a part of the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ SEAL = "hashes.json"  # path -> sha256 of every other file of a resume point; th
 DAMAGED = "damaged-"  # before the name of a resume point that is set aside
 
 
-OUTPUTS = "outputs"  # within a resume point: the stage's checkpoints and samples
+OUTPUTS = "outputs"  # within a resume point: what the stage had written by then
+LOGS = ("rollouts", "curriculum")  # folders in resume/ with a file for each row of a log
 
 
 class SealsResumePoints(TrainerCallback):
@@ -35,23 +36,27 @@ class SealsResumePoints(TrainerCallback):
         if is_main_process():
             point = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             for folder in written(self.out):
-                shutil.copytree(folder, point / OUTPUTS / folder.name, copy_function=_link)
+                target = point / OUTPUTS / folder.relative_to(self.out)
+                shutil.copytree(folder, target, copy_function=_link)
             seal(point, self._known)
 
 
 def written(out: Path) -> list[Path]:
-    """The folders of a stage that hold checkpoints and samples, which it writes once and never changes."""
-    return sorted(path for path in (*out.glob("ckpt_*"), *out.glob("valid_samples")) if path.is_dir())
+    """The folders of a stage with files that it writes once and never changes: checkpoints, samples, and
+    below ``resume/`` the rows of its logs.
+    """
+    rows = [path for path in out.glob("resume/*") if path.name in LOGS]
+    return sorted(path for path in (*out.glob("ckpt_*"), *out.glob("valid_samples"), *rows) if path.is_dir())
 
 
 def restore(point: Path | None, out: Path) -> None:
-    """Let a stage's checkpoints and samples be those that a resume point holds, or none without one."""
+    """Let what a stage has written be what a resume point holds, or nothing without one."""
     if point is not None and not (point / OUTPUTS).is_dir():  # of before resume points held them
         return
     for folder in written(out):
         remove(folder)
-    for folder in sorted((point / OUTPUTS).iterdir()) if point else ():
-        shutil.copytree(folder, out / folder.name, copy_function=_link)
+    for folder in written(point / OUTPUTS) if point else ():
+        shutil.copytree(folder, out / folder.relative_to(point / OUTPUTS), copy_function=_link)
 
 
 def _link(source: str, target: str) -> None:

@@ -6,6 +6,7 @@ python -m tests.external.faults trials --root PREPARED --kills 9 -- python progr
 
 import argparse
 import importlib
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -40,6 +41,8 @@ def main(words: list[str]) -> int:
     if given.what == "fuzz":
         from tests.external.faults.fuzz import fuzz_all
 
+        for number in (signal.SIGINT, signal.SIGTERM):  # the table is of what was done until then
+            signal.signal(number, signal.default_int_handler)
         return int(not fuzz_all(given.inputs, given.seed))
     from tests.external.faults.trials import Program, run_trials
 

@@ -277,8 +277,6 @@ def fuzz_all(inputs: int, seed: int) -> bool:
     far where it is interrupted; whether nothing but refusals came of it.
     """
     counts = {name: Counts() for name in SHARES}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         all_readers = readers(Path(folder))
         for turn in range(-(-inputs // 100)):

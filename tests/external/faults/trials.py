@@ -244,29 +244,46 @@ def outcome(program: Program, root: Path, disturbed: list[Ended], whole: bool) -
     return (WRONG, f"not the same: {', '.join(changed)}") if changed else (SAME, "")
 
 
+def try_out(program: Program, disturb: Disturb, number: int, seed: int) -> tuple[Counter, list[str]]:
+    """So many trials of one kind, each from its own seed: how often each outcome, and what was said of bad
+    ones.
+    """
+    count, said = Counter(), []
+    damages = (*KINDS["damages"], *KINDS["planted"])
+    for trial in range(number):
+        rng = random.Random(f"{seed}/{disturb.__name__}/{trial}")
+        with program.copy(f"{disturb.__name__}_{trial}") as root:
+            disturbed = disturb(program, root, rng)
+            found, words = outcome(program, root, disturbed, whole=disturb not in damages)
+        count[found] += 1
+        if found not in (SAME, STOPPED):
+            said.append(f"{disturb.__name__} {trial}: {found}: {words.strip()[-1500:]}")
+    return count, said
+
+
 def run_trials(program: Program, numbers: dict[str, int], seed: int) -> bool:
     """All trials and their table; whether each ended in the same bytes or, where it may, in one line."""
     program.measure()
     clean = True
-    print(f"| fault | trials | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (len(OUTCOMES) + 1)}")
+    print(f"| fault | trials | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (len(OUTCOMES) + 1)}", flush=True)
     for kind, number in numbers.items():
         ways = [each for each in KINDS[kind] if program.reads or each not in (damaged_input, planted_input)]
         for place, disturb in enumerate(ways):
-            count, said = Counter(), []
-            for trial in range(len(range(place, number, len(ways)))):
-                rng = random.Random(f"{seed}/{disturb.__name__}/{trial}")
-                with program.copy(f"{disturb.__name__}_{trial}") as root:
-                    disturbed = disturb(program, root, rng)
-                    found, words = outcome(program, root, disturbed, kind not in ("damages", "planted"))
-                count[found] += 1
-                if found not in (SAME, STOPPED):
-                    said.append(f"{disturb.__name__} {trial}: {found}: {words.strip()[-1500:]}")
+            what, share = disturb.__doc__.splitlines()[0].rstrip("."), len(range(place, number, len(ways)))
+            if disturb is full_disk and share and not _can_mount(program.work):
+                print(f"| {what} | 0: no file system can be mounted here |{' |' * len(OUTCOMES)}")
+                continue
+            count, said = try_out(program, disturb, share, seed)
             if count:
                 cells = " | ".join(str(count[each]) for each in OUTCOMES)
-                print(
-                    f"| {disturb.__doc__.splitlines()[0].rstrip('.')} | {count.total()} | {cells} |",
-                    flush=True,
-                )
+                print(f"| {what} | {count.total()} | {cells} |", flush=True)
             print(*said, sep="\n", end="\n" if said else "", flush=True)
             clean &= not said
     return clean
+
+
+def _can_mount(work: Path) -> bool:
+    place = work / "mounted"
+    place.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", place], capture_output=True).returncode == 0
+    return mounted and subprocess.run(["umount", place]).returncode == 0

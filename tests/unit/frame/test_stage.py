@@ -351,6 +351,16 @@ def test_a_damaged_output_makes_a_stage_stale(run, tmp_path):
     assert run("01", "--overwrite")[0] == 0
 
 
+def test_a_file_put_into_an_unfinished_stage_is_no_result(run, tmp_path):
+    run("01")
+    assert process(tmp_path, "03", "--fail", "kill").returncode == -signal.SIGKILL
+    folder = tmp_path / "run_001" / "03_sft"
+    (folder / "chat_template.jinja").write_text("planted")
+    assert run("03", "--fail", "kill")[0] == 0
+    assert list(read(folder / "manifest.json")["outputs"]) == ["03_sft/ckpt_sft/weights.json"]
+    assert not (folder / "chat_template.jinja").exists()
+
+
 def test_overwriting_leaves_nothing_of_the_old(run, tmp_path):
     run("01")
     stray = tmp_path / "run_001/01_preprocessing/old/stray.txt"
