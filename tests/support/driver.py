@@ -89,6 +89,25 @@ if __name__ == "__main__":
     main(STAGE, run)
 """
 
+# Runs steps of a script side by side: SCRIPT OUTPUTS_ROOT NAME …
+DRIVER = """
+import sys
+from utils.driver.execution import Execution, exit_code
+from utils.driver.graph import Node
+from utils.driver.goal import Step
+from utils.frame.stage_plan import load_script
+
+def drive(argv):
+    script, out, *names = argv
+    words = ("--run_id", "r", "--outputs_root", out, "--name")
+    nodes = [Node("r", Step(name, script), (*words, name)) for name in names]
+    return exit_code(nodes, Execution(nodes, jobs=2).run())
+
+driver = load_script("12_driver.py")
+driver.drive = drive
+sys.exit(driver.main(sys.argv[1:]))
+"""
+
 
 def statuses(outcomes) -> str:
     """How each step ended, "a:done b:failed"."""

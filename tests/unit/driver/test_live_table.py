@@ -1,12 +1,19 @@
 """The live table: what it reads from a step's output, what its rows say, and a window of another size."""
 
+import contextlib
+import fcntl
 import io
+import os
+import struct
+import subprocess
 import sys
+import termios
 import textwrap
 
 import pytest
 from rich.console import Console
 
+from tests.support.driver import DRIVER
 from utils.driver import live_table
 from utils.driver.goal import Goal, Overrides
 from utils.driver.graph import Outcome, build_graph
@@ -135,6 +142,33 @@ def test_a_window_of_another_size_is_cleared(tmp_path):
     table.console.size = (60, 20)
     assert clear in "".join(rows(table, screen))
     assert clear not in "".join(rows(table, screen))
+
+
+@pytest.mark.slow
+def test_on_a_terminal_steps_side_by_side_share_one_table(fake):
+    """Real steps under a driver that has a terminal: no line of theirs is printed, and each has a row."""
+    read, write = os.openpty()
+    fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    command = [sys.executable, "-c", DRIVER, str(fake.script), str(fake.out.parent), "a", "b"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=write,
+        stderr=write,
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
+    ) as driver:
+        os.close(write)
+        seen = ""
+        with contextlib.suppress(OSError):  # how a terminal says that its other end is closed
+            while piece := os.read(read, 1 << 16):
+                seen += piece.decode(errors="replace")
+        assert driver.wait() == 0, seen
+    os.close(read)
+    last = [" ".join(line.split()) for line in seen.rpartition(" step ")[2].splitlines()]
+    for name in "ab":
+        assert any(line.startswith(f"05_ppo_{name} done ") for line in last), seen
+    assert any("2 of 2 steps" in line for line in last)
+    assert "finished in" not in seen and "start (r, seed 0)" not in seen
 
 
 def test_there_is_no_table_where_standard_output_is_no_terminal(capsys):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.driver import statuses
+from tests.support.driver import DRIVER, statuses
 from utils.driver import process
 from utils.driver.execution import Execution, exit_code
 from utils.driver.process import Child, interrupts_held_back, stop
@@ -187,25 +187,6 @@ def test_two_jobs_write_the_same_manifests(fake, capfd):
     two = {path: path.read_bytes() for path in fake.out.rglob("*manifest.json")}
     Execution(fake.nodes, jobs=1, overwrite={node.key for node in fake.nodes}).run()
     assert len(two) == 5 and two == {path: path.read_bytes() for path in fake.out.rglob("*manifest.json")}
-
-
-DRIVER = """
-import sys
-from utils.driver.execution import Execution, exit_code
-from utils.driver.graph import Node
-from utils.driver.goal import Step
-from utils.frame.stage_plan import load_script
-
-def drive(argv):
-    script, out, *names = argv
-    words = ("--run_id", "r", "--outputs_root", out, "--name")
-    nodes = [Node("r", Step(name, script), (*words, name)) for name in names]
-    return exit_code(nodes, Execution(nodes, jobs=2).run())
-
-driver = load_script("12_driver.py")
-driver.drive = drive
-sys.exit(driver.main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture

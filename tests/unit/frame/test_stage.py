@@ -298,7 +298,7 @@ def test_a_finished_stage_is_up_to_date_until_something_changes(run, tmp_path):
     assert code == 2 and "algo.max_steps: 5 -> 6" in err and "--overwrite" in err and "--run_id" in err
     assert status(tmp_path, "03", "--max_steps", "6") == "stale: algo.max_steps: 5 -> 6"
     assert status(tmp_path, "03", "--seed", "1") == "stale: seed: 0 -> 1"
-    assert status(tmp_path, "03", "--quick_test").startswith("stale: algo.inner.rate: 0.25 -> 0.1;")
+    assert status(tmp_path, "03", "--quick_test").startswith("stale: quick_test: false -> true; algo.")
 
     assert run("03", "--max_steps", "6", "--overwrite")[0] == 0
     assert status(tmp_path, "03", "--max_steps", "6") == "up_to_date"

@@ -53,3 +53,23 @@ def test_the_best_checkpoint_is_the_last_where_nothing_was_validated():
         "final_val_reward": 0.25,
         "final_val_accuracy": 0.5,
     }
+
+
+def test_a_bar_counts_the_steps_from_where_training_goes_on():
+    bar = SimpleNamespace(n=0, closed=False)
+
+    def progress(iterable, total, description, initial):
+        bar.total, bar.n = total, initial
+        bar.update = lambda steps: setattr(bar, "n", bar.n + steps)
+        bar.close = lambda: setattr(bar, "closed", True)
+        return bar
+
+    callback = Progress(SimpleNamespace(log=print, progress=progress))
+    callback.close()  # before training began there is none
+    callback.on_train_begin(None, SimpleNamespace(global_step=4, max_steps=16), None)
+    assert (bar.n, bar.total) == (4, 16)
+    for step in (5, 6, 8):
+        callback.on_step_end(None, SimpleNamespace(global_step=step, max_steps=16), None)
+        assert bar.n == step and not bar.closed
+    callback.close()
+    assert bar.closed
