@@ -23,7 +23,7 @@ for method in $methods; do
     case $method in
         grpo | rloo) options+=("--$method.learning_rate" 1e-4 "--$method.per_device_train_batch_size" 32) ;;
         ppo) options+=(--ppo.learning_rate 1e-4 --ppo.rollout_batch_size 64) ;;
-        rft) options+=(--rft.learning_rate 2e-4 --rft.num_train_epochs 1) ;;
+        rft) options+=(--rft.learning_rate 2e-4 --rft.num_train_epochs 1 --rft.per_device_train_batch_size 8) ;;
         dpo) options+=(--dpo.learning_rate 5e-5 --dpo.num_train_epochs 1 --preferences.min_pairs 16) ;;
     esac
 done
