@@ -177,8 +177,14 @@ def test_the_objective_chooses_folder_and_settings(tmp_path, argv, folder, algo)
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--objective", "dpo"], '--objective must be one of sft, distill, rft, found "dpo"'),
-        (["--objective"], '--objective must be one of sft, distill, rft, found ""'),
+        (
+            ["--objective", "dpo"],
+            '--objective must be one of sft, distill, opd, exopd, vopd, reopold, rft, found "dpo"',
+        ),
+        (
+            ["--objective"],
+            '--objective must be one of sft, distill, opd, exopd, vopd, reopold, rft, found ""',
+        ),
         (["--start", "base"], "unknown option --start"),
         (["--objective", "distill", "--num_train_epochs", "2"], "unknown option --num_train_epochs"),
         (["--objective", "distill", "--on_policy_fraction", "0.5"], "needs num_generations 1"),
