@@ -8,7 +8,7 @@ from tests.support.finished_runs import STAGE_OF, compare_methods, write_methods
 from tests.support.policy_results import result
 from utils.comparison.caveats import all_cut_off, caveats
 from utils.documents.document import plain
-from utils.frame.files import read_json, write_json
+from utils.frame.files import read_json, sha256_of_tree, write_json
 from utils.statistics.accuracy_tests import rate
 
 
@@ -22,6 +22,14 @@ def changed_manifest(run, policy, best_step=None, weights=None):
         name = f"{STAGE_OF[policy]}/ckpt_{policy}/{file}"
         manifest["outputs"][name] = {"sha256": sha256, "bytes": 1}
     write_json(path, manifest)
+    best = f"{STAGE_OF[policy]}/ckpt_{policy}/best"
+    below = {name: facts["sha256"] for name, facts in manifest["outputs"].items() if name.startswith(best)}
+    tree = sha256_of_tree({name.removeprefix(f"{best}/"): sha256 for name, sha256 in below.items()})
+    for reader in run.rglob("manifest.json") if below else ():  # what read it before must have read this
+        made = read_json(reader)
+        if best in made["inputs"]:
+            made["inputs"][best]["sha256"] = tree
+            write_json(reader, made)
 
 
 def said(run, capsys):

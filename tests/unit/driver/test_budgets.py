@@ -68,7 +68,7 @@ def prepared_data(folder: Path, prompts: int) -> None:
     """A run in which 01 has finished."""
     write_json(
         folder / "r" / "01_preprocessing" / "manifest.json",
-        {"outputs": {"01_preprocessing/train.jsonl": {"rows": prompts}}},
+        {"outputs": {"01_preprocessing/train.jsonl": {"rows": prompts, "sha256": "0" * 64}}},
     )
 
 

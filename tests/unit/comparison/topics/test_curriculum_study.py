@@ -17,7 +17,7 @@ from utils.comparison.topics.curriculum_study import curriculum_groups, curricul
 from utils.comparison.topics.sample_efficiency import first_reached, geometric_mean, sample_efficiency
 from utils.comparison.topics.validation_curves import Curve, Point
 from utils.frame.files import dump_json, write_csv, write_json, write_jsonl
-from utils.frame.manifest import describe_outputs
+from utils.frame.manifest import describe, describe_outputs
 from utils.statistics.accuracy_tests import rate
 
 
@@ -149,7 +149,8 @@ def write_policy(run_dir, policy, seed, right, agreement, curve=()):
         (run_dir / stage / f"ckpt_{stage[3:7]}" / "best").mkdir(parents=True, exist_ok=True)
         (run_dir / stage / f"ckpt_{stage[3:7]}" / "best" / "w").touch()
         finish(run_dir, stage, seed, {})
-    checkpoint = {f"{stage}/ckpt_{stage[3:7]}/best": {"sha256": "x"}} if curve else {}
+    best = f"{stage}/ckpt_{stage[3:7]}/best"
+    checkpoint = {best: describe(run_dir / best)} if curve else {}
     finish(run_dir, f"10_evaluation/{policy}", seed, checkpoint)
 
 
