@@ -22,15 +22,16 @@ from utils.methods.sft.settings import SftAlgo
 from utils.models.settings import GenerationSection, ModelConfig
 from utils.rollouts.start import rollout_arguments
 
-ROLLOUTS = {"num_rollouts", "curriculum", "rollout_batch_size"}
+ROLLOUTS = {"num_rollouts", "curriculum", "rollout_batch_size", "tuning"}
+REWARDED = ROLLOUTS | {"group_filter", "group_filter_limit", "overlong_buffer"}
 # Settings class -> the configuration that its trainer takes, and the settings that have no field there.
 CONFIGS = {
-    SftAlgo: (SFTConfig, set()),
-    DpoAlgo: (DPOConfig, {"validation_kl"}),
+    SftAlgo: (SFTConfig, {"tuning"}),
+    DpoAlgo: (DPOConfig, {"validation_kl", "tuning"}),
     DistillAlgo: (GroupDistillationConfig, ROLLOUTS),
-    PpoAlgo: (PPOConfig, ROLLOUTS | {"value_model"}),
-    GrpoAlgo: (GRPOConfig, ROLLOUTS | {"supervision"}),
-    RlooAlgo: (BaselineRLOOConfig, ROLLOUTS | {"num_samples"}),
+    PpoAlgo: (PPOConfig, REWARDED | {"value_model"}),
+    GrpoAlgo: (GRPOConfig, REWARDED | {"supervision"}),
+    RlooAlgo: (BaselineRLOOConfig, REWARDED | {"num_samples"}),
 }
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 5}
 WITH_ROLLOUTS = [cls for cls in CONFIGS if cls not in (SftAlgo, DpoAlgo)]
