@@ -90,6 +90,6 @@ def test_an_undocumented_exception_and_a_slow_input_are_counted(monkeypatch):
 @pytest.fixture(autouse=True)
 def alarms():
     """The fuzzer's own handler of alarms goes with the test."""
-    before = signal.getsignal(signal.SIGALRM)
+    before = signal.getsignal(signal.SIGVTALRM)
     yield
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGVTALRM, before)
