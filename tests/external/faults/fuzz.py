@@ -52,12 +52,12 @@ class Counts:
 def fuzz(reader: Reader, inputs: int, seed: int | str, counts: Counts | None = None) -> Counts:
     """Give a reader so many inputs, each made from its own seed, so that one can be given again."""
     counts = counts or Counts()
-    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGVTALRM, _too_long)
     for number in range(inputs):
         name = f"{seed}/{number}"
         rng = random.Random(name)
         start = time.process_time()
-        signal.alarm(60)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 60)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 reader(rng)
@@ -70,7 +70,7 @@ def fuzz(reader: Reader, inputs: int, seed: int | str, counts: Counts | None = N
             kind, place = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1]
             _note(counts, name, f"{kind} in {Path(place.filename).name}:{place.lineno}")
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             counts.inputs += 1
             taken = time.process_time() - start
             counts.slow += taken > SECONDS
@@ -84,7 +84,7 @@ def _note(counts: Counts, name: str, what: str) -> None:
 
 
 def _too_long(signal_number: int, frame: Any) -> None:
-    raise TimeoutError("an input took more than a minute")
+    raise TimeoutError("an input took more than a minute of processor time")
 
 
 # ---------------------------------------------------------------------------------------------- readers
