@@ -18,5 +18,5 @@ def test_the_tables_are_made_by_the_command_on_the_page(tmp_path):
     rows = [
         line for line in page.splitlines() if re.match(r"\| (sft|rft|grpo_task|dpo_task|ppo_task) \|", line)
     ]
-    assert len(rows) > 10
+    assert len(rows) >= 8
     assert [row for row in rows if row not in made] == []
