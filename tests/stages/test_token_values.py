@@ -11,6 +11,7 @@ from tests.support.finished_runs import pretend_finished
 from tests.support.records import RECORDS
 from tests.support.scripts import execute_stage
 from utils.frame.files import read_json, write_jsonl
+from utils.frame.manifest import describe
 from utils.models.value_head import ValueHead, save_critic
 from utils.rewards.spec import IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
 
@@ -50,7 +51,8 @@ def run_dir(tmp_path_factory, tiny_models):
         "options": {"reward": "combined"},
         "model": {"generation": {"temperature": 1.0, "max_new_tokens": 8}},
     }
-    pretend_finished(folder / "05_ppo", inputs={"03_sft/ckpt_sft/best": {}}, config=config)
+    best = "03_sft/ckpt_sft/best"
+    pretend_finished(folder / "05_ppo", inputs={best: describe(folder / best)}, config=config)
     for policy in ("sft", "ppo"):
         assert evaluate(folder, policy, tiny_models) == 0
     return folder
