@@ -275,7 +275,7 @@ def ppo_run(tmp_path):
             "options": {"reward": reward},
             "model": {"generation": {"temperature": 0.6, "max_new_tokens": 8}},
         }
-        manifest = {"outputs": {}, "inputs": {"03_sft/ckpt_sft/best": {}}, "config": config}
+        manifest = {"outputs": {}, "inputs": {"03_sft/ckpt_sft/best": {"sha256": "0" * 64}}, "config": config}
         (tmp_path / "05_ppo" / "manifest.json").write_text(dump_json(manifest))
         return checkpoint
 
@@ -419,7 +419,8 @@ def test_the_reference_is_where_training_started(tmp_path):
     ):
         manifest = run_dir / "03_distill" / "manifest.json"
         manifest.parent.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(dump_json({"outputs": {}, "inputs": inputs}))
+        hashed = dict.fromkeys(inputs, {"sha256": "0" * 64})
+        manifest.write_text(dump_json({"outputs": {}, "inputs": hashed}))
         assert reference_inputs(run_dir / "03_distill" / "ckpt_distill" / "best") == found
 
 
