@@ -4,7 +4,7 @@ A stage rests on others: 06 on 03, which rests on 01. Each manifest says what wa
 grounds were redone since is known by manifests alone.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def check_chain(run_dir: Path, folders: Collection[str], strict_code: bool) -> N
     What has been deleted since is not missed. Args: folders: in the run, such as "10_evaluation/ppo".
     """
     stages = dict(sorted(_behind(run_dir, folders).items(), key=_in_order))
-    found = {folder: changed for folder, made in stages.items() if (changed := _changed_input(run_dir, made))}
+    found = {folder: changed for folder, made in stages.items() if (changed := _changed_input(stages, made))}
     if found:
         first, *others = found
         then = f", then {', '.join(others)} again" if others else ""
@@ -97,11 +97,10 @@ def _read_folders(made: dict[str, Any]) -> Iterator[str]:
     return filter(None, map(stage_folder, made.get("inputs", {})))
 
 
-def _changed_input(run_dir: Path, made: dict[str, Any]) -> str:
-    """The first input that a stage read otherwise than the run holds it now; "" where there is none."""
+def _changed_input(stages: Mapping[str, dict[str, Any]], made: dict[str, Any]) -> str:
+    """The first input that a stage read otherwise than ``stages`` hold it now; "" where there is none."""
     for name, facts in made.get("inputs", {}).items():
-        folder = stage_folder(name)
-        recorded = manifests.read_manifest(run_dir / folder) if folder else None
+        recorded = stages.get(stage_folder(name) or "")
         now = _listed(recorded["outputs"], name) if recorded else None
         if now is not None and now != facts.get("sha256", now):
             return name

@@ -5,7 +5,7 @@ has takes the options that all stages of a run share from the command that misse
 """
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ def command_for(
         words = [*(options_of(folder) if row else ()), *(("--policy", out.name) if nested else ())]
         words += _shared(run_dir, script, words, asked)
     else:
-        words = list(_without_places(begun[0]))
+        words = _without(begun[0], _PLACES, _ONCE)
     for option, value in (given or {}).items():
-        words = [*_without(words, option), f"--{option}", value]
+        words = [*_without(words, [option]), f"--{option}", value]
     words = ["--run_id", run_dir.name, *words]
     here = Path(begun[1]) if begun else Path.cwd()
     if run_dir.parent != REPO_ROOT / "outputs":
@@ -74,28 +74,18 @@ def _begun(out: Path) -> tuple[list[str], str] | None:
     return None
 
 
-def _without_places(words: list[str]) -> Iterator[str]:
-    """A command line without what names the run, and without what was meant for one execution."""
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equals, _ = word.removeprefix("--").partition("=")
-        name = FRAME_SYNONYMS.get(name.replace("-", "_"), name.replace("-", "_"))
-        if not word.startswith("--") or name not in (*_PLACES, *_ONCE):
-            yield word
-        elif not equals and rest and (name in _PLACES or not rest[0].startswith("--")):
-            rest.pop(0)
-
-
-def _without(words: list[str], option: str) -> list[str]:
-    """A command line without an option that has one value."""
+def _without(words: Sequence[str], valued: Collection[str], switches: Collection[str] = ()) -> list[str]:
+    """A command line without these options, and without their values: ``valued`` have one, which may be
+    left out after ``switches``.
+    """
     kept, rest = [], list(words)
     while rest:
         word = rest.pop(0)
         name, equals, _ = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name != option:
+        name = FRAME_SYNONYMS.get(name.replace("-", "_"), name.replace("-", "_"))
+        if not word.startswith("--") or name not in (*valued, *switches):
             kept.append(word)
-        elif not equals and rest:
+        elif not equals and rest and (name in valued or not rest[0].startswith("--")):
             rest.pop(0)
     return kept
 

@@ -18,8 +18,6 @@ from utils.frame.processes import is_main_process, wait_for_everyone
 
 SEAL = "hashes.json"  # path -> sha256 of every other file of a resume point; the last to be written
 DAMAGED = "damaged-"  # before the name of a resume point that is set aside
-
-
 OUTPUTS = "outputs"  # within a resume point: what the stage had written by then
 LOGS = ("rollouts", "curriculum")  # folders in resume/ with a file for each row of a log
 
