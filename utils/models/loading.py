@@ -232,7 +232,9 @@ def load_base(
             output_loading_info=True,
         )
     if lacking := sorted(found["missing_keys"]):  # they would be random
-        raise UserError(f"{name_or_path}: {len(lacking)} of the model's weights are missing, such as {lacking[0]}")
+        raise UserError(
+            f"{name_or_path}: {len(lacking)} of the model's weights are missing, such as {lacking[0]}"
+        )
     if device().type == "cpu":
         prepare_cpu(getattr(model.config.get_text_config(), "hidden_size", 0))
     four_bits.leave_packing_alone(model)

@@ -129,7 +129,9 @@ def with_code(folder):
         (with_code, "custom code"),
     ],
 )
-def test_a_damaged_folder_is_one_line_and_none_of_its_code_runs(tiny_models, tmp_path, damage, said, monkeypatch):
+def test_a_damaged_folder_is_one_line_and_none_of_its_code_runs(
+    tiny_models, tmp_path, damage, said, monkeypatch
+):
     folder = tmp_path / "model"
     shutil.copytree(tiny_models("llama"), folder)
     damage(folder)
@@ -152,7 +154,10 @@ def without_a_matrix(folder):
         (cut("adapter_model.safetensors", 90), "no adapter could be loaded"),
         (without_a_matrix, "no adapter could be loaded .*missing adapter keys"),
         (lambda folder: write_json(folder / "adapter_config.json", []), "base_model_name_or_path"),
-        (lambda folder: write_json(folder / "adapter_config.json", {"base_model_name_or_path": 3}), "base_model"),
+        (
+            lambda folder: write_json(folder / "adapter_config.json", {"base_model_name_or_path": 3}),
+            "base_model",
+        ),
     ],
 )
 def test_a_damaged_adapter_is_one_line(tiny_models, tmp_path, damage, said):
