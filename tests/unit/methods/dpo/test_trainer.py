@@ -128,10 +128,12 @@ def test_what_is_too_long_is_an_error(context, section, message):
 
 
 @pytest.mark.parametrize("name", ["pairs", "val_pairs"])
-def test_without_pairs_one_line_says_what_to_do(context, name):
+def test_without_pairs_one_line_says_what_to_do(context, tmp_path, name):
     ctx = context()
+    ctx.inputs[name] = tmp_path / "run_001" / "08_preferences" / f"{name}.jsonl"
+    ctx.inputs[name].parent.mkdir(parents=True)
     write_jsonl(ctx.inputs[name], [])
-    with pytest.raises(UserError, match=f"{name}.jsonl: holds no pairs: run 08_build") as caught:
+    with pytest.raises(UserError, match=rf"{name}.jsonl: holds no pairs: run `python 08_build") as caught:
         build_dpo_trainer(ctx)
     assert "\n" not in str(caught.value)
 
