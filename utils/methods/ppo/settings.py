@@ -46,6 +46,9 @@ class PpoUpdates:
         "trunk", "how far the value loss of a shared critic reaches"
     )
     sibling_shrinkage: float = setting(1.0, "siblings that the mean of the group counts for", above=0)
+    group_shrinkage: float = setting(
+        8.0, "completions of a group that the mean of the other prompts counts for", at_least=0
+    )
     entropy_coef: float = setting(
         0.0, "weight of the entropy bonus in the loss: of each token alone", at_least=0
     )

@@ -3,16 +3,20 @@
 A rollout holds G completions of each prompt. Those that begin with the same tokens have been in the same
 states: before token t of completion i, its siblings S_i(t) are the other completions of its group whose first
 t tokens are the same. Their mean return from there is a Monte-Carlo estimate of the state's value, at no cost
-beyond the rollout. Where they are few it is shrunk to the mean of the group, i left out:
+beyond the rollout. Where they are few it is shrunk to the mean of the group, i left out, and that to the mean
+of the other prompts:
 
-    V_i(t) = (sum of R_j(t) over S_i(t) + k M_i(t)) / (|S_i(t)| + k),    V_i(0) = mean of R_j(0) over j != i
+    V_i(t) = (sum of R_j(t) over S_i(t) + k M_i(t)) / (|S_i(t)| + k),        V_i(0) = M_i(0)
+    M_i(t) = (sum of R_j(t) over the n others of the group + m B_i(t)) / (n + m)
 
-with R the returns at lambda = 1 and M_i(t) the mean return from token t on of all other completions of the
-group that come as far, or, where none does, of all from their start. k, the shrinkage, counts in siblings.
+with R the returns at lambda = 1. The n others are those that come as far as token t, as are the completions
+of other prompts, whose mean B_i(t) is. Where nobody comes as far, M_i(t) is M_i(0), which counts all others.
+k counts in siblings and m in completions of the group. m = (1 - r) / r has the least squared error where r is
+the share of the variance of returns that lies between prompts (James and Stein's estimator).
 
 Leaving completion i out keeps the gradient at lambda = 1 unbiased: V_i(t) depends on i through its tokens
 before t alone, and on the others, which are drawn independently of it, so that the expectation
-of grad log pi(a_t | s_t) V_i(t) over a_t is 0. As an estimate of the value it is biased where k M_i(t) weighs
+of grad log pi(a_t | s_t) V_i(t) over a_t is 0. As an estimate of the value it is biased where k or m weigh
 in; with lambda < 1 that bias reaches the advantages, as a learned critic's does.
 
 Near it: VinePPO (Kazemnejad et al. 2024, arXiv 2410.01679) samples further completions from every step to
@@ -60,23 +64,36 @@ def group_means(returns: Tensor, mask: Tensor, size: int) -> Tensor:
 
 
 def sibling_values(
-    returns: Tensor, completion_ids: Tensor, mask: Tensor, size: int, shrinkage: float
+    returns: Tensor,
+    completion_ids: Tensor,
+    mask: Tensor,
+    size: int,
+    shrinkage: float,
+    group_shrinkage: float,
 ) -> Tensor:
     """The value of the state before each token, V_i(t) above, [B, C]; masked tokens get 0.
 
     ``returns`` are `returns_to_go`, [B, C]; ``size`` is G: the completions of a group stand next to each
-    other.
+    other. ``shrinkage`` is k, ``group_shrinkage`` m.
     """
     grouped, kept = returns.view(-1, size, returns.shape[1]), mask.view(-1, size, mask.shape[1]).to(returns)
     siblings = shared_prefixes(completion_ids, mask, size).to(returns)
-    counts = kept.sum(1, keepdim=True) - kept
-    means = ((grouped * kept).sum(1, keepdim=True) - grouped * kept) / counts.clamp(min=1)
-    start = group_means(returns, mask, size).view_as(grouped)
-    means = torch.where(counts > 0, means, start)
+    start = _shrunk(grouped[..., :1], torch.ones_like(grouped[..., :1]), group_shrinkage)
+    means = _shrunk(grouped, kept, group_shrinkage)
+    means = torch.where(means.isnan(), start, means)
     total = torch.einsum("gijt,gjt->git", siblings, grouped)
     values = (total + shrinkage * means) / (siblings.sum(2) + shrinkage)
-    values[:, :, :1] = start[:, :, :1]
+    values[:, :, :1] = start
     return values.reshape(returns.shape) * mask
+
+
+def _shrunk(grouped: Tensor, kept: Tensor, shrinkage: float) -> Tensor:
+    """M above of returns [groups, G, C], of which ``kept`` (0 or 1) count; NaN where none does."""
+    total, count = (grouped * kept).sum(1, keepdim=True), kept.sum(1, keepdim=True)
+    elsewhere = count.sum(0) - count  # completions of other prompts
+    mean = (total.sum(0) - total) / elsewhere.clamp(min=1)
+    weight = shrinkage * (elsewhere > 0).to(grouped)
+    return (total - grouped * kept + weight * mean) / (count - kept + weight)
 
 
 def explained(

@@ -71,8 +71,9 @@ class EstimatesValues:
             )
         )
         size, returns = self.num_generations, returns_to_go(rewards, mask, self.args.gamma)
+        shrinkage = self.args.sibling_shrinkage, self.args.group_shrinkage
         free = {
-            "siblings": sibling_values(returns, ids, mask, size, self.args.sibling_shrinkage),
+            "siblings": sibling_values(returns, ids, mask, size, *shrinkage),
             "group_mean": group_means(returns, mask, size),
         }
         return {name: values[first : first + rows, :width] for name, values in free.items()}

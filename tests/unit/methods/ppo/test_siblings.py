@@ -24,7 +24,7 @@ def random_groups(seed, groups=3, size=4, width=5, vocabulary=2):
     return ids * mask, mask, rewards
 
 
-def slow_values(ids, mask, rewards, size, gamma, shrinkage):
+def slow_values(ids, mask, rewards, size, gamma, shrinkage, group_shrinkage):
     """The estimator of the module's first lines, token by token."""
     completions = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
     earned = [row[kept].tolist() for row, kept in zip(rewards, mask, strict=True)]
@@ -32,38 +32,56 @@ def slow_values(ids, mask, rewards, size, gamma, shrinkage):
     def to_go(row, step):
         return sum(gamma ** (later - step) * earned[row][later] for later in range(step, len(earned[row])))
 
+    def mean_of(near, far, step):
+        """The mean over the others of the group, shrunk to that over other prompts; None without any."""
+        total, weight = sum(to_go(other, step) for other in near), len(near)
+        if far and group_shrinkage:
+            total += group_shrinkage * np.mean([to_go(other, step) for other in far])
+            weight += group_shrinkage
+        return total / weight if weight else None
+
     found = np.zeros(tuple(mask.shape))
     for row, completion in enumerate(completions):
         first = row - row % size
         others = [other for other in range(first, first + size) if other != row]
-        start = np.mean([to_go(other, 0) for other in others])
+        elsewhere = [other for other in range(len(completions)) if not first <= other < first + size]
+        start = mean_of(others, elsewhere, 0)
         for step in range(len(completion)):
             alive = [other for other in others if len(completions[other]) > step]
             alike = [other for other in alive if completions[other][:step] == completion[:step]]
-            mean = np.mean([to_go(other, step) for other in alive]) if alive else start
+            mean = mean_of(alive, [other for other in elsewhere if len(completions[other]) > step], step)
+            mean = start if mean is None else mean
             total = sum(to_go(other, step) for other in alike)
             found[row, step] = (total + shrinkage * mean) / (len(alike) + shrinkage) if step else start
     return found
 
 
-@pytest.mark.parametrize(("gamma", "shrinkage"), [(1.0, 1.0), (0.9, 0.5), (0.0, 3.0)])
-def test_values_equal_a_loop_over_tokens(gamma, shrinkage):
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(
+    ("gamma", "shrinkage", "group_shrinkage"), [(1.0, 1.0, 4.0), (0.9, 0.5, 0.0), (0.0, 3.0, 0.7)]
+)
+def test_values_equal_a_loop_over_tokens(groups, gamma, shrinkage, group_shrinkage):
     for seed in range(5):
-        ids, mask, rewards = random_groups(seed)
-        found = sibling_values(returns_to_go(rewards, mask, gamma), ids, mask, 4, shrinkage)
-        np.testing.assert_allclose(found, slow_values(ids, mask, rewards, 4, gamma, shrinkage), atol=1e-12)
+        ids, mask, rewards = random_groups(seed, groups)
+        settings = 4, shrinkage, group_shrinkage
+        found = sibling_values(returns_to_go(rewards, mask, gamma), ids, mask, *settings)
+        expected = slow_values(ids, mask, rewards, 4, gamma, shrinkage, group_shrinkage)
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def test_the_gradient_with_these_values_is_that_of_the_expected_return():
-    """Exactly: every rollout of two completions of at most three tokens, weighted by its probability."""
-    end, length = 0, 3
+@pytest.mark.parametrize(("groups", "words", "length"), [(1, (1, 2), 3), (2, (1,), 3)])
+def test_the_gradient_with_these_values_is_that_of_the_expected_return(groups, words, length):
+    """Exactly: every rollout of groups of two completions of at most ``length`` tokens, weighted by its
+    probability."""
+    end = 0
     generator = torch.Generator().manual_seed(0)
     states = [
-        state for n in range(length) for state in itertools.product((1, 2), repeat=n)
+        state for n in range(length) for state in itertools.product(words, repeat=n)
     ]  # no token ends it
-    logits = torch.randn(len(states), 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(len(states), 1 + len(words), generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
     place = {state: number for number, state in enumerate(states)}
-    finished = [state for state in itertools.product((0, 1, 2), repeat=length) if end not in state]
+    finished = [state for state in itertools.product((end, *words), repeat=length) if end not in state]
     finished += [(*state, end) for state in states]
     pay = {ids: torch.randn(len(ids), generator=generator, dtype=torch.float64) for ids in finished}
     # A reward of a token is one of the prefix that it ends.
@@ -82,18 +100,16 @@ def test_the_gradient_with_these_values_is_that_of_the_expected_return():
     (expected,) = torch.autograd.grad(value, logits)
 
     found = 0.0
-    for pair in itertools.product(finished, repeat=2):
-        mask = torch.tensor([[t < len(ids) for t in range(length)] for ids in pair])
-        ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids in pair])
-        rewards = torch.stack([torch.nn.functional.pad(pay[c], (0, length - len(c))) for c in pair])
+    for rollout in itertools.product(finished, repeat=2 * groups):
+        mask = torch.tensor([[t < len(ids) for t in range(length)] for ids in rollout])
+        ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids in rollout])
+        rewards = torch.stack([torch.nn.functional.pad(pay[c], (0, length - len(c))) for c in rollout])
         returns = returns_to_go(rewards, mask, 1.0)
-        advantages = returns - sibling_values(returns, ids, mask, 2, 1.0)
-        both = [log_probs(c) for c in pair]
-        weight = (both[0].sum() + both[1].sum()).exp().detach()
-        found = (
-            found
-            + weight * sum((lp * a[: len(lp)]).sum() for lp, a in zip(both, advantages, strict=True)) / 2
-        )
+        advantages = returns - sibling_values(returns, ids, mask, 2, 1.0, 2.0)
+        each = [log_probs(c) for c in rollout]
+        weight = sum(part.sum() for part in each).exp().detach()
+        steps = sum((lp * a[: len(lp)]).sum() for lp, a in zip(each, advantages, strict=True))
+        found = found + weight * steps / len(rollout)
     (gradient,) = torch.autograd.grad(found, logits)
     torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=1e-9)
     assert expected.abs().max() > 0.01
@@ -102,7 +118,7 @@ def test_the_gradient_with_these_values_is_that_of_the_expected_return():
 def test_what_is_explained_is_measured_against_returns_without_values():
     ids, mask, rewards = random_groups(3, groups=6, width=8)
     returns = returns_to_go(rewards, mask, 1.0)
-    values = sibling_values(returns, ids, mask, 4, 1.0)
+    values = sibling_values(returns, ids, mask, 4, 1.0, 4.0)
     means = group_means(returns, mask, 4)
     found = explained({"": values, "siblings": values, "group_mean": means}, returns, mask)
     name = "explained_variance/lambda_1"
