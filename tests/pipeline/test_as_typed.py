@@ -145,5 +145,5 @@ def test_what_was_named_is_in_the_manifests(outputs):
 
 
 def test_every_line_of_the_tables_is_read():
-    tables = DOCUMENT.partition("## Names of elsewhere")[0]
+    tables = DOCUMENT.partition("## Names in other libraries")[0]
     assert len(ROWS) == sum(line.startswith("| `") for line in tables.splitlines()) > 50

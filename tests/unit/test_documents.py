@@ -79,7 +79,7 @@ def test_commands_are_found():
     assert (
         found["README.md"] > 5
         and found["driver.md"] > 5
-        and found["math.md"] > 5
+        and found["data.md"] > 5
         and sum(found.values()) > 100
     )
 
