@@ -57,7 +57,7 @@ VERDICTS = {
     "no_evidence": "not told from chance: not worth optimising on this evidence",
     "misleading": "ranks wrong above right: do not optimise it",
     "verification": "is the verified correctness itself",
-    "partial_credit": "is paid to wrong answers alone: judge it by the total",
+    "partial_credit": "is given to wrong answers alone: judge it by the total",
     "too_few": "too few prompts with right and wrong candidates to tell",
     "not_auditable": "cannot be audited",
     "reference": "for comparison: what preferring the shorter answer would do",
