@@ -40,8 +40,8 @@ class FiltersGroups:
 
     Put it before `SharedPrefix` among the base classes. A rollout draws as many groups as it lacks until it
     is full, at most `group_filter_limit` rollouts' worth of them, and no more than the budget of the run has
-    left. Places that stay empty hold groups without signal, which are kept out of the loss. All processes
-    know all groups drawn, and train on their share of the rollout.
+    left. Places that stay empty hold groups without signal, which are kept out of the loss and of statistics
+    of rewards. All processes know all groups drawn, and train on their share of the rollout.
 
     The learning rate's schedule goes by the completions drawn, and training ends with the last of them.
     """
@@ -51,6 +51,7 @@ class FiltersGroups:
     group_filter_limit: int = 1
     _handed: list[tuple[list[int], list[float] | None]] | None = None  # this process's part of the rollout
     _left_out: Tensor | None = None  # bool [B], rows of the rollout that only fill it
+    _all_left_out: bool = False  # whether that is all rows of all processes
 
     def filter_groups(self, algo: RewardedAlgo) -> None:
         """Filter as the settings say."""
@@ -85,6 +86,7 @@ class FiltersGroups:
         mine = range(first, first + rows // size)
         left_out = [place >= len(kept) for place in mine for _ in range(size)]
         self._left_out = torch.tensor(left_out, device=self.accelerator.device)
+        self._all_left_out = not kept
         self._handed = [
             row for at in mine for row in zip(whole[at].completions, whole[at].log_probs, strict=True)
         ]
@@ -156,10 +158,29 @@ class FiltersGroups:
             return values
         return values.masked_fill(self._left_out.view(-1, *[1] * (values.ndim - 1)), 0)
 
+    def _counted(self, values: Tensor) -> Tensor:
+        """`_with_signal` for statistics, which are of all rows where none has signal."""
+        return values if self._all_left_out else self._with_signal(values)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The rewards, [B of all processes, functions], as TRL takes statistics of them: of rows that only
+        fill the rollout NaN, which it leaves out.
+        """
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        return rewards.masked_fill(~self._counted_of_all(len(rewards))[:, None], torch.nan)
+
+    def _counted_of_all(self, rows: int) -> Tensor:
+        """Bool [rows of all processes]: of which statistics are."""
+        own = rows // self.accelerator.num_processes
+        every = torch.ones(own, dtype=torch.bool, device=self.accelerator.device)
+        return self.accelerator.gather(self._counted(every))
+
     def _leave_out(self, rollout: dict[str, Tensor]) -> None:
-        """Keep the rows that only fill a rollout out of its loss: no advantages, no tokens."""
+        """Keep the rows that only fill a rollout out of its loss: no advantages, no tokens, and no
+        log-probability of the whole completion, against which RLOO would hold that of no tokens.
+        """
         if self._left_out is not None:
-            for name in ("advantages", "completion_mask"):
+            for name in {"advantages", "completion_mask", "old_logps"} & rollout.keys():
                 rollout[name] = self._with_signal(rollout[name])
             if "num_items_in_batch" in rollout:  # the tokens that TRL divides by
                 rollout["num_items_in_batch"] = self._total(rollout["completion_mask"].sum())

@@ -4,12 +4,13 @@ import random
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from tests.support.group_stub import SIZE, StubPipeline, group_trainer
+from tests.support.group_stub import SIZE, WEIGHT, StubPipeline, group_trainer, token_reward
 from tests.support.ppo_stub import ppo_trainer
-from utils.frame.files import UserError
+from utils.frame.files import UserError, read_jsonl
 from utils.frame.pipeline import METHODS
 from utils.frame.typed_settings import check
 from utils.methods.grpo.settings import GrpoAlgo
@@ -18,6 +19,7 @@ from utils.methods.ppo.settings import PpoAlgo
 from utils.methods.rloo.settings import RlooAlgo
 from utils.methods.rloo.trainer import SharedPrefixRLOOTrainer
 from utils.rollouts.prompt_order import prompts_from
+from utils.rollouts.rollout_log import RolloutLog
 from utils.rollouts.shared_prefix_trainer import EpochSampler
 from utils.training.limits import method_fits
 
@@ -168,6 +170,84 @@ def test_what_is_missing_is_drawn_and_what_stays_empty_left_out(make):
     assert rollout["completion_ids"][: 2 * SIZE, 0].tolist() == [RIGHT] + [60] * 3 + [RIGHT] * 3 + [60]
     assert trainer._metrics["train"]["groups_discarded"] == [6 / 8]
     assert trainer._metrics["train"]["train_accuracy"] == [(1 + SIZE + 3 + SIZE) / (8 * SIZE)]
+
+
+def half_filled(trainer) -> dict:
+    """A rollout of four groups, of which the first and the third have signal; these come first."""
+
+    def sample(prompt_ids, *_):
+        firsts = [RIGHT if place < right else 60 for right in (1, 0, 3, SIZE) for place in range(SIZE)]
+        rows = [[first, 70 + number] for number, first in enumerate(firsts)]
+        return rows if isinstance(trainer, SharedPrefixRLOOTrainer) else (rows, None)
+
+    trainer._sample_turn, trainer.lr_scheduler = sample, SimpleNamespace(last_epoch=0)
+    return trainer._next_rollout([{}] * PROMPTS * SIZE)
+
+
+def normal(values, axis=None):
+    return (values - values.mean(axis, keepdims=True)) / (values.std(axis, ddof=1, keepdims=True) + 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("grpo", {"scale_rewards": "batch"}),
+        ("grpo", {"multi_objective_aggregation": "normalize_then_sum"}),
+        ("rloo", {"normalize_advantages": True}),
+        ("ppo", {}),
+    ],
+    ids=["batch", "gdpo", "reinforce", "ppo"],
+)
+def test_statistics_are_of_the_groups_that_are_left(make, method, changes):
+    """Advantages that a deviation of the rollout divides, and the reward that is logged."""
+    trainer, _ = make(method, limit=1, **{"kl_coef" if method == "ppo" else "beta": 0.0}, **changes)
+    rollout = half_filled(trainer)
+    kept = rollout["completion_ids"][: 2 * SIZE].tolist()
+    assert [ids[0] == RIGHT for ids in kept] == [True, *[False] * 3, *[True] * 3, False]
+    parts = np.array([[ids[0] == RIGHT, WEIGHT * sum(map(token_reward, ids))] for ids in kept])
+    rewards = parts.sum(1).reshape(2, SIZE)
+    assert trainer._metrics["train"]["reward"] == [pytest.approx(rewards.mean(), abs=1e-6)]
+    if method == "rloo":
+        expected = normal(SIZE / (SIZE - 1) * (rewards - rewards.mean(1, keepdims=True)))
+    elif "scale_rewards" in changes:
+        expected = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(ddof=1) + 1e-4)
+    else:
+        expected = normal(normal(parts.reshape(2, SIZE, 2), 1).sum(2))
+    if method != "ppo":
+        found = rollout["advantages"][: 2 * SIZE].double().numpy()
+        np.testing.assert_allclose(found, expected.ravel(), rtol=0, atol=1e-5)
+
+
+def test_the_rollout_log_has_no_advantages_where_nothing_is_learnt(make, tmp_path):
+    trainer, _ = make("rloo", limit=1)
+    trainer.rollout_log = RolloutLog(tmp_path / "rollouts", tmp_path / "rollouts.jsonl")
+    rollout = half_filled(trainer)
+    trainer.rollout_log.on_train_end(None, trainer.state, None)
+    (row,) = read_jsonl(tmp_path / "rollouts.jsonl")
+    assert [any(group) for group in row["advantages"]] == [True, True, False, False]
+    assert all(any(group) for group in row["rewards"])
+    mean = rollout["advantages"].abs().mean().item()
+    assert trainer._metrics["train"]["advantages/abs_mean"] == [pytest.approx(mean)]
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_what_is_left_out_has_a_finite_loss_however_long_it_is(make, method):
+    """In float32, where e to the power of the surprise of 150 random tokens is infinite."""
+    trainer, _ = make(method, limit=1, max_completion_length=160)
+    trainer.model.float()
+    trainer.ref_model.float()
+
+    def sample(prompt_ids, *_):
+        rows = [[RIGHT if row == 0 else 60, *range(2, 152)] for row in range(len(prompt_ids))]
+        return rows if method == "rloo" else (rows, None)
+
+    trainer._sample_turn, trainer.lr_scheduler = sample, SimpleNamespace(last_epoch=0)
+    inputs = trainer._prepare_inputs([{}] * PROMPTS * SIZE)
+    assert trainer._metrics["train"]["groups_discarded"] == [3 / 4]
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    gradients = [each.grad for each in trainer.model.parameters() if each.grad is not None]
+    assert all(map(torch.all, map(torch.isfinite, (loss, *gradients)))) and any(map(torch.any, gradients))
 
 
 def test_the_learning_rate_follows_the_completions_drawn(make):

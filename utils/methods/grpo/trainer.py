@@ -74,7 +74,8 @@ class SharedPrefixGRPOTrainer(
             tokens = intrinsic_tokens(paid, self.process_rewards.mask)
             advantages = process_advantages(tokens, mask, self.num_generations) * paid.weights["intrinsic"]
             rollout["advantages"] = (advantages + rollout["advantages"][:, None].double()).float()
-            self._log_total(self.accelerator.gather(paid.total))
+            total = self.accelerator.gather(paid.total)
+            self._log_total(total[self._counted_of_all(len(total))])
         advantages = rollout["advantages"]
         mass = (advantages.abs() * mask).sum(1) if advantages.ndim == 2 else advantages.abs()
         self._log_phantom(mass, self.outcomes.paid.correct)

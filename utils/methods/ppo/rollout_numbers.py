@@ -47,7 +47,7 @@ class LogsRollouts:
         log_ratio: Tensor,
     ) -> None:
         """Log the rollout's statistics, and let the KL coefficient follow."""
-        every = torch.ones_like(truncated)
+        every, mask = self._counted(torch.ones_like(truncated)), self._counted(mask)
 
         def mean(numbers: Tensor, chosen: Tensor) -> float:
             return float(moments(numbers, chosen, self._total)[1])

@@ -105,11 +105,13 @@ class SharedPrefixRLOOTrainer(
         baseline = baselines(returns, self.num_generations, self.args.baseline_type)
         advantages = returns - baseline
         if self.args.normalize_advantages:
-            advantages = (advantages - advantages.mean()) / (nanstd(advantages) + 1e-4)  # as TRL does it
+            counted = advantages[self._counted_of_all(len(advantages))]
+            advantages = (advantages - counted.mean()) / (nanstd(counted) + 1e-4)  # as TRL does it
         first = self.accelerator.process_index * len(inputs)
         rollout["advantages"] = advantages[first : first + len(inputs)]
         self._leave_out(rollout)
         self._log_phantom(rollout["advantages"].abs(), self.outcomes.paid.correct)
+        advantages = self.accelerator.gather(rollout["advantages"])  # 0 where rows only fill the rollout
         self._log_rollout(inputs, rewards, kl, baseline, advantages)
         return rollout
 
