@@ -69,6 +69,19 @@ def test_the_reference_is_computed_once_and_survives_an_interruption(context, mo
     assert kept == [again.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps")]
 
 
+@pytest.mark.parametrize("place", [0, -1], ids=["header", "number"])
+def test_a_damaged_reference_is_computed_anew(context, place):
+    ctx = context()
+    columns = ("ref_chosen_logps", "ref_rejected_logps")
+    expected = [build_dpo_trainer(ctx)[0].train_dataset[name] for name in columns]
+    path = ctx.out / "resume" / "reference_train" / "log_probs.safetensors"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << 5
+    path.write_bytes(data)
+    assert [build_dpo_trainer(ctx)[0].train_dataset[name] for name in columns] == expected
+    assert path.read_bytes() != bytes(data)
+
+
 def test_the_log_has_preferences_and_distance_at_every_validation(context):
     ctx = context(training=TrainingSection(save_steps=2, logging_steps=1))
     trainer = train(ctx)

@@ -38,6 +38,7 @@ from utils.rollouts.shared_prefix_trainer import refuse_sharding
 from utils.training.cost import CountsCost
 from utils.training.epoch_fillers import FillsBatches, fillers_needed
 from utils.training.memory import KeepsAdapterFormat
+from utils.training.resume_points import SEAL, damage_of, seal
 
 
 class PairTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, DPOTrainer):
@@ -96,10 +97,12 @@ class PairTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, DPOTrainer):
         """Add ``ref_chosen_logps`` and ``ref_rejected_logps``, float32: sums over the completion's tokens.
 
         Called before training, while policy and reference are the same; the result is kept until the stage
-        is done, so that an interrupted one goes on with the very same numbers.
+        is done, so that an interrupted one goes on with the very same numbers. A file that does not match its
+        hash is not taken, and the result is computed anew.
         """
-        path = Path(self.args.output_dir) / f"reference_{name}.safetensors"
-        if not from_main(path.is_file()):
+        kept = Path(self.args.output_dir) / f"reference_{name}"
+        path = kept / "log_probs.safetensors"
+        if not from_main((kept / SEAL).is_file() and not damage_of(kept)):
             with self.cost.phase("scoring"):
                 own = [
                     self.compute_ref_log_probs(self.model, batch)
@@ -112,8 +115,12 @@ class PairTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, DPOTrainer):
                     "the SFT policy's log-probabilities are not finite: set model.torch_dtype float32"
                 )
             if is_main_process():
-                with atomic_path(path) as temporary:
-                    save_file({"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}, temporary)
+                with atomic_path(kept) as folder:
+                    folder.mkdir()
+                    save_file(
+                        {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}, folder / path.name
+                    )
+                    seal(folder)
             wait_for_everyone()
         columns = {name: values.tolist() for name, values in load_file(path).items()}
         rows = dataset.to_dict() | columns
