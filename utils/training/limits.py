@@ -38,6 +38,8 @@ def method_fits(method: Method, config: StageConfig, run_dir: Path) -> None:
             f"algo.group_filter {config.algo.group_filter} replaces groups by those of the next prompts in "
             f"random order, and --curriculum {curriculum} chooses prompts itself: leave one of the two out"
         )
+    if getattr(config.algo, "divergence", "") == "sampled_kl":
+        _samples_of_the_student(config.model)
     path = prepared_split(run_dir, "train")
     if method.from_pairs or method.from_candidates or not path.is_file():
         return
@@ -50,6 +52,19 @@ def method_fits(method: Method, config: StageConfig, run_dir: Path) -> None:
         _refuse(config.model, records, prompts, needed=len(records))
     else:
         demonstrations_fit(config, records)
+
+
+def _samples_of_the_student(model: ModelConfig) -> None:
+    """Raise UserError where sampling draws from another distribution than the student's own: the mean of its
+    log-ratio to the teacher over such samples is not their KL.
+    """
+    sampling = model.generation
+    if (sampling.temperature, sampling.top_p, sampling.top_k) != (1, 1, 0):
+        raise UserError(
+            "algo.divergence sampled_kl needs samples of the student's own distribution: set "
+            "model.generation.temperature 1, model.generation.top_p 1 and model.generation.top_k 0, or "
+            "another algo.divergence"
+        )
 
 
 def demonstrations_fit(config: StageConfig, records: Sequence[Record]) -> None:

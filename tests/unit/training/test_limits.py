@@ -42,6 +42,20 @@ def test_fine_tuning_needs_most_demonstrations_to_fit(tmp_path):
     method_fits(METHODS["sft"], config("03_sft_train.py", "--max_new_tokens", "700"), run_dir)
 
 
+@pytest.mark.parametrize("sampling", [["temperature", "0.7"], ["top_p", "0.9"], ["top_k", "20"]])
+def test_a_divergence_of_sampled_tokens_needs_the_students_own_distribution(tmp_path, sampling):
+    """The others compare distributions, and are right whatever wrote the text."""
+    name, value = sampling
+
+    def fits(objective, *argv):
+        method_fits(METHODS[objective], config("03_sft_train.py", "--objective", objective, *argv), tmp_path)
+
+    fits("opd")
+    fits("distill", f"--model.generation.{name}", value)
+    with pytest.raises(UserError, match=f"sampled_kl needs .*model.generation.{name} [01]"):
+        fits("opd", f"--model.generation.{name}", value)
+
+
 def test_nothing_is_said_without_a_tokenizer_or_records(tmp_path):
     run_dir = prepared(tmp_path, ["long " * 300])
     method_fits(METHODS["grpo"], config("06_train_grpo.py", "--model", "owner/on-the-hub"), run_dir)
