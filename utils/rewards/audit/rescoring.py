@@ -27,9 +27,10 @@ SPLITS = ("train", "val")  # that candidates are of
 
 def rewarded_otherwise(candidates: Path, spec: Path) -> bool:
     """Whether 04 rewarded the candidates by another specification than this file, or may have, where nothing
-    says by which and this one has components of the user's own."""
+    says by which and this one has user-defined components."""
     inputs = (read_manifest(candidates.parent) or {}).get("inputs", {}).items()
-    by = next((facts["sha256"] for name, facts in inputs if Path(name).name == spec.name), None)
+    # The one YAML file that 04 reads; --reward_spec can name one of any name.
+    by = next((facts["sha256"] for name, facts in inputs if Path(name).suffix == spec.suffix), None)
     return bool(load_reward_spec(spec).own) if by is None else by != sha256_of(spec)
 
 
@@ -82,7 +83,7 @@ def rescored(
 
 
 def _kept_of_teacher(made: Mapping[str, Any], spec: RewardSpec) -> float | None:
-    """What the teacher's reward, as 04 paid it, is multiplied by; None where it was asked for another one."""
+    """What the teacher's reward of 04 is multiplied by; None where it was asked for another one."""
     metrics = made.get("metrics", {})
     weight = metrics.get("reward_weights", {}).get("intrinsic", 0)
     same = metrics.get("intrinsic_reward") == asdict(spec.intrinsic) and not spec.adaptive.enabled

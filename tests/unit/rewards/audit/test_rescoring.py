@@ -13,8 +13,8 @@ from utils.frame.files import UserError, read_json, read_jsonl, write_jsonl
 from utils.frame.stage_plan import load_script, make_plan
 from utils.grading.tasks import task_of
 from utils.rewards.audit.audit_candidates import paid_otherwise, read_candidates
-from utils.rewards.audit.rescoring import rescored
-from utils.rewards.spec import load_reward_spec, weights_in_force
+from utils.rewards.audit.rescoring import rescored, rewarded_otherwise
+from utils.rewards.spec import RewardSpec, load_reward_spec, weights_in_force, write_reward_spec
 from utils.rewards.task_reward import task_reward
 
 BREVITY = "def own(record, completion):\n    return -len(completion) / 1000\n"
@@ -132,6 +132,18 @@ def test_every_stage_that_reads_a_reward_refuses_another_that_is_named(work):
 def test_options_that_the_audit_does_not_use_are_refused(work, capfd):
     assert stage(work, "02_build_rewards.py", "--audit", "--cases_per_split", "5") == 2
     assert "not for --audit" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("exact", [1.0, 2.0])
+def test_what_04_was_given_by_another_name_is_known_by_its_content(tmp_path, exact):
+    run_dir, other = tmp_path / "run_001", tmp_path / "mine.yaml"
+    spec, candidates = run_dir / "02_rewards" / "reward_spec.yaml", run_dir / "04_candidates" / "x.jsonl"
+    write_reward_spec(spec, RewardSpec())
+    write_reward_spec(other, RewardSpec(exact_match=exact))
+    inputs = manifests.describe_inputs({"reward_spec": other}, run_dir)
+    made = manifests.identity("04_candidates", "", 0, {}, inputs) | {"outputs": {}}
+    manifests.write_manifest(candidates.with_name("manifest.json"), made)
+    assert rewarded_otherwise(candidates, spec) == (exact != 1.0)
 
 
 def test_rewards_anew_are_those_of_the_specification(work):
