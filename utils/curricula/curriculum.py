@@ -1,4 +1,9 @@
-"""What every curriculum is: which prompts a rollout is made of. Defined in docs/curricula.md."""
+"""What every curriculum is: which prompts a rollout is made of. Defined in docs/curricula.md.
+
+A curriculum is asked when a rollout begins (`choose`) and told how it went (`observe`). Its choices depend on
+its seed, its settings, the records and what it was told, and on nothing else: processes that are told the
+same choose the same.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,4 @@
-"""Curricula: which prompts a rollout is made of. Defined in docs/curricula.md.
-
-A curriculum is asked when a rollout begins (`choose`) and told how it went (`observe`). Its choices depend on
-its seed, its settings, the records and what it was told, and on nothing else: processes that are told the
-same choose the same. The curricula of one process each:
-
-    random                      none: the trainer's own order, every prompt once an epoch
-    easy_to_hard, hard_to_easy  `Pacing`: a pool that grows in order of level
-    sec                         `utils.curricula.bandit.SEC`: a bandit over categories of prompts
-    pass_rate                   `PassRate`: prompts whose recent success lies within a band
-"""
+"""Curricula by level: a pool of prompts that grows from one end. Defined in docs/curricula.md."""
 
 from __future__ import annotations
 
@@ -22,8 +12,6 @@ from utils.curricula.curriculum import Curriculum, with_levels
 from utils.curricula.settings import CurriculumSettings
 from utils.data.records import Record
 from utils.frame.files import derive_seed
-
-# ---------------------------------------------------------------------------------------------- pacing
 
 
 def competence(rollout: int, num_rollouts: int, start_fraction: float, pacing_fraction: float) -> float:
@@ -84,6 +72,3 @@ class Pacing(Curriculum):
             "competence": self._share,
             "arms": {str(level): {"count": drawn[level], "available": pool[level]} for level in levels},
         }
-
-
-# ------------------------------------------------------------------------------------------- pass rate

@@ -56,11 +56,6 @@ def reward_of(record: Record, graded: Grade, spec: RewardSpec) -> dict[str, floa
     return paid | {"total": sum(paid.values())}
 
 
-def best_reward(spec: RewardSpec) -> float:
-    """The most a completion can earn: a right answer in the right form."""
-    return spec.weights.correctness * spec.exact_match
-
-
 def graded_row(record: Record, completion: Completion, spec: RewardSpec) -> dict[str, Any]:
     """A sampled completion as JSON data: ``text``, ``tokens`` (their number), ``truncated``, ``correct``,
     ``parsed`` (the form is valid) and ``reward`` (as ``task_reward`` gives it).

@@ -60,9 +60,8 @@ def test_a_child_reads_its_error_and_is_stopped(script):
     assert child.wait() == 2 and child.tail[-1] == "error: a line"
     assert child.reason(2, fork_server.REPO_ROOT, "05_x") == "05_x: a line"
     sleeping = Child(script("import time; print('up', flush=True); time.sleep(60)"), "x")
-    begin = time.monotonic()
     stop([sleeping])
-    assert sleeping.wait() == -signal.SIGTERM and time.monotonic() - begin < 30
+    assert sleeping.wait() == -signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(sleeping.process.pid, 0)
 

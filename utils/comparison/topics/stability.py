@@ -19,7 +19,7 @@ from utils.documents.text import listed
 from utils.frame.files import read_jsonl
 from utils.frame.pipeline import samples_while_training
 from utils.training.health.health_rules import findings
-from utils.training.health.log_curves import STRETCH
+from utils.training.health.log_curves import STRETCH, History, LogCurve
 
 PLATEAU = 0.75  # validations from this share of the steps on are the plateau's
 RISE = 0.95  # share of the way from the first validation to the plateau that counts as converged
@@ -94,13 +94,14 @@ def training_of(trained: Trained) -> Training:
     """Measure one training by its log."""
     rows = read_jsonl(trained.log)
     points = [read_point(row, 0, trained.log) for row in rows if "val_reward" in row]
-    trained_on = [row for row in rows if "val_reward" not in row]
+    log = History([row for row in rows if "val_reward" not in row])
+    accuracy, reward = log.curve("train_accuracy"), log.curve("reward")
     found = _of_validations(points, samples_while_training(trained.training)) | _health(rows)
     found |= {
-        "late_train_accuracy_sd": late_spread(*_values(trained_on, "train_accuracy")),
-        "late_reward_sd": late_spread(*_values(trained_on, "reward")),
-        "phantom_advantage": _late_mean(_values(trained_on, "advantages/phantom")[1]),
-        "gradient_spikes": _spikes(_values(trained_on, "grad_norm")[1]),
+        "late_train_accuracy_sd": late_spread(accuracy.steps, accuracy.values),
+        "late_reward_sd": late_spread(reward.steps, reward.values),
+        "phantom_advantage": _late_mean(log.curve("advantages/phantom").values),
+        "gradient_spikes": _spikes(log.curve("grad_norm")),
     }
     return {name: found.get(name) for name in (*NUMBERS, HEALTH)}
 
@@ -153,19 +154,8 @@ def _late_mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values[int(LATE * len(values)) :])) if len(values) else None
 
 
-def _spikes(norms: Sequence[float]) -> float | None:
-    if len(norms) < 2 * STRETCH:
-        return None
-    norms = np.asarray(norms, dtype=float)
-    before = np.median(np.lib.stride_tricks.sliding_window_view(norms, STRETCH)[:-1], axis=1)
-    return float(np.mean(norms[STRETCH:] > SPIKE * np.maximum(before, 1e-12)))
-
-
-def _values(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and finite values of a key; others are what the rule ``non_finite`` is for."""
-    found = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
-    found = [(float(step), float(value)) for step, value in found if math.isfinite(value)]
-    return [step for step, _ in found], [value for _, value in found]
+def _spikes(norms: LogCurve) -> float | None:
+    return None if len(norms) < 2 * STRETCH else float(np.mean(norms.over_median_before() > SPIKE))
 
 
 def _health(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

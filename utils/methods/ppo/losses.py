@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CONSTANT = 1e-6  # a standard deviation below this share of the root mean square is rounding, not spread
+from utils.rollouts.advantages import CONSTANT
 
 Total = Callable[[Tensor], Tensor]
 

@@ -315,9 +315,7 @@ def phantom_advantage(log: History, curve: LogCurve) -> Iterator[Check]:
 @needs(2 * STRETCH, "grad_norm")
 def gradient_spikes(log: History, curve: LogCurve) -> Iterator[Check]:
     """Gradient norms far above those of the steps before."""
-    before = np.lib.stride_tricks.sliding_window_view(curve.values, STRETCH)[:-1]
-    later = curve[STRETCH:]
-    times = later.values / np.maximum(np.median(before, axis=1), 1e-12)
+    later, times = curve[STRETCH:], curve.over_median_before()
     spikes, worst = int((times > 10).sum()), int(times.argmax())
     finding = None
     if spikes >= 3 or times[worst] > 100:

@@ -42,6 +42,11 @@ class LogCurve:
         """Median of the last values."""
         return float(np.median(self.values[-LAST:]))
 
+    def over_median_before(self) -> np.ndarray:
+        """Every value after the first `STRETCH`, divided by the median of the `STRETCH` before it."""
+        before = np.lib.stride_tricks.sliding_window_view(self.values, STRETCH)[:-1]
+        return self.values[STRETCH:] / np.maximum(np.median(before, axis=1), 1e-12)
+
     def trend(self) -> Trend:
         """The trend over all steps; none for fewer than five values or values that are all equal."""
         if len(self) < 5 or np.ptp(self.values) == 0:
