@@ -30,7 +30,7 @@ class GrpoAlgo(GroupAlgo):
     )
     entropy_coef: float = setting(0.0, "weight of the entropy bonus in the loss", at_least=0)
     top_entropy_quantile: float = setting(
-        1.0, "share of a rollout's tokens that are learnt from, those of most entropy", between=(0, 1)
+        1.0, "share of a micro-batch's tokens that are learnt from, those of most entropy", between=(0, 1)
     )
     off_policy_mask_threshold: float | None = setting(
         None,
