@@ -36,7 +36,7 @@ class Options:
     max_items: int | None = setting(
         1024, "only the first prompts of the split, in the order of the seed; null for all"
     )
-    reward: RewardName = setting(DEFAULT_REWARD, "which parts of the reward specification are paid")
+    reward: RewardName = setting(DEFAULT_REWARD, "which parts of the reward specification count")
     policy_ckpt: str = input_option("policy_ckpt")
     reward_spec: str = input_option("reward_spec")
 

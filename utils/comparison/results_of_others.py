@@ -91,10 +91,10 @@ def write_others(
 ) -> dict[str, Path]:
     """Write the results of each file into ``out/<name>`` as 10 leaves an evaluation: name -> folder.
 
-    Beside evaluations of one's own, data set and split are theirs, and a row's number n, as others call
-    items, is their "<split>-n". Golds are written differently elsewhere, and are not compared with theirs.
+    Beside evaluations of stage 10 (``own``), data set and split are theirs, and a row's number n, as others
+    call items, is their "<split>-n". Golds are written differently elsewhere, and are not compared.
 
-    Raises UserError as ``read_results``, and where no item is one of one's own.
+    Raises UserError as ``read_results``, and where no item is one of ``own``.
     """
     found = {}
     for name, path in files.items():

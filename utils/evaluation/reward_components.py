@@ -4,7 +4,7 @@ Components are raw: before ``weights``, in the specification's own amounts (``ex
 
     exact_match, numeric_match, program_partial, format_penalty    utils/rewards/task_reward.py
     reasoning   score in [0, 1]
-    <own>       what each function of the user's own says (utils/rewards/user_components.py)
+    <own>       what each user-defined function says (utils/rewards/user_components.py)
     intrinsic   alpha * log pi_hat(answer | prompt), nats times alpha, less ``missing_eos_penalty`` where the
                 answer was cut off; only where the token pass asked the teacher
     total       the weighted sum, as under ``--reward combined``

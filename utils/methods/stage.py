@@ -100,7 +100,7 @@ def _options(method: Method) -> type:
         own.append(("start", Literal[method.starts], setting(method.starts[0], note)))
     if method.rewarded:
         folder = f"a folder {method.folder}_<reward>"
-        note = f"which parts of the reward specification are paid; {folder} for others"
+        note = f"which parts of the reward specification count; {folder} for others"
         if method.from_pairs:
             note = f"whose pairs of 08: those made by these parts of the reward; {folder}"
         own.append(("reward", RewardName, setting(DEFAULT_REWARD, note)))

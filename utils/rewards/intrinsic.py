@@ -69,7 +69,7 @@ def token_rewards(q: Tensor, v: Tensor, mask: Tensor, *, form: str, gamma: float
 
 
 def outcome_reward(q: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """alpha * log pi_hat(completion | prompt), [B]: the sum of q - v, for methods that pay whole completions.
+    """alpha * log pi_hat(completion | prompt), [B]: the sum of q - v, to reward whole completions.
 
     In nats times alpha, at most 0 up to rounding; 0 for a row that is masked entirely. Arguments and errors
     as in `token_rewards`.

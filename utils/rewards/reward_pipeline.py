@@ -4,7 +4,7 @@
                  last token); the penalty itself is neither normalised nor clipped
     task parts   exact_match, numeric_match, program_partial, format_penalty (utils/rewards/task_reward.py)
     reasoning    weight * score in [0, 1] (`Task.reasoning_score`)
-    own          weight * value of each component of the user's (utils/rewards/user_components.py)
+    own          weight * value of each user-defined component (utils/rewards/user_components.py)
     overlong     where the method has it: what a long completion loses (utils/rewards/overlong.py)
 
 The reward of a whole completion falls on its last unmasked token. A completion without tokens has nowhere
@@ -34,7 +34,7 @@ from utils.rewards.spec import RewardSpec, own_weights, paid_weights
 from utils.rewards.task_reward import COMPONENTS, reward_of
 from utils.rewards.user_components import own_rewards
 
-ALL_COMPONENTS = (*COMPONENTS, "reasoning", "intrinsic")  # besides the user's own
+ALL_COMPONENTS = (*COMPONENTS, "reasoning", "intrinsic")  # besides user-defined ones
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class RolloutRewards:
     """Rewards of B completions of up to C tokens, on the batch's device.
 
     token_rewards: float32 [B, C], 0 where masked; no KL penalty in it.
-    components: float32 [B] each of `ALL_COMPONENTS`, the user's own and what overlong completions lose,
+    components: float32 [B] each of `ALL_COMPONENTS`, user-defined ones and what overlong completions lose,
         weighted; their sum is the total, which equals `token_rewards.sum(1)` except for completions without
         tokens.
-    raw: float32 [B], unweighted: "reasoning", the user's own, and where a teacher was asked "intrinsic", its
-        alpha * log pi_hat(completion | prompt) in units of alpha nats.
+    raw: float32 [B], unweighted: "reasoning", user-defined ones, and where a teacher was asked "intrinsic",
+        its alpha * log pi_hat(completion | prompt) in units of alpha nats.
     correct: bool [B], verified against the gold. parsed: bool [B], of a valid form.
     weights: of each component in force, for the log.
     """

@@ -38,7 +38,7 @@ class IntrinsicSection:
         "none", "what token rewards are divided by"
     )
     scope: Literal["batch", "running"] = setting("batch", "statistics of the rollout, or of all so far")
-    center: bool = setting(False, "also subtract the middle: pays or charges every token, so length counts")
+    center: bool = setting(False, "also subtract the middle: the same for every token, so length counts")
     clip: float | None = setting(None, "bound on a normalised reward's size; null for none", above=0)
     missing_eos_penalty: float = setting(
         0.0, "taken off the last token of a completion cut at the limit", at_least=0
@@ -64,13 +64,11 @@ class AdaptiveSection:
 
 @dataclass
 class OwnComponent:
-    """A component of the user's own: a function of record and completion (user_components.py)."""
+    """A user-defined component: a function of record and completion (user_components.py)."""
 
     file: str = setting("", "Python file that holds the function")
     function: str = setting("", "its name; empty: the component's")
-    weight: float = setting(
-        0.0, "what its value is multiplied by; 0: measured and audited, not paid", at_least=0
-    )
+    weight: float = setting(0.0, "what its value is multiplied by; 0: measured and audited alone", at_least=0)
     source: str = setting("", "the file's text, put here by 02: a run keeps what it was begun with")
 
     def validate(self) -> None:
@@ -98,16 +96,16 @@ class RewardSpec:
     numeric_match: float = setting(0.8, "a wrong number close to the gold (exclusive with exact_match)")
     numeric_tolerance: float = setting(0.05, "how close: relative to the gold", at_least=0, below=1)
     program_partial: float = setting(0.3, "times the share of gold program steps, where the answer is wrong")
-    format_penalty: float = setting(-0.2, "the completion has not the form that was asked for", at_most=0)
+    format_penalty: float = setting(-0.2, "the completion is not of the form that was asked for", at_most=0)
     weights: RewardWeights = field(default_factory=RewardWeights)
     intrinsic: IntrinsicSection = field(default_factory=IntrinsicSection)
     adaptive: AdaptiveSection = field(default_factory=AdaptiveSection)
     required_fields: list[str] = setting([], "JSON fields to fill; empty for the data set's own")
-    own: dict[str, OwnComponent] = setting({}, "components of your own by name (docs/extending.md)")
+    own: dict[str, OwnComponent] = setting({}, "user-defined components by name (docs/extending.md)")
 
     def validate(self) -> None:
         if not any([*asdict(self.weights).values(), *(each.weight for each in self.own.values())]):
-            raise ValueError("weights: at least one weight must be above 0, or nothing would be paid")
+            raise ValueError("weights: at least one weight must be above 0, or nothing would be rewarded")
         for name in self.own:
             if name in TAKEN or not re.fullmatch("[a-z][a-z0-9_]*", name):
                 raise ValueError(
@@ -147,12 +145,12 @@ def paid_weights(spec: RewardSpec, reward: str) -> RewardWeights:
 
 
 def own_weights(spec: RewardSpec, reward: str) -> dict[str, float]:
-    """The weights in force of the user's components: as those of the task, so 0 under "intrinsic"."""
+    """The weights in force of user-defined components: as those of the task, so 0 under "intrinsic"."""
     return {name: 0.0 if reward == "intrinsic" else own.weight for name, own in spec.own.items()}
 
 
 def weights_in_force(spec: RewardSpec, reward: str) -> dict[str, float]:
-    """What every component is multiplied by under ``reward``, the user's own included, for a manifest."""
+    """What every component is multiplied by under ``reward``, user-defined ones included, for a manifest."""
     return asdict(paid_weights(spec, reward)) | own_weights(spec, reward)
 
 
@@ -164,7 +162,7 @@ def own_files(spec: RewardSpec) -> dict[str, Path]:
 def verified(spec: RewardSpec) -> RewardSpec:
     """The specification that a policy is validated by, whatever it is trained on: task parts alone.
 
-    Their weights are the specification's, or the default ones where it pays nothing for correctness: a
+    Their weights are the specification's, or the default ones where it gives correctness none: a
     policy trained on its teacher alone is still chosen by what can be verified.
     """
     weights = spec.weights if spec.weights.correctness > 0 else RewardWeights()

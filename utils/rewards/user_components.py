@@ -1,9 +1,9 @@
-"""Reward components of the user's own: one function each, named in the reward tier (docs/extending.md).
+"""User-defined reward components: one function each, named in the reward tier (docs/extending.md).
 
     own:
       short_answer:                      # the component's name, in every log, table and audit
         file: my_rewards.py              # holds  def short_answer(record, completion): return 0.5
-        weight: 0.2                      # what it is multiplied by; 0: measured and audited, not paid
+        weight: 0.2                      # what it is multiplied by; 0: measured and audited alone
 
 The function gets the record (`utils.data.records.Record`) and the decoded completion, which a model wrote and
 which can hold anything, and returns a finite number. The same arguments must always give the same number:
@@ -30,7 +30,7 @@ LARGEST = 1e6  # of a value's size: rewards are float32, and larger ones drown t
 
 @dataclass(frozen=True)
 class OwnReward:
-    """A component of the user's own, ready to be asked."""
+    """A user-defined component, ready to be asked."""
 
     name: str
     weight: float

@@ -33,9 +33,9 @@ def sample_candidates(
     Every process calls this alike; they share the models' work, and each gets all the rows.
 
     A candidate has ``text, tokens, token_ids, truncated, correct, parsed``, ``reward`` (every component as
-    ``reward`` pays it, the intrinsic one by its outcome, and the total) and ``raw`` (unweighted:
-    ``reasoning``, the user's own, and ``intrinsic`` = alpha log pi_hat(completion), null where no teacher is
-    asked).
+    ``reward`` counts it, the intrinsic one by its outcome, and the total) and ``raw`` (unweighted:
+    ``reasoning``, user-defined ones, and ``intrinsic`` = alpha log pi_hat(completion), null where no teacher
+    is asked).
     """
     config = ctx.config.model
     model, tokenizer = load_policy(start_path(ctx), config.model)

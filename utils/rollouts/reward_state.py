@@ -68,8 +68,8 @@ class KeepsRewardState:
     """Trainer mixin: what rollouts change in ``self.pipeline`` is part of every resume point.
 
     Statistics of normalisers, evidence of adaptive weights, and the teacher scores with their cache's order
-    and counts, so that a resumed run pays, and counts, as an uninterrupted one. Of several processes each
-    keeps its own scores; where others resume, those of new ones begin empty.
+    and counts, so that a resumed run has the rewards and counts of an uninterrupted one. Of several processes
+    each keeps its own scores; where others resume, those of new ones begin empty.
     """
 
     pipeline: RewardPipeline

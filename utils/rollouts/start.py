@@ -120,8 +120,8 @@ class Start:
         reward = ctx.config.options.reward
         if tokens and not RewardPipeline.needs_teacher(spec, reward):
             raise UserError(
-                f"algo.supervision process needs the teacher's token rewards, which --reward {reward} does "
-                "not pay under 02_rewards/reward_spec.yaml: use --reward combined with a weight on "
+                f"algo.supervision process needs the teacher's token rewards, which have no weight under "
+                f"--reward {reward} and 02_rewards/reward_spec.yaml: use --reward combined with a weight on "
                 "intrinsic, or algo.supervision outcome"
             )
         model, tokenizer = load_start(ctx)

@@ -180,7 +180,7 @@ def sft_policy(run_dir: Path) -> dict[str, Path]:
 def teacher_inputs(path: Path, model: ModelConfig, reward: str) -> dict[str, Path]:
     """The teacher's folders as inputs, where ``reward`` asks for its scores and it is local.
 
-    Raises UserError for a ``reward`` that the specification at ``path`` cannot pay.
+    Raises UserError for a ``reward`` to which the specification at ``path`` gives no weight.
     """
     # A specification that is not there is reported as the missing input that it is.
     if not path.is_file() or not paid_weights(load_reward_spec(path), reward).intrinsic:

@@ -182,7 +182,7 @@ def train_stage(
     spec = load_reward_spec(ctx.inputs["reward_spec"])
     if reward := getattr(ctx.config.options, "reward", ""):
         ctx.metrics["reward_weights"] = weights_in_force(spec, reward)
-    # Components of the user's own join the built-in ones.
+    # User-defined components join the built-in ones.
     own = [f"rewards/{name}/mean" for name in spec.own]
     panels = {
         title: [*keys, *own] if "rewards/reasoning/mean" in keys else keys for title, keys in panels.items()

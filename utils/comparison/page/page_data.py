@@ -37,7 +37,7 @@ _SOURCES = dict(zip(PARTS, (*SAMPLES, "01_preprocessing", SAMPLES[0]), strict=Tr
 
 # Measure -> (title, whether it has two signs, what it says).
 MEASURES = {
-    "intrinsic": ("Intrinsic", True, "what the teacher's logits pay for the token, before any weight"),
+    "intrinsic": ("Intrinsic", True, "the token's reward by the teacher's logits, before any weight"),
     "advantage": ("Advantage", True, "generalised advantage estimate with the policy's own critic"),
     "log_ratio": (
         "Log ratio",

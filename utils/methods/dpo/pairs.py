@@ -7,9 +7,9 @@ and has a reward that is higher by ``min_margin`` at least; a rule has to speak 
     valid_over_invalid   valid form over invalid, where the chosen one is not less right
     higher_reward        more reward, whatever else
 
-Under ``--reward intrinsic`` the last rule holds alone, because neither correctness nor form is paid: pairs
-are then made without the gold. What is learnt from are the token ids that were sampled, with the token that
-ended them; the text is for reading, and tokenised again it may give others.
+Under ``--reward intrinsic`` the last rule holds alone, because neither correctness nor form is rewarded:
+pairs are then made without the gold. What is learnt from are the token ids that were sampled, with the token
+that ended them; the text is for reading, and tokenised again it may give others.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def candidate_answers(row: dict[str, Any], reward: str) -> list[Answer]:
 
 
 def reward_under(components: dict[str, float], reward: str) -> float:
-    """The sum of the components that ``reward`` pays, of a candidate's ``reward`` (which 04 has weighted)."""
+    """The sum of the components that ``reward`` counts, of a candidate's ``reward``, weighted by 04."""
     parts = {name: value for name, value in components.items() if name != "total"}
     intrinsic = parts.pop("intrinsic", 0.0)
     task = sum(parts.values())
@@ -222,7 +222,7 @@ def gold_answers(
 
 
 def rules_in_force(rules: Sequence[str], weights: RewardWeights) -> list[str]:
-    """The rules whose part of the reward is paid; ``higher_reward`` alone where neither of the others is."""
+    """The rules whose part of the reward has a weight; ``higher_reward`` alone where no other's has."""
     paid = {
         "correct_over_wrong": weights.correctness > 0,
         "valid_over_invalid": weights.format > 0,

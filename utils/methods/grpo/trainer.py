@@ -86,13 +86,13 @@ class SharedPrefixGRPOTrainer(
         return rollout
 
     def _log_total(self, total: Tensor) -> None:
-        """Log as ``reward`` what is paid in all; TRL knows the outcome's part alone."""
+        """Log the total as ``reward``; TRL knows the outcome's part alone."""
         self._metrics["train"]["reward"][-1] = total.mean().item()
         self._metrics["train"]["reward_std"][-1] = total.std().item()
 
 
 def intrinsic_tokens(paid: RolloutRewards, mask: Tensor) -> Tensor:
-    """The teacher's part of the token rewards, as paid, float64 [B, C].
+    """The teacher's part of the token rewards, weighted, float64 [B, C].
 
     What else a completion earns is on its last unmasked token, and is taken off there.
     """

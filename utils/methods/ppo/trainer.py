@@ -53,8 +53,8 @@ class PPOTrainer(EstimatesValues, LogsRollouts, CorrectsSampler, TrainsCritic, S
     """PPO with a value head on the policy, with a critic of its own where `value_model` is given, or, with
     `siblings`, with none: values are then those of `siblings.py`.
 
-    `pipeline` pays the completions; the data set's `record` column indexes its records. Raises UserError for
-    a model without a plain language-model head, and under FSDP or DeepSpeed.
+    `pipeline` rewards the completions; the data set's `record` column indexes its records. Raises UserError
+    for a model without a plain language-model head, and under FSDP or DeepSpeed.
     """
 
     args: PPOConfig

@@ -1,6 +1,6 @@
 """RLOO: TRL's RLOOTrainer with shared prefixes, REINFORCE with the mean of the other samples as baseline.
 
-Of a completion, R is what it is paid less beta times log pi - log pi_ref, summed over its tokens; its
+Of a completion, R is its reward less beta times log pi - log pi_ref, summed over its tokens; its
 advantage A is R - b, b its baseline; its loss is -min(rho A, clip(rho) A), rho the ratio of the whole
 completion's probabilities. Departures from stock TRL: prompts are encoded once per group (``SharedPrefix``);
 other baselines can be chosen; and numbers that are not finite stop the run, where TRL sets their advantages

@@ -52,7 +52,7 @@ class Candidates:
 def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
     """Flat arrays of the rows of ``candidates.jsonl``.
 
-    Components are the task reward's, weighted, ``reasoning``, the user's own and ``intrinsic`` (alpha
+    Components are the task reward's, weighted, ``reasoning``, user-defined ones and ``intrinsic`` (alpha
     log pi_hat of the whole completion, nats times alpha) as measured, before weights and normalisation,
     ``intrinsic_per_token`` (the same divided by the tokens; a completion without tokens has 0, the most there
     is), the weighted ``total``, and for comparison ``brevity``: minus the tokens.
@@ -90,7 +90,7 @@ def read_candidates(rows: Sequence[dict[str, Any]]) -> Candidates:
 
 
 def own_names(candidate: dict[str, Any]) -> list[str]:
-    """The components of the user's own that a candidate was measured by."""
+    """The user-defined components that a candidate was measured by."""
     return [name for name in candidate.get("raw", {}) if name not in _MEASURED]
 
 
@@ -142,7 +142,7 @@ def paid_otherwise(rows: Sequence[dict[str, Any]], spec: RewardSpec) -> str | No
                 paid = candidate["reward"].get(name)
                 if paid and abs(paid - price) > 1e-5 * max(1.0, abs(paid)):
                     return (
-                        f"candidates of {row['id']}: {name} is {paid:g}, the reward specification pays "
-                        f"{price:g}; run 04_generate_candidates.py again to audit what training will pay"
+                        f"candidates of {row['id']}: {name} is {paid:g}, the reward specification gives "
+                        f"{price:g}; run 04_generate_candidates.py again to audit the rewards of training"
                     )
     return None

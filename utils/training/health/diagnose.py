@@ -97,7 +97,7 @@ def _rows(logged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def diagnose_command(argv: Sequence[str]) -> int:
     """``--diagnose DIR [--json FILE]``: print what is healthy and what is not.
 
-    Returns the exit code: 0 healthy, 1 problems found, 2 a mistake of the user's.
+    Returns the exit code: 0 healthy, 1 problems found, 2 a user's mistake.
     """
     try:
         folder, file = _arguments(argv)

@@ -34,8 +34,8 @@ def findings(history: Sequence[dict[str, Any]]) -> list[HealthFinding]:
 # Keys that must be numbers in every row that has them; others may have no value in a step.
 _MUST_BE_FINITE = ("loss", "grad_norm", "reward", "kl", "entropy", "approx_kl", "returns/mean", "values/mean")
 _COMPONENT = re.compile(r"rewards/\w+/mean")
-# Paid parts that can rise while answers get worse. (Parts of the task reward move against each other by
-# construction: partial credit is paid where the answer is wrong.)
+# Rewards that can rise while answers get worse. (Parts of the task reward move against each other by
+# construction: partial credit is given where the answer is wrong.)
 _TRAINED = ("reward", "rewards/intrinsic/mean", "rewards/reasoning/mean")
 
 
@@ -108,7 +108,7 @@ def _fall(log: History, key: str, part: LogCurve, p: float) -> HealthFinding | N
         return HealthFinding(
             "reward_without_accuracy",
             "serious",
-            f"{fell} while {risen}: what is paid is no longer what is right",
+            f"{fell} while {risen}: what is rewarded is no longer what is right",
             "look at the reward audit of stage 04; train with --reward combined or task, lower "
             "reward.weights.intrinsic, raise algo.kl_coef (PPO) or algo.beta (GRPO); ckpt_*/best is older",
         )
@@ -224,7 +224,7 @@ def length(log: History, curve: LogCurve) -> Iterator[Check]:
         finding = HealthFinding(
             "length_drift",
             "warning",
-            f"completions went {span} while accuracy did not rise: the length itself may be paid",
+            f"completions went {span} while accuracy did not rise: the length itself may be rewarded",
             "look at length in the reward audit of stage 04; use reward.intrinsic.form logprob or another "
             "reward.intrinsic.normaliser, keep algo.gamma at 1, set reward.intrinsic.missing_eos_penalty",
         )
@@ -339,7 +339,7 @@ def updates_skipped(log: History, curve: LogCurve) -> Iterator[Check]:
             "updates_skipped",
             "warning",
             f"updates were skipped in {100 * share:.0f} % of the last {STRETCH} rollouts "
-            f"(to step {curve.steps[-1]:g}): rollouts are paid for and not used",
+            f"(to step {curve.steps[-1]:g}): rollouts are sampled and not used",
             "lower algo.learning_rate or algo.num_ppo_epochs, or raise algo.target_kl",
         )
     yield Check("updates_skipped", f"in {100 * share:.0f} % of rollouts", finding)
