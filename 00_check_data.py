@@ -42,7 +42,7 @@ def run(ctx: StageContext) -> int:
 
     config = ctx.config.dataset
     task = task_of(config.dataset)
-    splits = read_splits(config, ctx.inputs, task.gold_fault)
+    splits = read_splits(config, ctx.inputs, task.gold_fault, ctx.progress)
     special = special_tokens(config.tokenizer)
     for raw in splits.values():
         raw.problems.extend(checks.special_token_problems(raw.rows, special))

@@ -40,7 +40,7 @@ def run(ctx: StageContext) -> None:
 
     config = ctx.config.dataset
     task = task_of(config.dataset)
-    raw = read_splits(config, ctx.inputs, task.gold_fault)
+    raw = read_splits(config, ctx.inputs, task.gold_fault, ctx.progress)
     if failed := checks.verdict(raw, config.error_threshold):
         raise UserError(f"the data cannot be used: {failed}; 00_check_data.py reports every problem")
     prepared = prepare(raw, config, token_counter(config.tokenizer), ctx.progress, task.evidence)

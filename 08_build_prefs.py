@@ -63,19 +63,19 @@ def run(ctx: StageContext) -> None:
     from utils.rewards.spec import load_reward_spec, paid_weights, weights_in_force
     from utils.rollouts.reward_state import close_pipeline, open_pipeline
 
-    algo, reward = ctx.config.algo, ctx.config.options.reward
+    algo, model, reward = ctx.config.algo, ctx.config.model, ctx.config.options.reward
     spec = load_reward_spec(ctx.inputs["reward_spec"])
     rows = load_sampled(ctx.inputs["candidates"], spec, reward)
     golds = [None] * len(rows)
     if algo.gold_as_chosen:
         record_of = {record.id: record for record in load_records(ctx.inputs["train"])}
         records = [record_of[row["id"]] for row in rows]
-        tokenizer = load_tokenizer(start_path(ctx), ctx.config.model.model)
-        pipeline = open_pipeline(records, spec, reward, ctx.config.model, tokenizer)
-        limit = ctx.config.model.generation.max_new_tokens
-        golds = gold_answers(records, [row["prompt"] for row in rows], spec, pipeline, tokenizer, limit)
+        tokenizer = load_tokenizer(start_path(ctx), model.model)
+        pipeline = open_pipeline(records, spec, reward, model, tokenizer)
+        limit, prompts = model.generation.max_new_tokens, [row["prompt"] for row in rows]
+        golds = gold_answers(records, prompts, spec, pipeline, tokenizer, limit, ctx.progress)
         close_pipeline(ctx, pipeline)
-    found = build_preferences(rows, golds, algo, spec, reward, ctx.seed)
+    found = build_preferences(rows, golds, algo, spec, reward, ctx.seed, ctx.progress)
     write_jsonl(ctx.out / "pairs.jsonl", (pair.row() for pair in found.train))
     write_jsonl(ctx.out / "val_pairs.jsonl", (pair.row() for pair in found.held_out))
     pairs, rules = [*found.train, *found.held_out], rules_in_force(algo.rules, paid_weights(spec, reward))

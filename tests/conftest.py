@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.inner_loop import can_be_fast
 from tests.support.tiny_models import make_tiny_model
+from utils.frame.stage import StageContext
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 TESTS = Path(__file__).resolve().parent
@@ -69,6 +70,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hypothesis looks for what refers to an object, and warns where that is out of the collector's sight."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def bars(monkeypatch) -> list[str]:
+    """What the progress bars of stages say that they do, in order."""
+    shown, progress = [], StageContext.progress
+
+    def noted(ctx, items, total=None, description="", **more):
+        shown.append(description)
+        return progress(ctx, items, total, description, **more)
+
+    monkeypatch.setattr(StageContext, "progress", noted)
+    return shown
 
 
 def find_shared_data() -> Path | None:

@@ -119,6 +119,21 @@ def test_methods_sort_by_any_column_both_ways(opened):
     assert page(head) == "ascending"
 
 
+def test_in_a_narrow_window_chapters_stay_in_sight_and_a_pressed_row_shows_its_item(opened):
+    page = opened()
+    size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page.until("return document.querySelector('.chapters a').getBoundingClientRect().right < innerWidth")
+        assert page("return document.documentElement.scrollWidth") == 400
+        page("document.getElementById('list').scrollIntoView()")
+        page.until("return document.querySelectorAll('.item-row').length > 3")
+        page("document.querySelectorAll('.item-row')[3].click()")
+        page.until("return Math.abs(document.getElementById('item').getBoundingClientRect().top - 100) < 60")
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_filters_find_what_the_files_say(opened):
     page = opened()
     rows = index_of(page)

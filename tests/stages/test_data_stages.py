@@ -62,6 +62,11 @@ def finqa_root(tmp_path) -> Path:
     )
 
 
+def test_golds_that_are_graded_have_a_bar(finqa_root, tmp_path, bars):
+    assert run(CHECK, "finqa", finqa_root, tmp_path / "out", "--error_threshold", "0.1") == 0
+    assert bars == ["golds of train", "golds of val", "golds of test"]
+
+
 def test_check_reports_and_prepare_leaves_out(finqa_root, tmp_path, capsys):
     train = json.loads((finqa_root / "train.json").read_text())
     lines = ["[", *(json.dumps(item) + "," for item in train[:-1]), json.dumps(train[-1]), "]"]

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from tests.support.finished_runs import pretend_finished, read_csv
+from tests.support.finished_runs import pretend_finished
 from tests.support.scripts import execute_stage
 from utils.data.records import Record
-from utils.frame.files import REPO_ROOT, write_json, write_jsonl
+from utils.frame.files import REPO_ROOT, read_csv, write_json, write_jsonl
 from utils.grading.program import tokenize_program
 
 ITEMS = 30

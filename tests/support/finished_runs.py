@@ -1,7 +1,5 @@
 """Folders of runs as finished stages leave them, written by hand: manifests, evaluations, counts, logs."""
 
-import csv
-
 from tests.support.policy_results import LEVELS, answers, result
 from tests.support.scripts import execute_stage
 from utils.comparison.lineage import trained_policies
@@ -54,11 +52,6 @@ def write_run(folder, seed, right, raw="raw-1", training=(("lr", 1),), evaluatio
             write=lambda out, policy=policy: write_evaluation(out, policy, right[policy]),
             **more,
         )
-
-
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def pretend_finished(folder, *names, **more):

@@ -47,6 +47,13 @@ from utils.rewards.reward_pipeline import RewardPipeline
 from utils.training.run import train_stage
 
 COMMON = {"learning_rate": 1e-2, "warmup_steps": 1, "num_rollouts": 2, "num_iterations": 1}
+PPO = {
+    "learning_rate": 1e-2,
+    "warmup_steps": 1,
+    "num_rollouts": 2,
+    "rollout_batch_size": 8,
+    "num_generations": 2,
+}
 # Each rollout has 8 completions of 4 prompts; the last batch of an epoch is not full in sft and dpo.
 METHODS = {
     "sft": (SftAlgo(learning_rate=1e-2, warmup_steps=1, max_steps=5, per_device_train_batch_size=6), None),
@@ -81,34 +88,16 @@ METHODS = {
         build_rloo_trainer,
     ),
     "ppo": (
-        PpoAlgo(
-            learning_rate=1e-2,
-            warmup_steps=1,
-            num_rollouts=2,
-            rollout_batch_size=8,
-            num_generations=2,
-            value_model="shared",
-        ),
+        PpoAlgo(**PPO, value_model="shared"),
         build_ppo_trainer,
     ),
     "ppo_siblings": (
-        PpoAlgo(
-            learning_rate=1e-2,
-            warmup_steps=1,
-            num_rollouts=2,
-            rollout_batch_size=8,
-            num_generations=4,
-            value_model="siblings",
-        ),
+        PpoAlgo(**PPO | {"num_generations": 4}, value_model="siblings"),
         build_ppo_trainer,
     ),
     "ppo_separate": (
         PpoAlgo(
-            learning_rate=1e-2,
-            warmup_steps=1,
-            num_rollouts=2,
-            rollout_batch_size=8,
-            num_generations=2,
+            **PPO,
             num_mini_batches=1,
             gradient_accumulation_steps=2,
             num_ppo_epochs=3,

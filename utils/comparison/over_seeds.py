@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -14,6 +14,7 @@ from utils.comparison.paired import ALPHA, POWER, PolicyResult, corrected, load_
 from utils.comparison.seed_runs import SeedRuns
 from utils.evaluation.policy_names import evaluation_files
 from utils.frame.files import UserError, derive_seed
+from utils.frame.stage import no_bar
 from utils.statistics.accuracy_tests import mcnemar, percentiles
 from utils.statistics.clusters import clustered_rate
 from utils.statistics.seed_tests import (
@@ -182,11 +183,16 @@ def mean_accuracies(
     return means, draws
 
 
-def compare_seeds(experiment: Experiment, looks: int = 1) -> list[SeedPair]:
-    """Every pair of policies, in order; both tests are corrected over all pairs and over ``looks``."""
+def compare_seeds(
+    experiment: Experiment, looks: int = 1, progress: Callable[..., Iterable] = no_bar
+) -> list[SeedPair]:
+    """Every pair of policies, in order; both tests are corrected over all pairs and over ``looks``.
+
+    ``progress``: as `StageContext.progress`.
+    """
     pairs, clusters = [], experiment.clusters
     couples = list(combinations(range(len(experiment.policies)), 2))
-    for a, b in couples:
+    for a, b in progress(couples, description="comparing"):
         right_a, right_b = experiment.correct[a], experiment.correct[b]
         differences = right_b.astype(int) - right_a
         both, p_items = crossed_test(differences, clusters), sign_flip_test(differences, clusters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +14,7 @@ import pandas as pd
 from utils.comparison.answer_files import read_breakdown
 from utils.comparison.estimates import Estimate, estimate_of
 from utils.frame.files import UserError, derive_seed, read_json
+from utils.frame.stage import no_bar
 from utils.statistics.accuracy_tests import bootstrap_difference, holm, mcnemar, minimum_detectable_difference
 from utils.statistics.clusters import cluster_bootstrap, cluster_numbers, design_effect
 from utils.statistics.seed_tests import sign_flip_test
@@ -157,10 +158,16 @@ def compare_pair(a: PolicyResult, b: PolicyResult, seed: int, alpha: float = ALP
     )
 
 
-def compare_all(results: Sequence[PolicyResult], seed: int, looks: int = 1) -> list[Pair]:
-    """Every pair of policies, in order, corrected over all of them and over ``looks`` (``corrected``)."""
+def compare_all(
+    results: Sequence[PolicyResult], seed: int, looks: int = 1, progress: Callable[..., Iterable] = no_bar
+) -> list[Pair]:
+    """Every pair of policies, in order, corrected over all of them and over ``looks`` (``corrected``).
+
+    ``progress``: as `StageContext.progress`.
+    """
     couples = list(combinations(results, 2))
-    pairs = [compare_pair(a, b, seed, ALPHA / len(couples) / looks) for a, b in couples]
+    level = ALPHA / max(1, len(couples)) / looks
+    pairs = [compare_pair(a, b, seed, level) for a, b in progress(couples, description="comparing")]
     p_values = corrected([pair.p_value for pair in pairs], looks)
     return [replace(pair, p_holm=p) for pair, p in zip(pairs, p_values, strict=True)]
 

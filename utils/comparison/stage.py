@@ -68,10 +68,10 @@ def compare(ctx: StageContext) -> None:
     from utils.frame.files import write_csv, write_json, write_text
 
     comparison = _means_over_seeds(ctx) if ctx.config.options.by_seed else _policies(ctx)
-    topics = topics_of(comparison)
-    for topic in topics.values():
-        for name, write in topic.files.items():
-            write(ctx.out / name)
+    topics = topics_of(comparison, ctx.progress)
+    files = [file for topic in topics.values() for file in topic.files.items()]
+    for name, write in ctx.progress(files, description="figures and tables"):
+        write(ctx.out / name)
     rows, columns = summary_table(topics)
     table = with_names(*with_failed(rows, columns, comparison.failed), comparison)
     write_csv(ctx.out / "summary.csv", *table)
@@ -82,7 +82,7 @@ def compare(ctx: StageContext) -> None:
     conclusions = conclusion_lines(report.lead[-1])
     write_json(ctx.out / "summary.json", summary_of(comparison, table[0], facts, conclusions))
     write_text(ctx.out / "report.md", report.markdown())
-    write_page(ctx.out / PAGE, report, comparison, facts, (rows, columns))
+    write_page(ctx.out / PAGE, report, comparison, facts, (rows, columns), ctx.progress)
     for line in facts.lines():
         ctx.log(line)
     _say(ctx, comparison, conclusions)
@@ -132,7 +132,7 @@ def _policies(ctx: StageContext) -> Comparison:
         folders={name: [folder] for name, folder in found.items()},
         results={result.name: [result] for result in results},
         accuracies={result.name: result.accuracy for result in results},
-        pairs=compare_all(results, ctx.seed, options.looks),
+        pairs=compare_all(results, ctx.seed, options.looks, ctx.progress),
         failed=failed,
         **_of_both(ctx),
     )
@@ -153,7 +153,7 @@ def _means_over_seeds(ctx: StageContext) -> Comparison:
         folders=runs.folders,
         results=experiment.results,
         accuracies=dict(zip(experiment.policies, experiment.means, strict=True)),
-        pairs=compare_seeds(experiment, ctx.config.options.looks),
+        pairs=compare_seeds(experiment, ctx.config.options.looks, ctx.progress),
         failed=runs.failed,
         experiment=experiment,
         seed_runs=runs,

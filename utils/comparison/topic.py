@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from utils.comparison.paired import Pair, PolicyResult
 from utils.comparison.seed_runs import SeedRuns
 from utils.documents.document import Section
 from utils.documents.figures import MARKERS, PALETTE, Style
-from utils.frame.pipeline import POLICIES, policy_order
+from utils.frame.pipeline import POLICIES, PRESETS, policy_order
+from utils.frame.stage import no_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,22 +119,27 @@ class Topic:
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
-def topics_of(comparison: Comparison) -> dict[str, Topic]:
-    """Name -> topic, for every file of the folder, in the order of their sections."""
+def topics_of(comparison: Comparison, progress: Callable[..., Iterable] = no_bar) -> dict[str, Topic]:
+    """Name -> topic, for every file of the folder, in the order of their sections.
+
+    ``progress``: as `StageContext.progress`.
+    """
     found = [module.name for module in pkgutil.iter_modules(topics.__path__)]
     names = [*topics.SECTIONS, *(name for name in found if name not in topics.SECTIONS)]
     modules = {name: importlib.import_module(f"{topics.__name__}.{name}") for name in names}
-    return {name: module.topic(comparison) for name, module in modules.items()}
+    return {name: modules[name].topic(comparison) for name in progress(names, description="sections")}
 
 
 def styles_of(policies: Sequence[str]) -> dict[str, Style]:
     """The style of every policy: a method's own, whichever others are drawn with it.
 
     Variants of a method and policies of other names take what is left, each another pair of colour and
-    marker. The palette is in the order of POLICIES: SFT, where the others start, is grey.
+    marker. Presets come last, so that no two families share a colour; SFT, where the others start, is grey.
     """
     count = len(PALETTE)
-    pairs = [(i % count, (i + i // count) % count) for i in range(count * count)]
+    places = [(i % count, (i + i // count) % count) for i in range(count * count)]
+    order = sorted(range(len(POLICIES)), key=lambda position: POLICIES[position] in PRESETS)
+    pairs = [places[order.index(position)] for position in range(len(POLICIES))] + places[len(POLICIES) :]
     taken = {name: pairs[POLICIES.index(name)] for name in policies if name in POLICIES}
     free = (pair for pair in pairs if pair not in taken.values())
     for name in policies:

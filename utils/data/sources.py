@@ -1,7 +1,7 @@
 """Where each data set's raw files are, and which reader takes them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from utils.data.settings import DatasetConfig
 from utils.data.user_reader import read_own, reader_function
 from utils.frame.config import StageConfig
 from utils.frame.files import UserError, resolve_path, shown
+from utils.frame.stage import no_bar
 
 TEST_ALONE = " (a set of a test split alone takes another's train, as configs/datasets/math-500.yaml does)"
 
@@ -119,16 +120,20 @@ def read_split(config: DatasetConfig, split: str, path: Path) -> RawSplit:
 
 
 def read_splits(
-    config: DatasetConfig, files: dict[str, Path], gold_fault: Callable[[RawRow], str]
+    config: DatasetConfig,
+    files: dict[str, Path],
+    gold_fault: Callable[[RawRow], str],
+    progress: Callable[..., Iterable] = no_bar,
 ) -> dict[str, RawSplit]:
     """Read all splits; a row whose gold cannot be graded against becomes an error.
 
     ``files`` may name more than splits (a reader), which is left out. ``gold_fault`` returns what is wrong
-    with a row's gold, "" where nothing is (`utils.grading.task.Task.gold_fault`).
+    with a row's gold, "" where nothing is (`utils.grading.task.Task.gold_fault`). ``progress``: as
+    `StageContext.progress`.
     """
     splits = {split: read_split(config, split, files[split]) for split in SPLITS if split in files}
-    for raw in splits.values():
-        for row in raw.rows:
+    for split, raw in splits.items():
+        for row in progress(raw.rows, description=f"golds of {split}"):
             if reason := gold_fault(row):
                 raw.problems.append(row.problem("error", "gold_program", reason))
     return splits

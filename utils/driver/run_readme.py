@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 import shlex
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from utils.driver.graph import ComparisonNode, Node
 from utils.frame.credentials import redact
-from utils.frame.files import write_text
+from utils.frame.files import read_csv, write_text
 from utils.frame.pipeline import METHODS, ROWS
 
 README = "README.md"
@@ -89,10 +88,8 @@ def _configuration(nodes: Sequence[Node]) -> list[str]:
 def _results(summary: Path) -> list[str]:
     if not summary.is_file():
         return []
-    with open(summary, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     lines = ["| policy | accuracy | 95 % interval |", "|---|---|---|"]
-    for row in rows:
+    for row in read_csv(summary):
         if row["accuracy"]:
             value, low, high = (
                 100 * float(row[key]) for key in ("accuracy", "accuracy_low", "accuracy_high")

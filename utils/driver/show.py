@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from utils.driver.graph import ComparisonNode, Key, Node, SeedComparison
 from utils.driver.run_readme import README
 from utils.frame.criteria import FAILED, in_words
 from utils.frame.failures import Failure
-from utils.frame.files import read_json, shown
+from utils.frame.files import read_csv, read_json, shown
 from utils.frame.manifest import read_manifest
 from utils.frame.pipeline import ROWS
 from utils.frame.stage_plan import load_script, prepare
@@ -131,9 +130,9 @@ def _rows_of_run(run_dir: Path, policies: Sequence[str], seed: int) -> list[Row]
 
 def _rows_of_seeds(folder: Path) -> list[Row]:
     """The rows of summary.csv and pairs.csv of a comparison over seeds."""
-    summary = _read_csv(folder / "summary.csv")
+    summary = read_csv(folder / "summary.csv")
     baseline = _baseline(row["policy"] for row in summary)
-    pairs = {row["b"]: row for row in _read_csv(folder / "pairs.csv") if row["a"] == baseline}
+    pairs = {row["b"]: row for row in read_csv(folder / "pairs.csv") if row["a"] == baseline}
     rows = []
     for row in summary:
         if not row["accuracy"]:
@@ -147,11 +146,6 @@ def _rows_of_seeds(folder: Path) -> list[Row]:
 
 def _baseline(policies: Iterable[str]) -> str:
     return "sft" if "sft" in set(policies) else "base"
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _print_table(title: str, rows: Sequence[Row], failures: Sequence[Failure], run_dir: Path) -> None:

@@ -109,9 +109,16 @@ def write_json(path: str | Path, obj: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read one JSON document. Raises UserError naming file and line when it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{shown(path)}: no such file") from None
+    return json_of(data, path)
+
+
+def json_of(data: bytes, path: str | Path) -> Any:
+    """The value of a JSON document's bytes. Raises UserError naming file and line where it is damaged."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{shown(path)}: not UTF-8 text (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -176,6 +183,12 @@ def write_csv(path: str | Path, rows: Iterable[dict[str, Any]], columns: list[st
         writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: inert(value) for key, value in row.items()} for row in rows)
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV that `write_csv` wrote, by column; its texts as they stand in the file."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def inert(value: Any) -> Any:

@@ -26,7 +26,7 @@ from utils.frame.files import (
     REPO_ROOT,
     UserError,
     dump_json,
-    read_json,
+    json_of,
     remove,
     sha256_of,
     sha256_of_tree,
@@ -219,10 +219,12 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return a stage folder's manifest, None where it has none. Raises UserError when it is damaged."""
     path = folder / MANIFEST
-    if not path.exists():
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    manifest = read_json(path)
-    if fault := _fault(manifest, path.read_bytes()):
+    manifest = json_of(data, path)
+    if fault := _fault(manifest, data):
         raise UserError(f"{shown(path)}: {fault}; redo the stage with --overwrite")
     return manifest
 

@@ -228,13 +228,12 @@ def check_inputs(plan: Plan) -> None:
         _verify_input(path, plan)
     _check_grounds(plan)
     check_reward(plan)
-    plan.identity = manifests.identity(
-        plan.stage.folder,
-        plan.stage.variant_of(plan.config),
-        plan.config.seed,
-        plan.config.to_dict(plan.run_dir),
-        manifests.describe_inputs(plan.inputs, plan.run_dir),
-    )
+    plan.identity = _identity(plan, manifests.describe_inputs(plan.inputs, plan.run_dir))
+
+
+def _identity(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
+    variant, config = plan.stage.variant_of(plan.config), plan.config.to_dict(plan.run_dir)
+    return manifests.identity(plan.stage.folder, variant, plan.config.seed, config, inputs)
 
 
 def _verify_input(path: Path, plan: Plan) -> None:
@@ -303,31 +302,27 @@ def _how_to_get(path: Path) -> str:
 
 def status_of(plan: Plan) -> str:
     """Compare the stage folder with the plan: missing, up_to_date, interrupted or "stale: <why>"."""
+    return _status(plan, lambda recorded: plan.identity)
+
+
+def status_by_settings(plan: Plan) -> str:
+    """The status of a stage whose inputs are still to be made, taken to be those that it has read before."""
+    return _status(plan, lambda recorded: _identity(plan, recorded.get("inputs", {})))
+
+
+def _status(plan: Plan, identity: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+    """`status_of`, by the identity that the stage is to have; ``identity`` is given its manifest."""
     try:
         recorded = manifests.read_manifest(plan.out)
     except UserError as error:
         return f"stale: {error}"
     if recorded is None:
         return "interrupted" if started(plan.out).get("identity") == plan.identity else "missing"
-    changed = manifests.identity_differences(recorded, plan.identity)
+    changed = manifests.identity_differences(recorded, identity(recorded))
     if changed:
         return f"stale: {_first(changed)}"
     damage = manifests.damaged_output(recorded, plan.run_dir)
     return f"stale: output {damage}" if damage else "up_to_date"
-
-
-def status_by_settings(plan: Plan) -> str:
-    """The status of a stage whose inputs are still to be made, taken to be those that it has read before."""
-    try:
-        recorded = manifests.read_manifest(plan.out)
-    except UserError as error:
-        return f"stale: {error}"
-    if recorded is None:
-        return "missing"
-    variant, config = plan.stage.variant_of(plan.config), plan.config.to_dict(plan.run_dir)
-    inputs = recorded.get("inputs", {})
-    plan.identity = manifests.identity(plan.stage.folder, variant, plan.config.seed, config, inputs)
-    return status_of(plan)
 
 
 def started(out: Path) -> dict[str, Any]:

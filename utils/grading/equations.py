@@ -14,7 +14,6 @@ import math
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from string import ascii_letters
 
 MAX_CHARS = 20_000
 MAX_EQUATIONS = 64
@@ -85,13 +84,12 @@ def stated_equations(text: str) -> list[Equation]:
     """The equations between numbers that the text states, in order."""
     found: list[Equation] = []
     for line in plain_arithmetic(text[:MAX_CHARS]).splitlines():
+        end = 0
         for match in _EQUALS.finditer(line):
-            begin = max(0, match.start() - MAX_SIDE - 1)
-            # A word is read whole: of "so" the last letter alone would be the name of a function.
-            before = line[max(0, begin - MAX_SIDE) : begin]
-            begin -= len(before) - len(before.rstrip(f"{ascii_letters}\\"))
-            left = _left_side(line[begin : match.start()])
-            right = _right_side(line[match.end() : match.end() + MAX_SIDE + 1])
+            # Twice what is read, so that it shows whether a side goes on and which word stands before it.
+            left = _left_side(line[max(end, match.start() - 2 * MAX_SIDE) : match.start()])
+            end = match.end()
+            right = _right_side(line[end : end + 2 * MAX_SIDE])
             if left is not None and right is not None:
                 found.append(Equation(tuple(left), tuple(right), _equal(_known(_value(left)), right)))
             if len(found) == MAX_EQUATIONS:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from utils.data.prompts import token_ids
 from utils.frame.files import UserError
 from utils.frame.processes import from_main, merge_shares, share
+from utils.frame.stage import no_bar
 from utils.models.loading import (
     adapter_base,
     input_device,
@@ -150,11 +152,11 @@ class Teacher:
         return digest.hexdigest()
 
     @torch.no_grad()
-    def score(self, batch: CompletionBatch) -> TeacherScores:
+    def score(self, batch: CompletionBatch, progress: Callable[..., Iterable] = no_bar) -> TeacherScores:
         """Score every unmasked completion token. A row whose completion is masked entirely gets zeros.
 
         Position ids count real tokens, whatever `batch.positions` says. The cache, where there is one, is
-        asked once for each distinct completion of the batch.
+        asked once for each distinct completion of the batch. ``progress``: as `StageContext.progress`.
 
         Raises UserError where a prompt and completion exceed the teacher's positions, hold a token that the
         tokenizer lacks, or get logits that are not finite, and ValueError where prompts are not padded on the
@@ -176,7 +178,7 @@ class Teacher:
             found, missing = from_main((found, missing))
         fresh: dict[TokenRow, np.ndarray] = {}
         parts = [missing[part] for part in padded_parts([row.length for row in missing], SLICE_TOKENS)]
-        for part, scores in zip(parts, self._score_parts(parts), strict=True):
+        for part, scores in zip(parts, self._score_parts(parts, progress), strict=True):
             fresh |= zip(part, scores, strict=True)
         self._check_finite(rows, fresh)
         for row in fresh if keys else ():
@@ -185,10 +187,12 @@ class Teacher:
 
     # ------------------------------------------------------------------------------------------- the pass
 
-    def _score_parts(self, parts: list[list[TokenRow]]) -> list[list[np.ndarray]]:
-        if self.across_processes:
-            return merge_shares([self._score_slice(part) for part in share(parts)])
-        return [self._score_slice(part) for part in parts]
+    def _score_parts(
+        self, parts: list[list[TokenRow]], progress: Callable[..., Iterable]
+    ) -> list[list[np.ndarray]]:
+        own = share(parts) if self.across_processes else parts
+        scores = [self._score_slice(part) for part in progress(own, description="teacher")]
+        return merge_shares(scores) if self.across_processes else scores
 
     def _score_slice(self, rows: list[TokenRow]) -> list[np.ndarray]:
         """Return Q and V of each row, float [2, C_i]."""

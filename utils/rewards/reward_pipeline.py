@@ -13,7 +13,7 @@ to put it: its parts count in `components`, its row of `token_rewards` is 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from utils.data.records import Record
 from utils.frame.files import UserError
 from utils.frame.processes import num_processes
+from utils.frame.stage import no_bar
 from utils.grading.tasks import task_of
 from utils.models.prefix.shared_prefix import CompletionBatch
 from utils.models.teacher import Teacher
@@ -157,20 +158,22 @@ class RewardPipeline:
         texts: Sequence[str],
         truncated: Tensor,
         update: bool = True,
+        progress: Callable[..., Iterable] = no_bar,
     ) -> RolloutRewards:
         """The same with one teacher reward per completion, its (normalised) alpha * log pi_hat, on the last
         token: for GRPO, RLOO and candidates. The form does not matter: all have this sum per completion, up
         to a constant per prompt (at gamma 1). Completions without tokens stay out of the statistics.
+        ``progress``: as `StageContext.progress`.
         """
         intrinsic, raw = None, {}
         if self.teacher is not None:
             mask = batch.completion_mask
-            scores = self.teacher.score(batch)
+            scores = self.teacher.score(batch, progress)
             raw["intrinsic"] = outcome_reward(scores.q, scores.v, mask)
             filled = mask.bool().any(1, keepdim=True)
             outcomes = self.combiner.normalise(raw["intrinsic"][:, None], filled, "outcome", update)
             intrinsic = at_last_token(outcomes[:, 0], mask)
-        return self._combined(record, batch, texts, truncated, intrinsic, raw, update)
+        return self._combined(record, batch, texts, truncated, intrinsic, raw, update, progress)
 
     def _combined(
         self,
@@ -181,9 +184,11 @@ class RewardPipeline:
         intrinsic: Tensor | None,
         raw: dict[str, Tensor],
         update: bool,
+        progress: Callable[..., Iterable] = no_bar,
     ) -> RolloutRewards:
         mask = batch.completion_mask
-        rows = [self._graded(index, text) for index, text in zip(record, texts, strict=True)]
+        answers = list(zip(record, texts, strict=True))
+        rows = [self._graded(index, text) for index, text in progress(answers, description="grading")]
 
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=mask.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def sample_candidates(
             num_samples=num_candidates,
             batch_size=config.generation.largest_batch,
             generator=torch.Generator().manual_seed(derive_seed(ctx.seed, "candidates")),
-            progress=lambda batches: ctx.progress(batches, description="sampling"),
+            progress=partial(ctx.progress, description="sampling"),
             across_processes=True,
             room=Room(config.generation),
             completer=vllm_completer(model, tokenizer, config, prompt_ids),
@@ -67,7 +68,7 @@ def sample_candidates(
     truncated = torch.tensor([completion.truncated for completion in completions])
     texts = [completion.text for completion in completions]
     with cost.phase("scoring"):
-        rewards = pipeline.score_outcomes(owner, batch, texts, truncated)
+        rewards = pipeline.score_outcomes(owner, batch, texts, truncated, progress=ctx.progress)
     close_pipeline(ctx, pipeline)
     cost.report(ctx)
     candidates = []

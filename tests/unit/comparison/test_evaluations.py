@@ -66,6 +66,12 @@ def test_paths_are_plain_arguments(outputs, unrendered):
     assert compare(outputs, "--policies", "sft", "grpo", "--runs", "s0", "s1", "--overwrite") == 0
 
 
+def test_what_takes_long_has_a_bar(outputs, unrendered, bars):
+    assert compare(outputs, "--runs", "s0") == 0
+    assert bars[:3] == ["comparing", "sections", "figures and tables"]
+    assert "packing answers" in bars
+
+
 def test_names_are_the_policies_of_one_run_and_carry_the_run_of_several(outputs):
     assert list(chosen(outputs / "s0")) == ["sft", "grpo"]
     assert list(chosen(outputs / "c", ["s1"])) == ["sft", "grpo"]

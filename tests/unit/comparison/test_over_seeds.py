@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests.support.comparisons import comparison_over_seeds
-from tests.support.finished_runs import read_csv
 from tests.support.policy_results import LEVELS, RUNS, SEEDS, answers, experiment, result
 from utils.comparison.experiment_facts import experiment_facts
 from utils.comparison.over_seeds import compare_seeds, gather
@@ -18,7 +17,7 @@ from utils.comparison.topics.accuracy import quotable_table
 from utils.comparison.topics.levels import levels_of
 from utils.comparison.topics.method_cost import MethodCost
 from utils.documents.document import block_markdown
-from utils.frame.files import UserError
+from utils.frame.files import UserError, read_csv
 from utils.statistics.accuracy_tests import (
     holm,
     mcnemar,

@@ -12,7 +12,6 @@ import pytest
 from scipy import stats
 
 from tests.support.comparisons import comparison_of, text_of
-from tests.support.finished_runs import read_csv
 from tests.support.policy_results import result
 from utils.comparison.experiment_facts import experiment_facts
 from utils.comparison.lineage import Trained
@@ -23,7 +22,7 @@ from utils.comparison.topics import accuracy, difference_tests
 from utils.comparison.topics.levels import levels_of
 from utils.documents.document import block_markdown
 from utils.documents.text import p_cell, p_text, points_interval
-from utils.frame.files import UserError
+from utils.frame.files import UserError, read_csv
 from utils.frame.pipeline import policy_order
 from utils.statistics.accuracy_tests import holm, rate
 from utils.statistics.seed_tests import sign_flip_test

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests.support.finished_runs import read_csv, write_methods
+from tests.support.finished_runs import write_methods
 from tests.support.scripts import execute_stage
 from utils.comparison.evaluations import files_of_others
 from utils.comparison.results_of_others import read_results
-from utils.frame.files import UserError
+from utils.frame.files import UserError, read_csv
 from utils.statistics.accuracy_tests import mcnemar
 
 

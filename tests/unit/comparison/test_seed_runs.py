@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests.support.finished_runs import read_csv, write_run
+from tests.support.finished_runs import write_run
 from tests.support.policy_results import RUNS, SEEDS
 from tests.support.scripts import execute_stage
 from utils.comparison.seed_runs import find_seed_runs, lineage
-from utils.frame.files import UserError, write_json
+from utils.frame.files import UserError, read_csv, write_json
 
 
 @pytest.fixture()

@@ -2,8 +2,9 @@
 
 import json
 
-from tests.support.finished_runs import compare_methods, read_csv, write_methods
+from tests.support.finished_runs import compare_methods, write_methods
 from utils.comparison.summary_files import _program_validity
+from utils.frame.files import read_csv
 
 
 def test_both_files_of_a_comparison(tmp_path, unrendered):

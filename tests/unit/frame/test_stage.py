@@ -7,8 +7,10 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,10 @@ import pytest
 from tests.support import toy
 from utils.frame import manifest as manifests
 from utils.frame import stage as stage_module
+from utils.frame.config import StageConfig
 from utils.frame.files import REPO_ROOT, UserError, sha256_of, sha256_of_tree
 from utils.frame.stage import execute
-from utils.frame.stage_plan import prepare
+from utils.frame.stage_plan import make_plan, prepare, status_by_settings
 
 PYTHON_FILE = str(Path(toy.__file__))
 
@@ -506,6 +509,19 @@ def test_standard_output_has_the_events_and_no_progress_bar(tmp_path):
     assert "start (run_001, seed 0)" in done.stdout and "done in" in done.stdout and done.stderr == ""
 
 
+def test_on_a_terminal_a_bar_is_taken_away_before_an_error_is_said(tmp_path):
+    assert process(tmp_path, "01").returncode == 0
+    read, write = os.openpty()
+    fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, PYTHON_FILE, "03", "--outputs_root", str(tmp_path), "--fail", "error"]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=write, timeout=120)
+    os.close(write)
+    seen = os.read(read, 1 << 16).decode()
+    os.close(read)
+    assert done.returncode == 2 and "steps:" in seen
+    assert seen.rstrip("\r\n").rpartition("\n")[2].rpartition("\r")[2] == "error: no good"
+
+
 def test_a_reader_that_goes_away_causes_no_traceback(tmp_path):
     command = [sys.executable, PYTHON_FILE, "03", "--help"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -520,6 +536,23 @@ def test_an_impossible_folder_is_one_line(tmp_path, place):
     done = process(tmp_path / place, "01")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and "--outputs_root" in done.stderr
+
+
+def test_by_its_settings_a_stage_is_stale_where_it_is_damaged_but_not_where_they_are_wrong(
+    run, tmp_path, monkeypatch
+):
+    def wrong(*_):
+        raise UserError("there is no such setting")
+
+    plan = make_plan(toy.FIRST, ["--outputs_root", str(tmp_path)])
+    assert status_by_settings(plan) == "missing"
+    run("01")
+    assert status_by_settings(plan) == "up_to_date"
+    monkeypatch.setattr(StageConfig, "to_dict", wrong)
+    with pytest.raises(UserError, match="no such setting"):
+        status_by_settings(plan)
+    (plan.out / "manifest.json").write_text("{")
+    assert status_by_settings(plan).startswith("stale: ")
 
 
 def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path, capfd):

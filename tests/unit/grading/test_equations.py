@@ -127,6 +127,7 @@ def test_a_gold_is_not_needed():
         ("2(3 + 4) = 14, (2)(3) = 6, (3/4) (1/3) = 1/4", [True, True, True]),
         (r"\(2 + 3 = 5\) \[2 + 3 = 5\] 2 + 3 = 5\text{ cm} 2 + 3 = 5 \quad", [True] * 4),
         ("= 5 + 3 = 8", [True]),
+        ("$10 000 x 2/100 = <<10000*2/100=200>>200 and 1 1/2 + 1 = <<1.5+1=2.5>>2.5", [True, True]),
         ("7 + 5 = 12 (rounded)", [True]),
         # Not equations between numbers, or not surely all of one:
         ("x = 5, 2x = 10, 3x + 2 = 5, x - 3 = 2, y2 + 3 = 5", []),
@@ -158,6 +159,9 @@ def test_only_so_many_equations_are_read():
     assert equations(" " * 20_000 + "2+2=4") == []
     assert equations("1+" * 200 + "1=201") == []  # a side that is too long is not read in part
     assert equations("201+0=" + "1+" * 200 + "1") == []
+    for digits in range(1, 5):  # wherever the part that would fit begins and ends
+        long = f"{'1' * digits}{' + 1' * 40} + {'1' * digits}"
+        assert equations(f"so {long} = 1") == equations(f"so 1 + 0 = {long}") == []
     assert equations("2+2=5 2+2=4") == [False, True]
 
 
@@ -191,11 +195,13 @@ calculation = st.recursive(
 @given(
     st.lists(st.tuples(calculation, st.sampled_from("+-*")), min_size=1, max_size=4), number, st.booleans()
 )
+@example([("1", "+")] * 40, 111, True)  # longer than what is read
 def test_calculations_have_the_value_that_python_gives_them(parts, last, right):
     text = "".join(f"{part} {operation} " for part, operation in parts) + str(last)
     value = eval(text)  # digits, brackets and + - * made above
     wrong = value + max(1, abs(value) // 10**8)  # values count as equal to a billionth
-    assert equations(f"so {text} = {value if right else wrong}") == [right]
+    verdicts = [right] if len(text) < MAX_SIDE else []  # what is longer is not read, and not in part
+    assert equations(f"so {text} = {value if right else wrong}") == verdicts
 
 
 @pytest.mark.parametrize("length", range(105, MAX_SIDE))

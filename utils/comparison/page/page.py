@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from utils.comparison.topic import Comparison
 from utils.documents.document import Bullets, Document, Table, block_html, line_html, section_html
 from utils.documents.text import interval, p_cell, percent, points
 from utils.frame.files import write_text
+from utils.frame.stage import no_bar
 
 PAGE = "report.html"
 LIMIT = 20_000_000  # bytes of a page at most: what a browser opens at once and a mail still carries
@@ -74,6 +75,7 @@ def write_page(
     comparison: Comparison,
     facts: ExperimentFacts,
     summary: tuple[Sequence[Mapping[str, Any]], Sequence[str]],
+    progress: Callable[..., Iterable] = no_bar,
 ) -> None:
     """Write the page beside the figures that the report names.
 
@@ -81,6 +83,7 @@ def write_page(
         path: where to; figures are looked for in its folder.
         facts: what was compared, for the head of the page.
         summary: rows and columns of summary.csv.
+        progress: as `StageContext.progress`.
 
     Raises:
         UserError: where a file of an evaluation is damaged or holds a number that is not finite.
@@ -118,7 +121,7 @@ def write_page(
     }
     template = _environment().get_template("report.html.j2")
     frame = template.render(**context, chunks=[], notes=data.notes)
-    chunks, left_out = pack(data, LIMIT - len(frame.encode()) - RESERVE)
+    chunks, left_out = pack(data, LIMIT - len(frame.encode()) - RESERVE, progress)
     write_text(path, template.render(**context, chunks=chunks, notes=data.notes + left_out))
 
 

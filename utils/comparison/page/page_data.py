@@ -11,7 +11,7 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from utils.comparison.answer_files import Answers, read_answers, read_prompts
 from utils.comparison.evaluations import SAMPLES
 from utils.frame.files import UserError
+from utils.frame.stage import no_bar
 
 BLOCK = 25  # items a block: one is decoded in some 20 ms, and neighbours are likely to be read next
 # A measure's colours are full at this percentile of |v| among the values above a share of the largest. Nearly
@@ -138,18 +139,20 @@ def page_data(folders: Mapping[str, Sequence[Path]], labels: Sequence[str]) -> P
     return PageData(index, parts, _missing(answers, prompts, parts))
 
 
-def pack(data: PageData, room: int) -> tuple[list[tuple[str, str]], list[str]]:
+def pack(
+    data: PageData, room: int, progress: Callable[..., Iterable] = no_bar
+) -> tuple[list[tuple[str, str]], list[str]]:
     """The data as (name, base64 of gzip) for the page, and notes on what does not fit into ``room`` bytes.
 
     Parts go in by their order in PARTS, each by blocks in file order, until the next does not fit. The index
-    always goes in.
+    always goes in. ``progress``: as `StageContext.progress`.
     """
     chunks = [("index", _compressed(data.index))]
     room -= len(chunks[0][1])
     left_out = []
     for part in PARTS:
         blocks = data.parts.get(part, [])
-        for number, block in enumerate(blocks):
+        for number, block in enumerate(progress(blocks, description=f"packing {part}")):
             text = _compressed(block)
             if len(text) > room:
                 first, last = number * data.index["block"] + 1, len(data.index["ids"])

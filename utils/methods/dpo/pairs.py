@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property, lru_cache
@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from utils.data.prompts import completion_ids, token_ids
 from utils.data.records import Record
 from utils.frame.files import UserError, derive_seed
+from utils.frame.stage import no_bar
 from utils.grading.grade import grade
 from utils.methods.dpo.settings import PreferencesAlgo
 from utils.models.loading import device
@@ -192,17 +193,18 @@ def gold_answers(
     pipeline: RewardPipeline,
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
+    progress: Callable[..., Iterable] = no_bar,
 ) -> list[Answer | None]:
     """The demonstration of each of the pipeline's records as an answer, ended as SFT ends it.
 
     None where it does not grade as right and valid itself, or is longer than ``max_tokens``: at inference it
-    could not be written.
+    could not be written. ``progress``: as `StageContext.progress`.
     """
     ids = completion_ids(tokenizer, [record.target_text for record in records])
     prompt_ids = token_ids(tokenizer, prompts)
     answers: list[Answer | None] = [None] * len(records)
     usable = []
-    for index, record in enumerate(records):
+    for index, record in enumerate(progress(records, description="grading golds")):
         graded = grade(record, record.target_text, spec.required_fields, program_accuracy=False)
         if graded.correct and graded.format_valid and len(ids[index]) <= max_tokens:
             usable.append(index)
@@ -211,7 +213,7 @@ def gold_answers(
     batch = CompletionBatch.of(*([rows[index] for index in usable] for rows in (prompt_ids, ids)), device())
     targets = [records[index].target_text for index in usable]
     whole = torch.zeros(len(usable), dtype=torch.bool)
-    rewards = pipeline.score_outcomes(usable, batch, targets, whole, update=False)
+    rewards = pipeline.score_outcomes(usable, batch, targets, whole, update=False, progress=progress)
     for place, index in enumerate(usable):
         paid = round(sum(part[place].item() for part in rewards.components.values()), 6)
         answers[index] = Answer(records[index].target_text, tuple(ids[index]), paid, True, True, gold=True)
@@ -314,15 +316,17 @@ def build_preferences(
     spec: RewardSpec,
     reward: str,
     seed: int,
+    progress: Callable[..., Iterable] = no_bar,
 ) -> PreferenceSet:
     """Pair the candidates of every row (as 04 writes them), and hold out a share of the prompts.
 
-    ``golds`` has a row's demonstration, or None. Raises UserError, with the counts that explain it, where
-    there are fewer than ``min_pairs`` to train on, or too few prompts to hold any out.
+    ``golds`` has a row's demonstration, or None; ``progress``: as `StageContext.progress`. Raises UserError,
+    with the counts that explain it, where there are fewer than ``min_pairs`` to train on, or too few prompts
+    to hold any out.
     """
     rules = rules_in_force(algo.rules, paid_weights(spec, reward))
     prompts = []
-    for row, gold in zip(rows, golds, strict=True):
+    for row, gold in zip(progress(rows, description="pairing"), golds, strict=True):
         answers = candidate_answers(row, reward)
         found, reason = pair_prompt(
             [*answers, gold] if gold else answers, algo, rules, derive_seed(seed, "pairs", row["id"])

@@ -202,7 +202,8 @@ class PPOTrainer(EstimatesValues, LogsRollouts, CorrectsSampler, TrainsCritic, S
         return self._buffered_inputs[place]
 
     def _shuffled_micro_batches(self) -> list[dict[str, Tensor]]:
-        """The rollout in random order, completions of a prompt together, with each mini-batch's `tokens`."""
+        """The rollout in random order, completions of a prompt together, with each mini-batch's `tokens`, and
+        where `positive_nll_coef` is not 0 the weights of its term, `positive` [B, C]."""
         order = self._shuffled_groups(self._rollout["prompt_ids"], self._rollout["prompt_mask"])
         order = self._own_rows(order)
         shuffled = {name: value[order] for name, value in self._rollout.items()}
@@ -210,10 +211,14 @@ class PPOTrainer(EstimatesValues, LogsRollouts, CorrectsSampler, TrainsCritic, S
         size = self.args.gradient_accumulation_steps
         for mini_batch in (parts[start : start + size] for start in range(0, len(parts), size)):
             tokens = self._total(sum(part["completion_mask"].sum() for part in mini_batch)).clamp(min=1)
+            for part in mini_batch:
+                part["tokens"] = tokens
+            if not self.args.positive_nll_coef:
+                continue
             right = [part["completion_mask"] * part["correct"][:, None] for part in mini_batch]
             share = self._total(sum(map(torch.sum, right))).clamp(min=1) / tokens
             for part, tokens_of_right in zip(mini_batch, right, strict=True):
-                part |= {"tokens": tokens, "positive": tokens_of_right / share}
+                part["positive"] = tokens_of_right / share
         return parts
 
     def training_step(self, model: nn.Module, inputs: list, num_items_in_batch: Any = None) -> Tensor:

@@ -11,7 +11,6 @@ from tests.support.finished_runs import (
     RIGHT,
     compare_methods,
     folders_in,
-    read_csv,
     trained,
     write_methods,
     write_stage,
@@ -26,7 +25,7 @@ from utils.comparison.topics.timing import PHASES, Seconds, times_of, timing_doc
 from utils.documents.document import section_markdown
 from utils.evaluation.policy_names import find_evaluations
 from utils.frame.failures import Failure, forget_failures, read_failures, write_failures
-from utils.frame.files import UserError, write_json
+from utils.frame.files import UserError, read_csv, write_json
 from utils.frame.manifest import is_output
 
 # -------------------------------------------------------------------------------------------- counts

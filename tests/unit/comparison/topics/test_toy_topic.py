@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from tests.support.finished_runs import read_csv, write_run
+from tests.support.finished_runs import write_run
 from tests.support.scripts import execute_stage
 from utils.comparison import topics
-from utils.frame.files import read_json, write_json
+from utils.frame.files import read_csv, read_json, write_json
 
 TOY = '''
 """How many letters a policy's name has."""

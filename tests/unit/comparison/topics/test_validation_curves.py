@@ -13,7 +13,6 @@ from tests.support.finished_runs import (
     compare_methods,
     folders_in,
     log_of,
-    read_csv,
     trained,
     write_methods,
     write_stage,
@@ -32,9 +31,9 @@ from utils.comparison.topics.validation_curves import (
     plot_curves,
     read_curves,
 )
-from utils.frame.files import UserError, write_json, write_jsonl
+from utils.frame.files import UserError, read_csv, write_json, write_jsonl
 from utils.frame.manifest import describe_outputs
-from utils.frame.pipeline import POLICIES
+from utils.frame.pipeline import FAMILIES, POLICIES
 
 
 def relog(run, stage, rows):
@@ -205,6 +204,8 @@ def test_a_method_looks_the_same_in_every_company():
     alone = {name: styles_of([name])[name] for name in POLICIES}
     assert styles_of(list(POLICIES)) == alone
     assert len({style.colour for style in alone.values()}) == len({s.marker for s in alone.values()}) == 8
+    families = ("base", "teacher", *FAMILIES)
+    assert len({alone[name].colour for name in families}) == len(families)
     assert all(to_hex(style.colour).upper() == style.colour for style in alone.values())
     variants = ["sft", "ppo", "ppo_intrinsic", "ppo_task", "grpo", "mine"]
     found = styles_of(variants)

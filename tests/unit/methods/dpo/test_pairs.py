@@ -124,13 +124,17 @@ def real(tmp_path_factory):
             False,
             {"checkpoint": REPO_ROOT / "assets/teacher"},
         )
+        bars = []
+        patch.setattr(
+            StageContext, "progress", lambda _, items, description: bars.append(description) or items
+        )
         rows = sampling.sample_candidates(ctx, records[:24], SPEC, 8, "combined")
     for each, completion in zip((c for row in rows for c in row["candidates"]), sampled, strict=True):
         assert each["text"] == completion.text
         assert each["token_ids"] == list(completion.token_ids)
     tokenizer = load_tokenizer(REPO_ROOT / "assets/teacher")
     return SimpleNamespace(
-        rows=rows, records=records[:24], tokenizer=tokenizer, config=config, ctx=ctx, graded=graded
+        rows=rows, records=records[:24], tokenizer=tokenizer, config=config, ctx=ctx, graded=graded, bars=bars
     )
 
 
@@ -142,6 +146,22 @@ def test_real_candidates_are_of_every_kind(real):
     assert {(True, True, False), (False, True, False), (False, False, False), (False, False, True)} <= set(
         kinds
     )
+
+
+def test_what_takes_long_has_a_bar(real):
+    assert real.bars == ["sampling", "teacher", "grading"]
+    shown = []
+
+    def progress(items, description):
+        shown.append((description, len(items)))
+        return items
+
+    pipeline = open_pipeline(real.records, SPEC, "combined", real.config.__class__(), real.tokenizer)
+    prompts = [row["prompt"] for row in real.rows]
+    golds = gold_answers(real.records, prompts, SPEC, pipeline, real.tokenizer, 60, progress)
+    build_preferences(real.rows, golds, ALGO, SPEC, "combined", 0, progress)
+    usable = sum(gold is not None for gold in golds)
+    assert shown == [("grading golds", 24), ("teacher", 1), ("grading", usable), ("pairing", 24)]
 
 
 def test_a_candidate_is_graded_once(real):

@@ -171,7 +171,12 @@ function rowOf(place) {
   const words = { right: "right", some: "right with some seeds", wrong: "wrong", none: "no answer" };
   row.ariaLabel = `${index.questions[item] || index.ids[item]} ${index.ids[item]}${level}${type}; ` + kinds.map((kind, at) => `${index.policies[at]} ${words[kind]}`).join(", ");
   row.style.setProperty("top", `${place * ROW}px`);
-  row.addEventListener("click", () => open(place));
+  row.addEventListener("click", async () => {
+    await open(place);
+    // In a narrow window the item stands below the list.
+    const [item, list] = [$("item"), $("list")].map((each) => each.getBoundingClientRect());
+    if (item.top >= list.bottom) $("item").scrollIntoView();
+  });
   return row;
 }
 
