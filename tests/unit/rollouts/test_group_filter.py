@@ -1,5 +1,6 @@
 """Dynamic sampling: which groups are learnt from, what they cost, and which prompts they answer."""
 
+import math
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from utils.frame.typed_settings import check
 from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import SharedPrefixGRPOTrainer
 from utils.methods.ppo.settings import PpoAlgo
+from utils.methods.ppo.siblings import sibling_values
 from utils.methods.rloo.settings import RlooAlgo
 from utils.methods.rloo.trainer import SharedPrefixRLOOTrainer
 from utils.rollouts.prompt_order import prompts_from
@@ -216,6 +218,20 @@ def test_statistics_are_of_the_groups_that_are_left(make, method, changes):
     if method != "ppo":
         found = rollout["advantages"][: 2 * SIZE].double().numpy()
         np.testing.assert_allclose(found, expected.ravel(), rtol=0, atol=1e-5)
+
+
+def test_copies_that_fill_a_rollout_do_not_value_what_they_copy(make):
+    """Else a completion would have a part in its own values."""
+    trainer, _ = make("ppo", chances=(1, 2, 3), lam=1.0)
+    trainer.lr_scheduler = SimpleNamespace(last_epoch=math.inf)
+    trainer.cost.sampled((ROLLOUTS * PROMPTS - 1) * SIZE, 0)  # all but one group of the budget
+    rollout = trainer._next_rollout([{}] * PROMPTS * SIZE)
+    assert (rollout["completion_mask"].sum(1) > 0).tolist() == [True] * SIZE + [False] * 3 * SIZE
+    returns, ids, mask = (rollout[name][:SIZE] for name in ("returns", "completion_ids", "completion_mask"))
+    args = trainer.args
+    alone = sibling_values(returns, ids, mask, SIZE, args.sibling_shrinkage, args.group_shrinkage)
+    torch.testing.assert_close(rollout["old_values"][:SIZE], alone, rtol=0, atol=1e-6)
+    assert alone.abs().max() > 0.1
 
 
 def test_the_rollout_log_has_no_advantages_where_nothing_is_learnt(make, tmp_path):

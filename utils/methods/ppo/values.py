@@ -53,11 +53,14 @@ class EstimatesValues:
         if args.lam_value is not None:
             returns = gae(token_rewards, values, mask, gamma=args.gamma, lam=args.lam_value) + values
         plain = returns_to_go(token_rewards, mask, args.gamma)
-        self._record(explained({"": values, **free}, plain, mask, self._total))
+        self._record(explained({"": values, **free}, plain, self._counted(mask), self._total))
         return values, known, returns, advantages
 
     def _free_values(self, token_rewards: Tensor, batch: CompletionBatch) -> dict[str, Tensor]:
-        """What the other completions of a prompt say of its values, [B, C] each; {} for groups of 1."""
+        """What the other completions of a prompt say of its values, [B, C] each; {} for groups of 1.
+
+        Groups that only fill a filtered rollout can be copies of others: they say nothing, and get 0.
+        """
         if self.num_generations < 2:
             return {}
         rows, width = token_rewards.shape
@@ -72,11 +75,16 @@ class EstimatesValues:
         )
         size, returns = self.num_generations, returns_to_go(rewards, mask, self.args.gamma)
         shrinkage = self.args.sibling_shrinkage, self.args.group_shrinkage
+        counted = self._counted_of_all(len(mask))
+        known = returns[counted], ids[counted], mask[counted]
         free = {
-            "siblings": sibling_values(returns, ids, mask, size, *shrinkage),
-            "group_mean": group_means(returns, mask, size),
+            "siblings": sibling_values(*known, size, *shrinkage),
+            "group_mean": group_means(known[0], known[2], size),
         }
-        return {name: values[first : first + rows, :width] for name, values in free.items()}
+        whole = {name: torch.zeros_like(returns) for name in free}
+        for name, values in free.items():
+            whole[name][counted] = values
+        return {name: values[first : first + rows, :width] for name, values in whole.items()}
 
     def _warming_up(self) -> bool:
         """Whether this rollout trains the critic alone (value pretraining: VC-PPO, arXiv 2503.01491, 4.1)."""
