@@ -48,7 +48,10 @@ def run(ctx: StageContext) -> int:
         raw.problems.extend(checks.special_token_problems(raw.rows, special))
         raw.problems.extend(checks.solution_problems(raw.rows, task.solution_fault))
     across = checks.duplicate_problems(splits) + checks.page_problems(splits)
-    records = {split: [render(config, row) for row in raw.rows] for split, raw in splits.items()}
+    records = {
+        split: [render(config, row) for row in ctx.progress(raw.rows, description=f"rendering {split}")]
+        for split, raw in splits.items()
+    }
     failed = checks.verdict(splits, config.error_threshold)
     summary = checks.summarize(splits, records, across)
     summary |= {"dataset": config.label, "error_threshold": config.error_threshold}

@@ -62,9 +62,10 @@ def finqa_root(tmp_path) -> Path:
     )
 
 
-def test_golds_that_are_graded_have_a_bar(finqa_root, tmp_path, bars):
-    assert run(CHECK, "finqa", finqa_root, tmp_path / "out", "--error_threshold", "0.1") == 0
-    assert bars == ["golds of train", "golds of val", "golds of test"]
+@pytest.mark.parametrize("script", [CHECK, PREPARE])
+def test_reading_and_rendering_have_bars(script, finqa_root, tmp_path, bars):
+    assert run(script, "finqa", finqa_root, tmp_path / "out", "--error_threshold", "0.1") == 0
+    assert bars == ["reading", "rendering train", "rendering val", "rendering test"]
 
 
 def test_check_reports_and_prepare_leaves_out(finqa_root, tmp_path, capsys):

@@ -88,7 +88,7 @@ def _detectable(pairs: Sequence[Pair] | Sequence[SeedPair]) -> str:
     sizes = sorted(100 * pair.detectable for pair in pairs if pair.detectable is not None)
     if not sizes:
         return "there are too few items or seeds to find any."
-    ends = f"{sizes[0]:.1f}" if len(sizes) == 1 else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
+    ends = " to ".join(dict.fromkeys(f"{size:.1f}" for size in (sizes[0], sizes[-1])))
     return f"a true difference has to be {ends} points to be found with {100 * POWER:.0f} % power."
 
 

@@ -13,6 +13,7 @@ from utils.data.rendering import Cut, approximate_tokens
 from utils.data.settings import DatasetConfig
 from utils.data.sources import RawSplit
 from utils.frame.files import UserError, derive_seed
+from utils.frame.stage import no_bar
 
 
 @dataclass
@@ -34,7 +35,7 @@ def prepare(
     raw: dict[str, RawSplit],
     config: DatasetConfig,
     count_tokens: Callable[[str], int] = approximate_tokens,
-    progress: Callable[[list[RawRow]], Iterable[RawRow]] = iter,
+    progress: Callable[..., Iterable[RawRow]] = no_bar,
     find_evidence: Callable[[RawRow], tuple[str, ...]] | None = None,
 ) -> PreparedSplit:
     """Records of every split, with a seeded part of train as val where the set has no val of its own.
@@ -63,7 +64,8 @@ def prepare(
             rows[split], long = _short_enough(rows[split], config, count_tokens)
             prepared.dropped += [{"split": split} | problem.to_json() for problem in long]
         chosen = limit(rows[split], limits[split], derive_seed(config.val_seed, "limit", split))
-        rendered = [config.form.record(row, config, count_tokens) for row in progress(chosen)]
+        shown = progress(chosen, description=f"rendering {split}")
+        rendered = [config.form.record(row, config, count_tokens) for row in shown]
         prepared.records[split] = [record for record, _ in rendered]
         prepared.cuts[split] = [cut for _, cut in rendered if cut is not None]
         if config.context != "full" or config.derive_evidence:

@@ -131,9 +131,10 @@ def read_splits(
     with a row's gold, "" where nothing is (`utils.grading.task.Task.gold_fault`). ``progress``: as
     `StageContext.progress`.
     """
-    splits = {split: read_split(config, split, files[split]) for split in SPLITS if split in files}
-    for split, raw in splits.items():
-        for row in progress(raw.rows, description=f"golds of {split}"):
+    names = progress([split for split in SPLITS if split in files], description="reading")
+    splits = {split: read_split(config, split, files[split]) for split in names}
+    for raw in splits.values():
+        for row in raw.rows:
             if reason := gold_fault(row):
                 raw.problems.append(row.problem("error", "gold_program", reason))
     return splits

@@ -25,6 +25,7 @@ from utils.frame.files import UserError
 from utils.frame.manifest import read_manifest
 
 REFRESHES = 4  # a second
+ROOMY = 100  # columns of a terminal from which on the table's are set wider apart
 AROUND = 8  # lines of the terminal that are left to messages, title and frame
 _STYLE = {"running": "cyan", "done": "green", "failed": "bold red", "blocked": "red"}
 # "answering:  40%|####      | 4/10 [00:08<00:12, ...": what it does, how far it is, the time that is left.
@@ -108,8 +109,9 @@ class LiveTable:
 
     def table(self) -> Table:
         """All rows once the execution has ended; before, those that the window has room for."""
+        gap = 2 if self._size.width >= ROOMY else 0
         table = Table(
-            caption=self._caption(), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0)
+            caption=self._caption(), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0)
         )
         names = max(len(self._name(node)) for node in self.nodes)
         for name, width in (

@@ -6,6 +6,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.support.policy_results import result
 from utils.comparison.experiment_facts import experiment_facts
 from utils.comparison.lineage import Trained
 from utils.comparison.paired import PolicyResult, compare_all, compare_pair, load_result
-from utils.comparison.report import conclusions, report_of, summary_table
+from utils.comparison.report import _detectable, conclusions, report_of, summary_table
 from utils.comparison.topic import topics_of
 from utils.comparison.topics import accuracy, difference_tests
 from utils.comparison.topics.levels import levels_of
@@ -57,6 +58,14 @@ def test_order_of_items_does_not_matter_and_only_shared_items_count():
     assert compare_pair(OLD, back, seed=0) == compare_pair(OLD, NEW, seed=0)
     half = PolicyResult("grpo", NEW.items[:40], NEW.metrics)
     assert (compare_pair(OLD, half, seed=0).n, len(compare_pair(OLD, half, seed=0).fixed)) == (40, 6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"), [([0.573, None, 0.5731], "be 57.3 points"), ([0.13, 0.113], "be 11.3 to 13.0 points")]
+)
+def test_what_could_have_been_found_is_said_once_where_it_is_alike(sizes, said):
+    pairs = [SimpleNamespace(detectable=size) for size in sizes]
+    assert said in _detectable(pairs)
 
 
 def test_all_pairs_are_corrected_together():

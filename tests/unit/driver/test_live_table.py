@@ -119,6 +119,8 @@ def test_rows_say_state_progress_time_and_the_last_figure(tmp_path, monkeypatch)
     )
     assert "11_comparison waiting" in found
     assert "2 of 10 steps, 2 min 10 s" in found
+    table.console.size = (80, 30)  # of most terminals: the figures are whole there, too
+    assert "03_sft done 1:12 val accuracy 37.5 %" in rows(table, screen)
 
 
 def test_a_low_window_shows_what_is_around_the_running_step(tmp_path):
