@@ -1,17 +1,18 @@
 """How cost grows: a GRPO step, 11 with its report, stages 00 to 02, and the memory of a long training.
 
-    python benchmarks/scaling.py [--parts step comparison checkpoints data rollouts] [--rounds 2]
+    python benchmarks/scaling.py [--parts step items policies checkpoints data rollouts] [--rounds 2]
 
 step        a GRPO step with shared prefixes, as `peers.py` has it, against group size, prompt, completion,
             vocabulary and width; the others stay at 128 tokens of prompt, 64 of completion, 2 prompts of 8
             completions, 8,192 words, width 256
-comparison  `11_compare_runs.py` on made-up evaluations (answers of 40 tokens), against items and policies
+items       `11_compare_runs.py` on made-up evaluations of 12 policies (answers of 40 tokens)
+policies    likewise, of 1,500 items
 checkpoints `11_compare_runs.py` on a run whose training left so many checkpoints of 1 MB, each of them
             evaluated on 200 items
 data        `00_check_data.py`, `01_prepare_dataset.py` and `02_build_rewards.py` on made-up questions in
             GSM8K's form
-rollouts    memory that is resident in GRPO and PPO of a tiny model after so many rollouts of eight
-            completions, of which each is one optimizer step
+rollouts    memory that is resident in GRPO of a tiny model after so many rollouts of eight completions, of
+            which each is one optimizer step
 
 Every measurement is a process of its own. Seconds are those of the processor, which other work on the machine
 changes little; memory is the process's peak. The exponent is the slope of log cost over log size between the
@@ -42,11 +43,7 @@ STEPS = {
     "vocabulary": (2_048, 8_192, 32_768, 131_072),
     "width": (128, 256, 512, 1_024),
 }
-COMPARISONS = {
-    "items (6 policies)": ((500, 6), (1_500, 6), (10_000, 6)),
-    "items (12 policies)": ((500, 12), (1_500, 12), (10_000, 12)),
-    "policies (1,500 items)": ((1_500, 3), (1_500, 6), (1_500, 12)),
-}
+ITEMS, POLICIES = (1_500, 10_000), (3, 6, 12)
 CHECKPOINTS = (2, 20, 200)
 ROWS = (1_000, 10_000, 100_000)
 ROLLOUTS = (100, 500, 1_000)
@@ -95,11 +92,10 @@ def steps(rounds: int) -> None:
         table(axis, values, found)
 
 
-def comparison(size: tuple[int, int], rounds: int) -> tuple[float, float, float]:
+def comparison(items: int, policies: int, rounds: int) -> tuple[float, float, float]:
     """Seconds and peak GB of 11, and the MB of its report."""
     from tests.support.report_folders import make_run
 
-    items, policies = size
     with tempfile.TemporaryDirectory() as name:
         make_run(Path(name) / "made_up", items, [f"p{n}" for n in range(policies)], tokens=40)
         # Outside a run's folder, the stage asks no manifest for them.
@@ -111,11 +107,14 @@ def comparison(size: tuple[int, int], rounds: int) -> tuple[float, float, float]
         return (*map(min, zip(*runs, strict=True)), page.stat().st_size / 1e6)
 
 
-def comparisons(rounds: int) -> None:
-    for axis, sizes in COMPARISONS.items():
-        found = [comparison(size, rounds) for size in sizes]
-        values = [size[axis.startswith("policies")] for size in sizes]
-        table(axis, values, found, ("s", "GB", "MB of report.html"))
+def items(rounds: int) -> None:
+    found = [comparison(number, POLICIES[-1], rounds) for number in ITEMS]
+    table(f"items ({POLICIES[-1]} policies)", ITEMS, found, ("s", "GB", "MB of report.html"))
+
+
+def policies(rounds: int) -> None:
+    found = [comparison(ITEMS[0], number, rounds) for number in POLICIES]
+    table(f"policies ({ITEMS[0]:,} items)", POLICIES, found, ("s", "GB", "MB of report.html"))
 
 
 def make_checkpoints(run: Path, number: int) -> None:
@@ -155,7 +154,7 @@ def checkpoints(rounds: int) -> None:
     table("checkpoints", CHECKPOINTS, found)
 
 
-def resident(method: str) -> list[float]:
+def resident() -> list[float]:
     """GB of memory that a training has after each number of rollouts."""
     import gc
 
@@ -165,7 +164,6 @@ def resident(method: str) -> list[float]:
     from tests.support import training_stages as stages
     from tests.support.tiny_models import make_tiny_model
     from utils.methods.grpo.settings import GrpoAlgo
-    from utils.methods.ppo.settings import PpoAlgo
     from utils.models.settings import TrainingSection, ValidationSection
 
     found = []
@@ -179,31 +177,22 @@ def resident(method: str) -> list[float]:
 
     torch.set_num_threads(1)
     trainer.DEFAULT_CALLBACKS.append(Look)
-    common = {"num_rollouts": ROLLOUTS[-1], "num_generations": 4}
-    number, algo = {
-        "GRPO": ("06", GrpoAlgo(**common, per_device_train_batch_size=8, steps_per_generation=1)),
-        "PPO": ("05", PpoAlgo(**common, rollout_batch_size=8, num_ppo_epochs=1, num_mini_batches=1)),
-    }[method]
+    sizes = {"per_device_train_batch_size": 8, "steps_per_generation": 1, "num_iterations": 1}
+    algo = GrpoAlgo(num_rollouts=ROLLOUTS[-1], num_generations=4, **sizes)
     with tempfile.TemporaryDirectory() as name:
         model = make_tiny_model("llama", Path(name) / "model")
         inputs = stages.stage_inputs(Path(name), model)
         ctx = stages.stage_context(Path(name) / "out", inputs, model, algo, curriculum="random")
         ctx.config.model.training = TrainingSection(save_steps=250, logging_steps=1)
         ctx.config.model.validation = ValidationSection(eval_steps=250, num_items=2)
-        stages.run_script(number, ctx)
+        stages.run_script("06", ctx)
     return found
 
 
 def rollouts(rounds: int) -> None:
-    for method in ("GRPO", "PPO"):
-        command = [sys.executable, __file__, "--method", method]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        table(
-            f"rollouts of {method}",
-            ROLLOUTS,
-            [(each,) for each in json.loads(output.splitlines()[-1])],
-            ("GB",),
-        )
+    command = [sys.executable, __file__, "--resident"]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    table("rollouts", ROLLOUTS, [(each,) for each in json.loads(output.splitlines()[-1])], ("GB",))
 
 
 def make_questions(folder: Path, rows: int) -> None:
@@ -232,9 +221,10 @@ def data(rounds: int) -> None:
         with tempfile.TemporaryDirectory() as name:
             make_questions(Path(name), rows)
             options = ["--outputs_root", f"{name}/outputs", "--overwrite"]
-            options += ["--dataset_config", "configs/datasets/gsm8k.yaml", "--data_root", name]
+            options += ["--dataset_config", "configs/datasets/gsm8k.yaml"]
             for script, runs in found.items():
-                command = [sys.executable, script, *options]
+                raw = [] if script.startswith("02") else ["--data_root", name]  # 02 reads what 01 wrote
+                command = [sys.executable, script, *options, *raw]
                 runs.append(tuple(map(min, zip(*(in_process(command) for _ in range(rounds)), strict=True))))
     for script, runs in found.items():
         table(f"rows, {script}", ROWS, runs)
@@ -253,7 +243,8 @@ def table(axis: str, values, found: list[tuple[float, ...]], units: tuple[str, .
 
 PARTS: dict[str, Callable[[int], None]] = {
     "step": steps,
-    "comparison": comparisons,
+    "items": items,
+    "policies": policies,
     "checkpoints": checkpoints,
     "data": data,
     "rollouts": rollouts,
@@ -267,10 +258,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=2, help="processes of each size (default 2)")
     parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--method", help=argparse.SUPPRESS)
+    parser.add_argument("--resident", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.sizes or options.method:  # one of the processes
-        print(json.dumps(resident(options.method) if options.method else step(options.sizes)))
+    if options.sizes or options.resident:  # one of the processes
+        print(json.dumps(resident() if options.resident else step(options.sizes)))
         return
     for part in options.parts:
         PARTS[part](options.rounds)
