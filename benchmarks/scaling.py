@@ -136,7 +136,7 @@ def make_checkpoints(run: Path, number: int) -> None:
     rows = [{"step": step, "val_reward": 0.5, "val_accuracy": 0.5} for step in range(number + 1)]
     write_jsonl(training / "logs" / "metrics.jsonl", rows)
     for folder in (run / "01_preprocessing", training):
-        pretend_finished(folder)
+        pretend_finished(folder, seed=0, config={"algo": {}}, inputs={}, metrics={})
     read = {"records": run / "01_preprocessing" / "test.jsonl", "checkpoint": training / "ckpt_grpo"}
     for folder in (*folders.values(), several):
         manifest = read_json(folders["grpo"] / "manifest.json")
