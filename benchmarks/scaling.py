@@ -1,12 +1,18 @@
-"""How cost grows: a GRPO step, 11 with its report, and stages 00 and 01, against the size of their input.
+"""How cost grows: a GRPO step, 11 with its report, stages 00 to 02, and the memory of a long training.
 
-    python benchmarks/scaling.py [--parts step comparison data] [--rounds 2]
+    python benchmarks/scaling.py [--parts step items policies checkpoints data rollouts] [--rounds 2]
 
 step        a GRPO step with shared prefixes, as `peers.py` has it, against group size, prompt, completion,
             vocabulary and width; the others stay at 128 tokens of prompt, 64 of completion, 2 prompts of 8
             completions, 8,192 words, width 256
-comparison  `11_compare_runs.py` on made-up evaluations (answers of 40 tokens), against items and policies
-data        `00_check_data.py` and `01_prepare_dataset.py` on made-up questions in GSM8K's form
+items       `11_compare_runs.py` on made-up evaluations of 12 policies (answers of 40 tokens)
+policies    likewise, of 1,500 items
+checkpoints `11_compare_runs.py` on a run whose training left so many checkpoints of 1 MB, each of them
+            evaluated on 200 items
+data        `00_check_data.py`, `01_prepare_dataset.py` and `02_build_rewards.py` on made-up questions in
+            GSM8K's form
+rollouts    memory that is resident in GRPO of a tiny model after so many rollouts of eight completions, of
+            which each is one optimizer step
 
 Every measurement is a process of its own. Seconds are those of the processor, which other work on the machine
 changes little; memory is the process's peak. The exponent is the slope of log cost over log size between the
@@ -19,6 +25,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,11 +43,10 @@ STEPS = {
     "vocabulary": (2_048, 8_192, 32_768, 131_072),
     "width": (128, 256, 512, 1_024),
 }
-COMPARISONS = {
-    "items (6 policies)": ((500, 6), (1_500, 6), (10_000, 6)),
-    "policies (1,500 items)": ((1_500, 3), (1_500, 6), (1_500, 12)),
-}
+ITEMS, POLICIES = (1_500, 10_000), (3, 6, 12)
+CHECKPOINTS = (2, 20, 200)
 ROWS = (1_000, 10_000, 100_000)
+ROLLOUTS = (100, 500, 1_000)
 
 
 def in_process(command: list[str], cwd: Path = REPO) -> tuple[float, float]:
@@ -86,11 +92,10 @@ def steps(rounds: int) -> None:
         table(axis, values, found)
 
 
-def comparison(size: tuple[int, int], rounds: int) -> tuple[float, float, float]:
+def comparison(items: int, policies: int, rounds: int) -> tuple[float, float, float]:
     """Seconds and peak GB of 11, and the MB of its report."""
     from tests.support.report_folders import make_run
 
-    items, policies = size
     with tempfile.TemporaryDirectory() as name:
         make_run(Path(name) / "made_up", items, [f"p{n}" for n in range(policies)], tokens=40)
         # Outside a run's folder, the stage asks no manifest for them.
@@ -102,11 +107,92 @@ def comparison(size: tuple[int, int], rounds: int) -> tuple[float, float, float]
         return (*map(min, zip(*runs, strict=True)), page.stat().st_size / 1e6)
 
 
-def comparisons(rounds: int) -> None:
-    for axis, sizes in COMPARISONS.items():
-        found = [comparison(size, rounds) for size in sizes]
-        values = [size[axis.startswith("policies")] for size in sizes]
-        table(axis, values, found, ("s", "GB", "MB of report.html"))
+def items(rounds: int) -> None:
+    found = [comparison(number, POLICIES[-1], rounds) for number in ITEMS]
+    table(f"items ({POLICIES[-1]} policies)", ITEMS, found, ("s", "GB", "MB of report.html"))
+
+
+def policies(rounds: int) -> None:
+    found = [comparison(ITEMS[0], number, rounds) for number in POLICIES]
+    table(f"policies ({ITEMS[0]:,} items)", POLICIES, found, ("s", "GB", "MB of report.html"))
+
+
+def make_checkpoints(run: Path, number: int) -> None:
+    """A run of SFT and GRPO with so many checkpoints of the latter, each of which has an evaluation."""
+    from tests.support.finished_runs import pretend_finished
+    from tests.support.report_folders import make_run
+    from utils.frame.files import read_json, write_json, write_jsonl
+    from utils.frame.manifest import describe_inputs, describe_outputs
+
+    folders = make_run(run, 200, ["sft", "grpo"], tokens=40)
+    training = run / "06_grpo"
+    for step in range(1, number + 1):
+        checkpoint = training / "ckpt_grpo" / f"step_{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "adapter_config.json").write_text("{}")
+        (checkpoint / "adapter_model.safetensors").write_bytes(random.Random(step).randbytes(1_000_000))
+        several = folders["grpo"].with_name("grpo_checkpoints")
+        shutil.copytree(folders["grpo"], several / checkpoint.name)
+    rows = [{"step": step, "val_reward": 0.5, "val_accuracy": 0.5} for step in range(number + 1)]
+    write_jsonl(training / "logs" / "metrics.jsonl", rows)
+    for folder in (run / "01_preprocessing", training):
+        pretend_finished(folder, seed=0, config={"algo": {}}, inputs={}, metrics={})
+    read = {"records": run / "01_preprocessing" / "test.jsonl", "checkpoint": training / "ckpt_grpo"}
+    for folder in (*folders.values(), several):
+        manifest = read_json(folders["grpo"] / "manifest.json")
+        facts = {"inputs": describe_inputs(read, run), "outputs": describe_outputs(folder, run)}
+        write_json(folder / "manifest.json", manifest | facts)
+
+
+def checkpoints(rounds: int) -> None:
+    found = []
+    for number in CHECKPOINTS:
+        with tempfile.TemporaryDirectory() as name:
+            make_checkpoints(Path(name) / "run_001", number)
+            command = [sys.executable, "11_compare_runs.py", "--outputs_root", name, "--overwrite"]
+            found.append(tuple(map(min, zip(*(in_process(command) for _ in range(rounds)), strict=True))))
+    table("checkpoints", CHECKPOINTS, found)
+
+
+def resident() -> list[float]:
+    """GB of memory that a training has after each number of rollouts."""
+    import gc
+
+    import torch
+    from transformers import TrainerCallback, trainer
+
+    from tests.support import training_stages as stages
+    from tests.support.tiny_models import make_tiny_model
+    from utils.methods.grpo.settings import GrpoAlgo
+    from utils.models.settings import TrainingSection, ValidationSection
+
+    found = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step in ROLLOUTS:
+                gc.collect()
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                found.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e9)
+
+    torch.set_num_threads(1)
+    trainer.DEFAULT_CALLBACKS.append(Look)
+    sizes = {"per_device_train_batch_size": 8, "steps_per_generation": 1, "num_iterations": 1}
+    algo = GrpoAlgo(num_rollouts=ROLLOUTS[-1], num_generations=4, **sizes)
+    with tempfile.TemporaryDirectory() as name:
+        model = make_tiny_model("llama", Path(name) / "model")
+        inputs = stages.stage_inputs(Path(name), model)
+        ctx = stages.stage_context(Path(name) / "out", inputs, model, algo, curriculum="random")
+        ctx.config.model.training = TrainingSection(save_steps=250, logging_steps=1)
+        ctx.config.model.validation = ValidationSection(eval_steps=250, num_items=2)
+        stages.run_script("06", ctx)
+    return found
+
+
+def rollouts(rounds: int) -> None:
+    command = [sys.executable, __file__, "--resident"]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    table("rollouts", ROLLOUTS, [(each,) for each in json.loads(output.splitlines()[-1])], ("GB",))
 
 
 def make_questions(folder: Path, rows: int) -> None:
@@ -130,14 +216,15 @@ def make_questions(folder: Path, rows: int) -> None:
 
 
 def data(rounds: int) -> None:
-    found = {"00_check_data.py": [], "01_prepare_dataset.py": []}
+    found = {"00_check_data.py": [], "01_prepare_dataset.py": [], "02_build_rewards.py": []}
     for rows in ROWS:
         with tempfile.TemporaryDirectory() as name:
             make_questions(Path(name), rows)
             options = ["--outputs_root", f"{name}/outputs", "--overwrite"]
-            options += ["--dataset_config", "configs/datasets/gsm8k.yaml", "--data_root", name]
+            options += ["--dataset_config", "configs/datasets/gsm8k.yaml"]
             for script, runs in found.items():
-                command = [sys.executable, script, *options]
+                raw = [] if script.startswith("02") else ["--data_root", name]  # 02 reads what 01 wrote
+                command = [sys.executable, script, *options, *raw]
                 runs.append(tuple(map(min, zip(*(in_process(command) for _ in range(rounds)), strict=True))))
     for script, runs in found.items():
         table(f"rows, {script}", ROWS, runs)
@@ -154,7 +241,14 @@ def table(axis: str, values, found: list[tuple[float, ...]], units: tuple[str, .
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
-PARTS: dict[str, Callable[[int], None]] = {"step": steps, "comparison": comparisons, "data": data}
+PARTS: dict[str, Callable[[int], None]] = {
+    "step": steps,
+    "items": items,
+    "policies": policies,
+    "checkpoints": checkpoints,
+    "data": data,
+    "rollouts": rollouts,
+}
 
 
 def main() -> None:
@@ -164,9 +258,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=2, help="processes of each size (default 2)")
     parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--resident", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.sizes:  # one of the processes
-        print(json.dumps(step(options.sizes)))
+    if options.sizes or options.resident:  # one of the processes
+        print(json.dumps(resident() if options.resident else step(options.sizes)))
         return
     for part in options.parts:
         PARTS[part](options.rounds)

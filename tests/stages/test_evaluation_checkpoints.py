@@ -12,6 +12,7 @@ import transformers.utils.hub
 from safetensors.torch import load_file, save_file
 
 from tests.support.evaluated_runs import count_batches, evaluate_run, prepare_run, results_of
+from utils.evaluation import checkpoints
 from utils.evaluation.policy_names import (
     Checkpoint,
     checkpoints_in,
@@ -147,6 +148,63 @@ def test_a_stopped_evaluation_goes_on_with_the_next_checkpoint(
     assert evaluate_run(run_dir, folder, tiny_models("llama"), "--num_samples", "2") == 0
     assert results_of(run_dir / "10_evaluation" / "grpo_task_checkpoints") == expected
     assert len(calls) == 3 * per_checkpoint - (per_checkpoint + 1)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_damaged_evaluation_of_a_checkpoint_is_made_again(
+    whole, folder, tiny_models, tmp_path, monkeypatch, planted
+):
+    """``planted``: what is wrong is a file too many, among results that are whole."""
+    run_dir = prepare_run(tmp_path / "run_001")
+    with monkeypatch.context() as patched:
+        count_batches(patched, 9)
+        assert evaluate_run(run_dir, folder, tiny_models("llama"), "--num_samples", "2") == 130
+    out = run_dir / "10_evaluation" / "grpo_task_checkpoints"
+    if planted:
+        (out / "step_2" / "samples" / "tokens.json").write_text("{}")
+    else:
+        predictions = out / "step_2" / "samples" / "predictions.jsonl"
+        text = predictions.read_text()
+        predictions.write_text(text.replace('"correct": false', '"correct": true', 1))
+        assert predictions.read_text() != text
+    calls = count_batches(monkeypatch)
+    assert evaluate_run(run_dir, folder, tiny_models("llama"), "--num_samples", "2") == 0
+    assert results_of(out) == results_of(whole / "10_evaluation" / "grpo_task_checkpoints")
+    assert len(calls) == 3 * 8 - (9 if planted else 1)
+    said = (out / "stage.log").read_text()
+    assert ("resume point step_2: samples/predictions.jsonl has changed" in said) is not planted
+
+
+def test_one_that_is_stopped_after_the_last_checkpoint_has_the_same_manifest(
+    folder, tiny_models, tmp_path, monkeypatch
+):
+    """What is said there of the chat template, too, although nothing is asked again."""
+    steps = tmp_path / "06_grpo" / "ckpt_grpo"
+    for name in ("step_2", "step_10"):
+        shutil.copytree(folder / name, steps / name)
+        (steps / name / "chat_template.jinja").write_text(
+            "{% for m in messages %}{{ m.content }}{% endfor %}"
+        )
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    def evaluate(run_dir):
+        return evaluate_run(
+            run_dir, steps, tiny_models("llama"), "--policy", "x", "--reference_metrics", "false"
+        )
+
+    runs = [prepare_run(tmp_path / place / "run_001") for place in ("undisturbed", "stopped")]
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "plot_checkpoints", killed)
+        assert evaluate(runs[1]) == 130
+    calls = count_batches(monkeypatch)
+    assert evaluate(runs[1]) == 0 and not calls
+    assert evaluate(runs[0]) == 0
+    found, expected = (results_of(run_dir / "10_evaluation" / "x") for run_dir in runs[::-1])
+    assert (
+        found == expected and "end_of_turn" in json.loads(found["manifest.json"])["metrics"]["chat_template"]
+    )
 
 
 def test_a_hub_name_is_evaluated_from_the_local_cache(tiny_models, tmp_path, monkeypatch):

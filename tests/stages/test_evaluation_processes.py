@@ -14,7 +14,7 @@ from tests.support import evaluation_processes
 from tests.support.evaluated_runs import BATCHES, count_batches, prepare_run
 from tests.support.finished_runs import pretend_finished
 from utils.data.prompts import token_ids
-from utils.evaluation.answers import journal_of, read_journal
+from utils.evaluation.journal import JOURNAL, journal_of, read_journal
 from utils.frame.files import read_json
 from utils.frame.manifest import describe_outputs
 from utils.models import sampling, teacher
@@ -100,8 +100,8 @@ def test_two_processes_write_the_bytes_of_one(runs):
 def test_a_process_that_was_killed_leaves_its_batches(runs):
     """Both journals held a batch or more; the two processes that came after took over all of them."""
     _, both, left = runs
-    journal = left / OUT / "samples" / "predictions.jsonl"
-    mine, theirs = (read_journal(journal_of(journal, process)) for process in (0, 1))
+    journal = left / OUT / "resume" / JOURNAL
+    mine, theirs = (read_journal(journal_of(journal, process))[0] for process in (0, 1))
     assert mine and len(theirs) == 2 and not mine.keys() & theirs.keys()
     runtime = read_json(both / OUT / "runtime.json")
     assert 2 <= runtime["batches_resumed"] < BATCHES and len(runtime["sessions"]) == 2
@@ -119,7 +119,7 @@ def test_one_process_goes_on_where_two_were_stopped(models, runs, tmp_path, monk
     assert len(calls) == BATCHES - read_json(both / OUT / "runtime.json")["batches_resumed"]
     for name in describe_outputs(alone / OUT, alone):
         assert (run_dir / name).read_bytes() == (alone / name).read_bytes(), name
-    assert not list(run_dir.rglob("predictions.process_*"))
+    assert not list(run_dir.rglob("*.journal"))
 
 
 @pytest.mark.parametrize("fallback", [False, True], ids=["shared prefixes", "Transformers"])

@@ -1,6 +1,7 @@
 """An evaluation that is stopped anywhere and run again leaves the bytes of one that was not."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from tests.support.evaluated_runs import (
 )
 from utils.evaluation import answers as answering
 from utils.evaluation import policy as evaluate
-from utils.evaluation.answers import read_journal
+from utils.evaluation.journal import JOURNAL, append, read_journal
 from utils.models.sampling import Completion
 
 
@@ -42,8 +43,9 @@ def test_a_stopped_evaluation_goes_on_with_the_next_batch(
         assert evaluate_run(run_dir, model, model, *SAMPLING) == 130
     out = run_dir / "10_evaluation" / "tiny"
     assert not (out / "metrics.json").exists() and not (out / "manifest.json").exists()
-    with open(out / "samples" / "predictions.jsonl", "ab") as file:
-        file.write(tail)
+    if stop_after:
+        with open(out / "resume" / JOURNAL, "ab") as file:
+            file.write(tail)
     calls = count_batches(monkeypatch)
     assert evaluate_run(run_dir, model, model, *SAMPLING) == 0
     assert results_of(out) == whole
@@ -55,7 +57,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_batch(
 def test_an_evaluation_stopped_after_its_answers_asks_nothing_again(
     tiny_models, tmp_path, monkeypatch, whole
 ):
-    """Killed between predictions.jsonl, which then has its final form, and metrics.json."""
+    """Killed between predictions.jsonl and metrics.json."""
     run_dir, model = prepare_run(tmp_path / "run_001"), tiny_models("llama")
 
     def killed(*args):
@@ -67,6 +69,47 @@ def test_an_evaluation_stopped_after_its_answers_asks_nothing_again(
     calls = count_batches(monkeypatch)
     assert evaluate_run(run_dir, model, model, *SAMPLING) == 0
     assert results_of(run_dir / "10_evaluation" / "tiny") == whole and not calls
+
+
+def change(path):
+    """A readable change of the first answer."""
+    text = path.read_bytes()
+    assert text.count(b'[["') > 1
+    path.write_bytes(text.replace(b'[["', b'[["3', 1))
+
+
+def flip(path):
+    """A bit, of what nobody would miss."""
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+
+
+def forge(path):
+    """An answer that is said to be another item's."""
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([re.sub(rb"t-\d", b"t-9", first), *others]))
+
+
+@pytest.mark.parametrize("damage", [change, flip, forge])
+def test_a_damaged_answer_never_becomes_a_result(tiny_models, tmp_path, monkeypatch, whole, damage):
+    """It is made again, and a file that was put among the results is none."""
+    run_dir, model = prepare_run(tmp_path / "run_001"), tiny_models("llama")
+    with monkeypatch.context() as patched:
+        count_batches(patched, 4)
+        assert evaluate_run(run_dir, model, model, *SAMPLING) == 130
+    out = run_dir / "10_evaluation" / "tiny"
+    damage(out / "resume" / JOURNAL)
+    for name in ("samples/tokens.jsonl", "samples/planted.json", "step_2/metrics.json"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("{}\n")
+    calls = count_batches(monkeypatch)
+    assert evaluate_run(run_dir, model, model, *SAMPLING) == 0
+    assert results_of(out) == whole
+    assert len(calls) == BATCHES - 3  # that of the damaged answer is one of those again
+    said = (out / "stage.log").read_text()
+    assert "WARNING: answers.journal: 1 damaged line; set aside as damaged-answers.journal" in said
+    assert not (out / "resume").exists()
 
 
 def test_answers_of_other_work_are_not_taken(tiny_models, tmp_path, monkeypatch):
@@ -116,11 +159,15 @@ def test_a_journal_cut_anywhere_gives_its_whole_lines(tmp_path_factory, data):
     completions = st.builds(Completion, text, ids, st.booleans())
     rows = data.draw(st.lists(st.lists(completions, min_size=1, max_size=2), min_size=1, max_size=5))
     found = {(f"é{number}", len(row) > 1): row for number, row in enumerate(rows)}
-    path = tmp_path_factory.mktemp("journal") / "predictions.jsonl"
-    with answering._appending(path) as append:
-        append(found)
-    assert read_journal(path) == found
+    path = tmp_path_factory.mktemp("journal") / JOURNAL
+    append(path, found)
+    assert read_journal(path) == (found, 0)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
-    assert list(read_journal(path).items()) == list(found.items())[: whole[:cut].count(b"\n")]
+    left, damaged = read_journal(path)
+    assert list(left.items()) == list(found.items())[: whole[:cut].count(b"\n")] and not damaged
+    place, bit = data.draw(st.integers(0, len(whole) - 2)), data.draw(st.integers(0, 7))
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+    left, damaged = read_journal(path)
+    assert damaged and left.items() < found.items()

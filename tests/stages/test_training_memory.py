@@ -168,6 +168,17 @@ def test_what_fits_is_known_to_the_next_execution(execute, tmp_path):
     assert device.times == 1 and ctx.runtime["micro_batch"] == 4
 
 
+def test_a_damaged_note_of_what_fits_is_found_out_again(execute, tmp_path):
+    """A readable change would be another training's micro-batches."""
+    device = RunsOut(4, step=1)
+    with pytest.raises(Killed):
+        execute("06", "auto", device, KillAt("on_step_begin", 4), batch_size="auto")
+    (tmp_path / "auto" / "resume" / FOUND).write_text('{"micro_batch": 2}')
+    ctx = execute("06", "auto", device, resuming=True, batch_size="auto")
+    assert device.times == 2 and ctx.runtime["micro_batch"] == 4
+    assert "resume point memory: micro_batch.json has changed" in (ctx.out / "stage.log").read_text()
+
+
 def test_without_auto_the_error_says_what_to_change(execute):
     with pytest.raises(UserError, match="out of memory with micro-batches of 4: try") as raised:
         execute("03", "plain", RunsOut(2, step=0))

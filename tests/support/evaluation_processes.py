@@ -26,6 +26,7 @@ from tests.support.evaluated_runs import SAMPLING, evaluate_run
 from tests.support.scripts import execute_stage
 from utils.evaluation import answers as answering
 from utils.evaluation import token_values
+from utils.evaluation.journal import JOURNAL
 from utils.frame import stage
 from utils.frame.processes import leave_processes, process_index
 from utils.models import teacher
@@ -55,12 +56,12 @@ def do_all(models: Path, run_dir: Path) -> None:
 
 def evaluate_until_killed(models: Path, run_dir: Path) -> None:
     """The second process is killed before its second batch, when the first one has finished a batch."""
-    journal = run_dir / "10_evaluation" / "tiny" / "samples" / "predictions.jsonl"
+    journal = run_dir / "10_evaluation" / "tiny" / "resume" / JOURNAL
     original, calls = answering.complete, []
 
     def complete(*args, **kwargs):
         if calls and process_index() == 1:
-            while not journal.read_bytes():
+            while not journal.is_file():
                 time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGKILL)
         calls.append(1)

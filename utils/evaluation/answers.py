@@ -1,10 +1,9 @@
 """A policy's answers: one greedy completion of every record and, where asked for, sampled ones.
 
 What several prompts begin with, such as the report that they ask about, is encoded once for their greedy
-answers. Every finished batch is appended to a journal, ``samples/predictions.jsonl``. An evaluation that was
-stopped takes whole batches from there when it is run again. Which prompts share a batch, and the random
-numbers of a batch, do not depend on what had been done before, so the answers are the same as without the
-interruption.
+answers. Every finished batch is appended to a journal. An evaluation that was stopped takes whole batches
+from there when it is run again. Which prompts share a batch, and the random numbers of a batch, do not depend
+on what had been done before, so the answers are the same as without the interruption.
 
 Several processes share the batches. Each has a journal of its own (``journal_of``), since two that append to
 one file over a network would write into each other; the first process reads all of them, whatever number of
@@ -13,12 +12,10 @@ processes wrote them, and takes them into its own in the end.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
-import os
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from utils.data.prompts import prompt_ids
 from utils.data.records import Record
-from utils.frame.files import UserError, derive_seed, jsonl_values, write_jsonl
+from utils.evaluation.journal import Found, Key, append, journal_of, replace_journals, taken_over
+from utils.frame.files import UserError, derive_seed
 from utils.frame.processes import from_main, gather_lists, is_main_process, process_index, share
 from utils.grading.outside_predictions import Prediction
 from utils.models.loading import load_policy
@@ -39,8 +37,7 @@ from utils.models.sampling_memory import Room
 from utils.models.settings import GenerationSection, ModelConfig
 from utils.models.vllm.sampler import vllm_completer
 
-Key = tuple[str, bool]  # a record's id, and whether its samples are meant rather than its greedy answer
-Found = dict[Key, list[Completion]]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ def answer_records(
     journal: Path,
     runtime: dict[str, Any],
     progress: Callable[[list], Any] = iter,
+    warn: Callable[[str], None] = logger.warning,
 ) -> PolicyAnswers:
     """The answers of a policy to every record, at least one; speed goes into ``runtime``.
 
@@ -96,6 +94,7 @@ def answer_records(
             does not depend on them.
         journal: the file that finished batches are appended to, and taken from if it is there; see
             ``journal_of`` for several processes.
+        warn: told of a journal that is damaged.
 
     Raises UserError where no prompt leaves room for an answer, or logits are not finite.
     """
@@ -124,7 +123,7 @@ def answer_records(
 
     plan = batches(0) + (batches(num_samples) if num_samples else [])
     ids = [record.id for record in records]
-    found = from_main(_resumed(journal, plan, ids) if is_main_process() else {})
+    found = from_main(_resumed(journal, plan, ids, warn) if is_main_process() else {})
     left = [batch for batch in plan if not all(key in found for key in batch.keys(ids))]
     by_vllm = vllm_completer(model, tokenizer, config, [prompts[number] for number in asked])
     completer = by_vllm or functools.partial(complete, model, tokenizer, room=room)
@@ -197,79 +196,25 @@ def _answer_shares(
     """The answers to all batches, of which every process gives its share."""
     own: Found = {}
     whole: Found = {}
-    with _appending(journal_of(journal, process_index())) as append:
-        for batch in progress(share(batches)):
-            found = answer(batch)
-            append(found)
-            own |= found
-        for process, theirs in enumerate(map(dict, gather_lists(list(own.items())))):
-            if is_main_process() and process > 0:
-                append(theirs)
-                journal_of(journal, process).unlink()
-            whole |= theirs
+    for batch in progress(share(batches)):
+        found = answer(batch)
+        append(journal_of(journal, process_index()), found)
+        own |= found
+    for process, theirs in enumerate(map(dict, gather_lists(list(own.items())))):
+        if is_main_process() and process > 0 and theirs:
+            append(journal, theirs)
+            journal_of(journal, process).unlink()
+        whole |= theirs
     return whole
 
 
-def journal_of(path: Path, process: int) -> Path:
-    """Where a process keeps its finished batches: the first one in ``path``, the others beside it."""
-    return path if process == 0 else path.with_name(f"{path.stem}.process_{process}{path.suffix}")
-
-
-def _resumed(journal: Path, plan: Sequence[Batch], ids: Sequence[str]) -> Found:
+def _resumed(journal: Path, plan: Sequence[Batch], ids: Sequence[str], warn: Callable[[str], None]) -> Found:
     """The answers to whole batches that earlier processes left; they are all that ``journal`` then holds."""
-    others = sorted(journal.parent.glob(f"{journal.stem}.process_*{journal.suffix}"))
-    done: Found = {}
-    for path in (journal, *others):
-        done |= read_journal(path)
+    done = taken_over(journal, warn)
     kept = [batch for batch in plan if all(batch.complete(done.get(key)) for key in batch.keys(ids))]
     found = {key: done[key] for batch in kept for key in batch.keys(ids)}
-    write_jsonl(journal, _journal_rows(found))
-    for path in others:
-        path.unlink()
+    replace_journals(journal, found)
     return found
-
-
-def read_journal(path: Path) -> Found:
-    """What a journal, or a finished samples/predictions.jsonl, holds.
-
-    It ends with a line that a killed process has left half-written.
-    """
-    found: Found = {}
-    if not path.is_file():
-        return found
-    for _, row in jsonl_values(path, journal=True):
-        if row.get("token_ids") is not None:
-            found[row["id"], False] = [_completion(row)]
-        if row.get("samples"):
-            found[row["id"], True] = [_completion(sample) for sample in row["samples"]]
-    return found
-
-
-def _completion(row: dict[str, Any]) -> Completion:
-    return Completion(row["response"], row["token_ids"], row["truncated"])
-
-
-def _journal_rows(found: Found) -> Iterator[dict[str, Any]]:
-    for (id, sampled), completions in found.items():
-        rows = [
-            {"response": each.text, "token_ids": each.token_ids, "truncated": each.truncated}
-            for each in completions
-        ]
-        yield {"id": id, **({"samples": rows} if sampled else rows[0])}
-
-
-@contextlib.contextmanager
-def _appending(path: Path) -> Iterator[Callable[[Found], None]]:
-    """Yield a function that adds to a journal and takes that to the disk."""
-    with open(path, "a", encoding="utf-8", newline="") as file:
-
-        def append(more: Found) -> None:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _journal_rows(more))
-            file.write("".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
-
-        yield append
 
 
 def named(ids: Sequence[str]) -> str:

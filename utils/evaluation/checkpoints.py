@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.data.prompts import template_facts
 from utils.documents.figures import PALETTE, drawing
 from utils.evaluation.metrics import headline
 from utils.evaluation.policy import Questions, evaluate_policy
@@ -13,6 +14,8 @@ from utils.evaluation.policy_names import METRICS, Checkpoint
 from utils.frame.files import read_json, sha256_of, write_csv
 from utils.frame.processes import from_main, is_main_process
 from utils.frame.stage import StageContext
+from utils.models.loading import load_tokenizer
+from utils.training.resume_points import bring_back, forget, keep
 
 
 def evaluate_checkpoints(
@@ -21,8 +24,9 @@ def evaluate_checkpoints(
     """Evaluate each checkpoint into ``ctx.out/<name>``; write checkpoints.csv and checkpoints.png above.
 
     Checkpoints of equal content ("best" is a copy of a step) are evaluated once, in the folder of the first.
-    Those that a stopped evaluation has finished are not evaluated again. Returns the manifest's headline
-    numbers, "<checkpoint>/<name>" -> value; {} in all processes but the first, which is the one that writes.
+    Those that a stopped evaluation has finished are not evaluated again, as long as their files are whole.
+    Returns the manifest's headline numbers, "<checkpoint>/<name>" -> value; {} in all processes but the
+    first, which is the one that writes.
     """
     first: dict[str, str] = {}
     folder_of = {each.name: first.setdefault(sha256_of(each.path), each.name) for each in checkpoints}
@@ -31,13 +35,16 @@ def evaluate_checkpoints(
     for number, each in enumerate(checkpoints, start=1):
         if folder_of[each.name] != each.name:
             continue
-        out = ctx.out / each.name
-        # The first process's view: another might come here when the file has just been written.
-        if not from_main((out / METRICS).is_file()):
+        out, finished = ctx.out / each.name, ctx.out / "resume" / each.name
+        if from_main(is_main_process() and bring_back(finished, out, ctx.warn)):
+            ctx.metrics |= template_facts(load_tokenizer(each.path, ctx.config.model.model))
+        else:
             ctx.log(f"checkpoint {number} of {len(checkpoints)}")
             evaluate_policy(ctx, questions, f"{policy}/{each.name}", each.path, out)
             runtime[each.name] = dict(ctx.runtime)
             ctx.runtime.clear()
+            if is_main_process():
+                keep(out, finished)
         if is_main_process():
             # As it stands in the file, whichever session wrote it: its keys' order is that of the table.
             found[each.name] = read_json(out / METRICS)
@@ -48,6 +55,7 @@ def evaluate_checkpoints(
     # Every row's keys: where nothing of one is generated it lacks the rates of what was.
     write_csv(ctx.out / "checkpoints.csv", rows, list(dict.fromkeys(name for row in rows for name in row)))
     plot_checkpoints(rows, ctx.out / "checkpoints.png")
+    forget(ctx.out / "resume")
     for row in rows:
         same = f", the same weights as {row['folder']}" if row["folder"] != row["checkpoint"] else ""
         ctx.log(

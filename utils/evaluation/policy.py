@@ -78,17 +78,19 @@ def evaluate_policy(
     return {}.
     """
     from utils.evaluation.answers import answer_records, named
+    from utils.evaluation.journal import JOURNAL
     from utils.evaluation.reward_components import reward_components, reward_metrics
     from utils.evaluation.sampled_answers import sample_metrics
     from utils.evaluation.token_pass import token_pass
+    from utils.training.resume_points import forget
 
     config, records, spec = ctx.config, questions.records, questions.spec
     ctx.log(f"{policy}: answering {len(records)} items of the {questions.split} split")
-    journal = out / "samples" / "predictions.jsonl"
+    journal = out / "resume" / JOURNAL
     progress = partial(ctx.progress, description="answering")
     count = config.options.num_samples
     answers = answer_records(
-        records, checkpoint, config.model, count, ctx.seed, journal, ctx.runtime, progress
+        records, checkpoint, config.model, count, ctx.seed, journal, ctx.runtime, progress, ctx.warn
     )
     ctx.metrics |= template_facts(answers.tokenizer)
     if unanswered := answers.unanswered:
@@ -113,6 +115,7 @@ def evaluate_policy(
         metrics["samples"] = sample_metrics(samples, count, config.model.generation, rng, clusters_of(items))
         columns["samples"] = [[sample.row() for sample in of_item] for of_item in samples]
     write_evaluation(out, items, metrics, columns, passed.rows)
+    forget(journal.parent)
     return metrics
 
 

@@ -134,24 +134,21 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def jsonl_values(path: str | Path, journal: bool = False) -> Iterator[tuple[int, Any]]:
+def jsonl_values(path: str | Path) -> Iterator[tuple[int, Any]]:
     """Yield the number (from 1) and the value of every line that is not blank.
 
-    ``journal``: a process may have been killed while it appended. What has no newline is not read, and a
-    damaged line ends the reading. Otherwise raises UserError naming file:line for what is not JSON in UTF-8.
+    Raises UserError naming file:line for what is not JSON in UTF-8.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{shown(path)}: {(error.strerror or 'cannot be read').lower()}") from None
-    for number, line in enumerate(lines[:-1] if journal else lines, start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            if journal:
-                return
             raise UserError(f"{shown(path)}:{number}: {json_fault(error)}") from None
         yield number, value
 

@@ -94,6 +94,10 @@ class StageContext:
             print(line, flush=True)
         _append_to_log(self.out, line)
 
+    def warn(self, message: str) -> None:
+        """Say one line that is a warning."""
+        self.log(f"WARNING: {message}")
+
     def progress(
         self, iterable: Iterable | None, total: int | None = None, description: str = "", initial: int = 0
     ) -> "tqdm":
@@ -347,14 +351,12 @@ def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: lis
 
 
 def _clear(out: Path, keep_files: bool) -> None:
-    """Empty an unfinished stage folder; when resuming, only of what a killed process was writing."""
+    """Empty an unfinished stage folder; when resuming, of results: they are written anew, or brought back
+    from ``resume/``, whose files have hashes. A file that was put among them is none.
+    """
     if keep_files:
-        for leftover in list(out.rglob(f"{TEMPORARY_PREFIX}*")):
-            remove(leftover)
-        # Files beside the folders are results, which are written anew; one put there is none.
-        for entry in out.iterdir():
-            if entry.is_file() and entry.name != LOG and not entry.name.startswith("."):
-                remove(entry)
+        for file in [*out.rglob(f"{TEMPORARY_PREFIX}*"), *manifests.output_files(out)]:
+            remove(file)
         return
     for entry in out.iterdir():
         if entry.name not in (LOCK, REPLACED):

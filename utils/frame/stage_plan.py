@@ -286,11 +286,18 @@ def _check_grounds(plan: Plan) -> None:
 
 
 def _run_of(path: Path, run_dir: Path) -> Path | None:
-    """Return the run of a path in a stage's folder, this one or one beside it; None for other paths."""
-    if not path.is_relative_to(run_dir.parent):
-        return None
-    run, stage, file = (*path.relative_to(run_dir.parent).parts, "", "", "")[:3]
-    return run_dir.parent / run if row_of(stage) or (run == run_dir.name and file) else None
+    """Return the run of a path in a stage's folder: this one, one beside it, or one elsewhere if the stage
+    has a manifest; None for other paths.
+    """
+    if path.is_relative_to(run_dir.parent):
+        run, stage, file = (*path.relative_to(run_dir.parent).parts, "", "", "")[:3]
+        if row_of(stage) or (run == run_dir.name and file):
+            return run_dir.parent / run
+    for folder in (path, *path.parents)[:-1]:
+        holder = folder.parent.parent if folder.parent.name in NESTED else folder.parent
+        if row_of(folder.relative_to(holder).parts[0]) and (folder / manifests.MANIFEST).exists():
+            return holder
+    return None
 
 
 def _how_to_get(path: Path) -> str:

@@ -14,16 +14,17 @@ from typing import TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from utils.frame.files import UserError, read_json, write_json
+from utils.frame.files import UserError, atomic_path, read_json, write_json
 from utils.frame.processes import num_processes
 from utils.frame.stage import StageContext
 from utils.models.loading import number_format
 from utils.models.sampling_memory import ran_out
 from utils.models.settings import ModelConfig
+from utils.training.resume_points import is_whole, seal
 
 T = TypeVar("T")
 
-FOUND = "micro_batch.json"  # beside the resume points: what the next execution begins with
+FOUND = "memory/micro_batch.json"  # beside the resume points: what the next execution begins with
 
 
 def precision(model: ModelConfig) -> dict[str, bool]:
@@ -63,7 +64,7 @@ def train_within_memory(ctx: StageContext, attempt: Callable[[], T]) -> T:
     """
     auto = ctx.config.model.generation.batch_size == "auto"
     kept = ctx.out / "resume" / FOUND
-    if auto and ctx.resuming and kept.is_file():
+    if auto and ctx.resuming and is_whole(kept.parent, ctx.warn):
         _limit(ctx, read_json(kept)["micro_batch"])
     while True:
         try:
@@ -76,7 +77,9 @@ def train_within_memory(ctx: StageContext, attempt: Callable[[], T]) -> T:
                 raise UserError(_advice(ctx, size)) from None
         # Outside the handler, whose error holds on to the trainer.
         clear_device_cache(garbage_collection=True)
-        write_json(kept, {"micro_batch": size // 2})
+        with atomic_path(kept.parent) as folder:
+            write_json(folder / kept.name, {"micro_batch": size // 2})
+            seal(folder)
         if num_processes() > 1:
             raise UserError(
                 f"out of memory with micro-batches of {size}: run the same command again, it goes on with "

@@ -1,7 +1,8 @@
 """Resume points that are whole: each is sealed by the hashes of its files, and taken only while they hold.
 
-Each holds, beside the trainer's state, the checkpoints, samples and rows of logs that the stage had written
-by then, since what is damaged or added among these would else become a part of the result.
+One of a training holds, beside the trainer's state, the checkpoints, samples and rows of logs that the stage
+had written by then, since what is damaged or added among these would else become a part of the result. One of
+an evaluation of several checkpoints is the finished evaluation of one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from utils.frame.files import UserError, read_json, remove, sha256_of, write_json
+from utils.frame.files import TEMPORARY_PREFIX, UserError, read_json, remove, sha256_of, write_json
 from utils.frame.processes import is_main_process, wait_for_everyone
 
 SEAL = "hashes.json"  # path -> sha256 of every other file of a resume point; the last to be written
@@ -49,8 +50,6 @@ def written(out: Path) -> list[Path]:
 
 def restore(point: Path | None, out: Path) -> None:
     """Let what a stage has written be what a resume point holds, or nothing without one."""
-    if point is not None and not (point / OUTPUTS).is_dir():  # of before resume points held them
-        return
     for folder in written(out):
         remove(folder)
     for folder in written(point / OUTPUTS) if point else ():
@@ -63,6 +62,32 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def keep(folder: Path, point: Path) -> None:
+    """Let a folder that is finished be a resume point."""
+    remove(point)
+    shutil.copytree(folder, point, copy_function=_link)
+    seal(point)
+
+
+def bring_back(point: Path, folder: Path, warn: Callable[[str], None]) -> bool:
+    """Undo `keep`; returns whether there was such a resume point, and it `is_whole`."""
+    if not is_whole(point, warn):
+        return False
+    remove(folder)
+    shutil.copytree(point, folder, copy_function=_link, ignore=shutil.ignore_patterns(SEAL))
+    return True
+
+
+def forget(folder: Path) -> None:
+    """Delete the resume points of a stage that is done, or never had any."""
+    if not folder.exists():
+        return
+    # Out of sight first: what is half deleted must not be taken for damaged, or for whole.
+    spent = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}")
+    os.replace(folder, spent)
+    shutil.rmtree(spent)
 
 
 def seal(point: Path, known: dict[tuple[int, int, int], str] | None = None) -> None:
@@ -78,24 +103,29 @@ def seal(point: Path, known: dict[tuple[int, int, int], str] | None = None) -> N
 
 
 def resume_point(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The latest resume point below ``folder`` whose files are those that were written, or None.
-
-    One without a seal was cut off while it was written, and is removed. One whose files do not match it is
-    set aside as damaged-checkpoint-N, with a warning that names the first file: training goes on from the one
-    before, or begins anew, and ends in the bytes of an undisturbed one all the same.
+    """The latest resume point below ``folder`` that `is_whole`, or None: training goes on from the one before
+    a damaged one, or begins anew, and ends in the bytes of an undisturbed one all the same.
     """
     points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for point in points:
-        if not (point / SEAL).is_file():
-            shutil.rmtree(point)
-        elif damage := damage_of(point):
-            aside = point.with_name(DAMAGED + point.name)
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(point, aside)
-            warn(f"resume point {point.name}: {damage}; set aside as {aside.name}")
-        else:
-            return point
-    return None
+    return next((point for point in points if is_whole(point, warn)), None)
+
+
+def is_whole(point: Path, warn: Callable[[str], None]) -> bool:
+    """Whether there is such a resume point, and its files are those that were written.
+
+    One without a seal was cut off while it was written, and is removed. One whose files do not match it is
+    set aside as damaged-NAME, with a warning that names the first file.
+    """
+    if not (point / SEAL).is_file():
+        remove(point)
+        return False
+    if damage := damage_of(point):
+        aside = point.with_name(DAMAGED + point.name)
+        remove(aside)
+        os.replace(point, aside)
+        warn(f"resume point {point.name}: {damage}; set aside as {aside.name}")
+        return False
+    return True
 
 
 def damage_of(point: Path) -> str:

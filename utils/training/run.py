@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
@@ -15,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 from utils.data.prompts import template_facts
 from utils.data.records import Record, load_records
 from utils.documents.training_curves import plot_curves
-from utils.frame.files import TEMPORARY_PREFIX, UserError, write_jsonl
+from utils.frame.files import UserError, write_jsonl
 from utils.frame.pipeline import METHODS
 from utils.frame.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.frame.stage import StageContext
@@ -28,7 +26,7 @@ from utils.training.cost import MeasuresUpdates
 from utils.training.health.health_callback import TrainingHealth
 from utils.training.health.log_curves import is_finite
 from utils.training.memory import precision, train_within_memory
-from utils.training.resume_points import SealsResumePoints, restore, resume_point
+from utils.training.resume_points import SealsResumePoints, forget, restore, resume_point
 from utils.training.trackers import tracker_arguments
 from utils.training.training_criteria import training_criteria
 from utils.training.validation import GenerationValidation, best_row
@@ -231,7 +229,7 @@ def run_training(
         trainer.add_callback(callback)
     point = None
     if ctx.resuming and is_main_process():  # which tells the others
-        point = resume_point(ctx.out / "resume", lambda damage: ctx.log(f"WARNING: {damage}"))
+        point = resume_point(ctx.out / "resume", ctx.warn)
         restore(point, ctx.out)
     point = from_main(point)
     if point:
@@ -248,10 +246,7 @@ def run_training(
     ctx.metrics |= {"steps": trainer.state.global_step} | outcome(history, trainer.state.global_step)
     if is_main_process():
         write_jsonl(ctx.out / "logs" / "metrics.jsonl", history)
-        # Out of sight first: a resume point that is half deleted must not be taken for a complete one.
-        spent = ctx.out / f"{TEMPORARY_PREFIX}resume"
-        os.replace(ctx.out / "resume", spent)
-        shutil.rmtree(spent)
+        forget(ctx.out / "resume")
     return history
 
 

@@ -63,15 +63,6 @@ def test_bad_jsonl_names_file_and_line(tmp_path, content, place):
         common.read_jsonl(tmp_path / "bad.jsonl")
 
 
-def test_a_journal_ends_where_a_killed_process_stopped_writing(tmp_path):
-    def read(content):
-        (tmp_path / "a.jsonl").write_bytes(content)
-        return list(common.jsonl_values(tmp_path / "a.jsonl", journal=True))
-
-    assert read(b'{"a": 1}\n\n{"a": 2}\n{"a": 3}') == [(1, {"a": 1}), (3, {"a": 2})]  # no newline: not whole
-    assert read(b'{"a": 1}\n{"a": \n{"a": 3}\n') == read(b'{"a": 1}\n\xff\n{"a": 3}\n') == [(1, {"a": 1})]
-
-
 def test_json_with_a_byte_order_mark_is_read_and_damage_is_named(tmp_path):
     (tmp_path / "bom.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert common.read_json(tmp_path / "bom.json") == {"a": 1}

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -358,7 +359,9 @@ def test_a_file_put_into_an_unfinished_stage_is_no_result(run, tmp_path):
     run("01")
     assert process(tmp_path, "03", "--fail", "kill").returncode == -signal.SIGKILL
     folder = tmp_path / "run_001" / "03_sft"
-    (folder / "chat_template.jinja").write_text("planted")
+    for name in ("chat_template.jinja", "ckpt_sft/chat_template.jinja", "logs/more/metrics.jsonl"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("planted")
     assert run("03", "--fail", "kill")[0] == 0
     assert list(read(folder / "manifest.json")["outputs"]) == ["03_sft/ckpt_sft/weights.json"]
     assert not (folder / "chat_template.jinja").exists()
@@ -574,6 +577,23 @@ def test_another_run_s_files_are_checked_like_one_s_own(run, tmp_path):
     train.write_text("{}")
     code, _, err = run("01", "--source", str(train), run_id="run_003")
     assert code == 2 and "has changed" in err and "--run_id run_002" in err
+
+
+def test_a_folder_of_a_run_elsewhere_is_held_against_its_manifest(run, tmp_path):
+    """One that no stage wrote, such as a copy, is what it is: its hash tells what is read."""
+    stage = tmp_path / "elsewhere" / "run_009" / "03_sft"
+    for number in ("01", "03"):
+        assert process(stage.parents[1], number, "--run_id", "run_009").returncode == 0
+    copy = shutil.copytree(stage / "ckpt_sft", tmp_path / "copy")
+    words = {folder: ("--source", str(folder)) for folder in (stage / "ckpt_sft", copy)}
+    for place, given in enumerate(words.values()):
+        assert run("01", *given, run_id=f"run_00{place}")[0] == 0
+    for folder in words:
+        (folder / "chat_template.jinja").write_text("planted")
+    code, _, err = run("01", *words[stage / "ckpt_sft"], run_id="run_000")
+    assert code == 2 and "ckpt_sft/chat_template.jinja is no output of 03_sft" in err
+    code, _, err = run("01", *words[copy], run_id="run_001")
+    assert code == 2 and "input external/copy: content changed" in err
 
 
 def test_importing_the_frame_is_light():
