@@ -63,9 +63,9 @@ def run(ctx: StageContext) -> int:
     write_jsonl(ctx.out / "examples.jsonl", checks.examples(records))
     for split, counts in summary["splits"].items():
         errors, warnings = sum(counts["errors"].values()), sum(counts["warnings"].values())
-        usable = f"{counts['usable']} of {counts['rows']} rows usable"
-        ctx.log(f"{split}: {usable}, {errors} errors, {warnings} warnings")
-        for line in checks.problem_lines(splits[split], across, ctx.inputs[split].parent):
+        found, *lines = checks.problem_lines(splits[split], across, ctx.inputs[split].parent)
+        ctx.log(f"{split}: {counts['usable']} of {counts['rows']} rows usable, {found}")
+        for line in lines:
             ctx.log(f"  {line}")
         ctx.metrics[split] = {"rows": counts["rows"], "usable": counts["usable"]}
         ctx.metrics[split] |= {"errors": errors, "warnings": warnings}

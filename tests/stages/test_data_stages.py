@@ -75,6 +75,7 @@ def test_check_reports_and_prepare_leaves_out(finqa_root, tmp_path, capsys):
     assert run(CHECK, "finqa", finqa_root, tmp_path / "out", "--error_threshold", "0.1") == 0
     folder = tmp_path / "out" / "run_001" / "00_data_validation"
     said = capsys.readouterr().out
+    assert "train: 20 of 22 rows usable, 2 errors, 2 warnings\n" in said  # as many as are listed
     # Row 3 stands on the fifth line, as an editor counts.
     assert (
         f"  error: {finqa_root}/train.json:5: " in said and f"  error: {finqa_root}/train.json:23: " in said

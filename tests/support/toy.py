@@ -98,7 +98,7 @@ def run_second(ctx: StageContext) -> int | None:
     steps = ctx.out / "resume" / "steps.txt"
     done = int(steps.read_text()) if ctx.resuming and steps.exists() else 0
     ctx.log(f"from step {done}")
-    for step in ctx.progress(range(done, ctx.config.algo.max_steps), description="steps"):
+    for step in range(done, ctx.config.algo.max_steps):
         fail = ctx.config.options.fail if step == 2 and not ctx.resuming else ""
         if fail == "error":
             raise UserError("no\ngood")

@@ -91,8 +91,9 @@ def solution_problems(rows: list[RawRow], fault: Callable[[RawRow], str]) -> lis
 
 
 def problem_lines(raw: RawSplit, across: list[Problem], folder: Path) -> list[str]:
-    """The problems of a split for the screen, those ``across`` rows included: its first errors one by one and
-    its warnings by code, each with the file below ``folder`` and the line as an editor counts.
+    """The problems of a split for the screen, those ``across`` rows included: how many there are, its first
+    errors one by one and its warnings by code, each with the file below ``folder`` and the line as an editor
+    counts.
     """
     rows = {(row.file, row.place, row.id) for row in raw.rows}
     problems = raw.problems + [each for each in across if (each.file, each.place, each.id) in rows]
@@ -101,8 +102,9 @@ def problem_lines(raw: RawSplit, across: list[Problem], folder: Path) -> list[st
     for problem in problems:
         if problem.severity == "warning":
             by_code[problem.code].append(problem)
-    lines = [f"error: {_where(each, folder)}: {each.message} ({each.code})" for each in errors[:SHOWN]]
-    lines += [f"error: … {len(errors) - SHOWN} more errors"] * (len(errors) > SHOWN)
+    lines = [f"{plural(len(errors), 'error')}, {plural(len(problems) - len(errors), 'warning')}"]
+    lines += [f"error: {_where(each, folder)}: {each.message} ({each.code})" for each in errors[:SHOWN]]
+    lines += [f"error: … {plural(len(errors) - SHOWN, 'more error')}"] * (len(errors) > SHOWN)
     for code, found in by_code.items():
         first = f"first {_where(found[0], folder)}: {found[0].message}"
         lines.append(f"warning: {code} in {plural(len(found), 'row')}, {first}")

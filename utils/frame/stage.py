@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +45,6 @@ from utils.frame.stage_plan import Plan, Stage, check_inputs, make_plan, started
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-_BARS: "weakref.WeakSet[tqdm]" = weakref.WeakSet()
 IN_PROGRESS = manifests.IN_PROGRESS
 LOCK = ".lock"
 LOG = "stage.log"
@@ -107,7 +105,7 @@ class StageContext:
         """
         from tqdm import tqdm
 
-        bar = tqdm(
+        return tqdm(
             iterable,
             total=total,
             desc=description,
@@ -117,8 +115,6 @@ class StageContext:
             leave=False,
             dynamic_ncols=True,
         )
-        _BARS.add(bar)
-        return bar
 
 
 def no_bar(items: Iterable, description: str = "") -> Iterable:
@@ -333,9 +329,6 @@ def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: lis
     except Exception:
         _append_to_log(out, traceback.format_exc())
         raise
-    finally:
-        for bar in list(_BARS):
-            bar.close()  # one that an error has left on the screen would stand before its message
     for line in criteria_lines(ctx.criteria):
         ctx.log(line)
     if code == 0:

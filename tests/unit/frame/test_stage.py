@@ -8,10 +8,8 @@ import os
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -510,19 +508,6 @@ def test_standard_output_has_the_events_and_no_progress_bar(tmp_path):
     done = process(tmp_path, "01")
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["01_preprocessing"] * 2
     assert "start (run_001, seed 0)" in done.stdout and "done in" in done.stdout and done.stderr == ""
-
-
-def test_on_a_terminal_a_bar_is_taken_away_before_an_error_is_said(tmp_path):
-    assert process(tmp_path, "01").returncode == 0
-    read, write = os.openpty()
-    fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, PYTHON_FILE, "03", "--outputs_root", str(tmp_path), "--fail", "error"]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=write, timeout=120)
-    os.close(write)
-    seen = os.read(read, 1 << 16).decode()
-    os.close(read)
-    assert done.returncode == 2 and "steps:" in seen
-    assert seen.rstrip("\r\n").rpartition("\n")[2].rpartition("\r")[2] == "error: no good"
 
 
 def test_a_reader_that_goes_away_causes_no_traceback(tmp_path):
