@@ -32,7 +32,6 @@ from utils.methods.sft.settings import SftAlgo
 from utils.models.settings import TrainingSection, ValidationSection
 from utils.rewards.reward_pipeline import RewardPipeline
 from utils.rewards.spec import AdaptiveSection, IntrinsicSection, RewardSpec, RewardWeights, write_reward_spec
-from utils.training import run as training_run
 from utils.training.validation import GenerationValidation
 
 # --------------------------------------------------------------------------------------- moments of death
@@ -77,12 +76,12 @@ def before(owner, name: str) -> Arm:
 
 def as_points_go() -> None:
     """Instead of deleting the resume points, which are out of sight already."""
-    delete = training_run.shutil.rmtree
+    delete = shutil.rmtree
 
     def fatal(path, *args, **kwargs):
         return die() if Path(path).name.endswith("resume") else delete(path, *args, **kwargs)
 
-    training_run.shutil.rmtree = fatal
+    shutil.rmtree = fatal
 
 
 def after(owner, name: str, calls: int) -> Arm:
