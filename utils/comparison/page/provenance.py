@@ -120,7 +120,7 @@ def _policies(
 def _settings_of_methods(trained: Mapping[str, Sequence[Trained]]) -> list[Part]:
     """Settings of the stage that trained each policy: those of which the values are not all one, and all."""
     stages = {name: of[0].stages.get(of[0].training) for name, of in trained.items()}
-    every = _side_by_side({name: _flat(stage["config"]) for name, stage in stages.items() if stage})
+    every = _side_by_side({name: _flat(stage.get("config", {})) for name, stage in stages.items() if stage})
     # A setting that one method alone has is no difference to the others.
     differ = every[every.replace("–", None).nunique(axis=1) > 1] if len(every) else every
     note = (

@@ -88,7 +88,7 @@ def tuning_trials(of_policy: Sequence[Trained]) -> int | None:
     """How many settings of the method were tried before these, as its configuration says; None where it does
     not, or the runs differ."""
     said = {
-        each.stages[each.training]["config"].get("algo", {}).get("tuning", {}).get("trials")
+        each.stages[each.training].get("config", {}).get("algo", {}).get("tuning", {}).get("trials")
         for each in of_policy
         if each.training
     }
