@@ -430,7 +430,7 @@ def test_process_supervision_is_logged_and_trains_other_weights(supervised):
 
 def test_process_supervision_needs_a_teacher(supervised):
     with pytest.raises(
-        UserError, match=r"^algo.supervision process needs .* --reward task does not"
+        UserError, match=r"^algo.supervision process needs .* no weight under --reward task"
     ) as caught:
         run_script("06", supervised("out", reward="task"))
     assert "\n" not in str(caught.value)

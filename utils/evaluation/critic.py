@@ -7,7 +7,7 @@ with the stage's gamma and lambda, before whitening.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from utils.evaluation.token_values import Values
 from utils.frame.files import shown
 from utils.frame.manifest import read_manifest
 from utils.frame.pipeline import origin_of
-from utils.frame.stage import StageContext
+from utils.frame.stage import StageContext, no_bar
 from utils.methods.ppo.losses import gae, k1
 from utils.methods.ppo.settings import PpoAlgo
 from utils.models.loading import device, load_policy
@@ -45,7 +45,7 @@ class KnownScores:
     def __init__(self, scores: TeacherScores):
         self._scores = scores
 
-    def score(self, batch: CompletionBatch) -> TeacherScores:
+    def score(self, batch: CompletionBatch, progress: Callable[..., Iterable] = no_bar) -> TeacherScores:
         return self._scores
 
 
