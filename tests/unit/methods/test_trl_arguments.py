@@ -89,4 +89,4 @@ def test_the_size_of_a_rollout_is_one_option_everywhere(cls, tmp_path):
 def test_ppos_configuration_has_ppos_defaults():
     defaults = {each.name: each.default for each in fields(PPOConfig)}
     own = fields_of(PpoUpdates, PpoAlgo())
-    assert len(own) == 26 and {name: defaults[name] for name in own} == own
+    assert len(own) == 27 and {name: defaults[name] for name in own} == own

@@ -460,7 +460,7 @@ def test_stage_audits_a_file(tmp_path):
 def test_stage_says_if_the_specification_is_not_what_paid(tmp_path, capsys):
     stage_run(tmp_path, noisy_rows(), correctness=0.5)
     assert audit_stage(tmp_path) == 0
-    assert re.search(r"warning: candidates of p\d+: exact_match is 1, .* pays 0.5", capsys.readouterr().out)
+    assert re.search(r"warning: candidates of p\d+: exact_match is 1, .* gives 0.5", capsys.readouterr().out)
 
 
 def test_a_part_that_was_not_paid_is_no_contradiction():
