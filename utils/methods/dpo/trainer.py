@@ -7,6 +7,7 @@ cache of the ``datasets`` library.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -38,7 +39,9 @@ from utils.rollouts.shared_prefix_trainer import refuse_sharding
 from utils.training.cost import CountsCost
 from utils.training.epoch_fillers import FillsBatches, fillers_needed
 from utils.training.memory import KeepsAdapterFormat
-from utils.training.resume_points import SEAL, damage_of, seal
+from utils.training.resume_points import is_whole, seal
+
+logger = logging.getLogger(__name__)
 
 
 class PairTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, DPOTrainer):
@@ -102,7 +105,7 @@ class PairTrainer(KeepsAdapterFormat, FillsBatches, CountsCost, DPOTrainer):
         """
         kept = Path(self.args.output_dir) / f"reference_{name}"
         path = kept / "log_probs.safetensors"
-        if not from_main((kept / SEAL).is_file() and not damage_of(kept)):
+        if not from_main(is_main_process() and is_whole(kept, logger.warning)):
             with self.cost.phase("scoring"):
                 own = [
                     self.compute_ref_log_probs(self.model, batch)
