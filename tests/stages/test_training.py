@@ -30,6 +30,7 @@ from utils.methods.grpo.settings import GrpoAlgo
 from utils.methods.grpo.trainer import OutcomeRewards, build_grpo_trainer
 from utils.methods.sft.settings import SftAlgo
 from utils.methods.sft.trainer import build_sft_trainer, tokenize_demonstrations
+from utils.models import cpu
 from utils.models.loading import load_policy
 from utils.models.settings import (
     GenerationSection,
@@ -104,12 +105,19 @@ def test_too_long_demonstrations_are_left_out(tokenizer):
     assert "\n" not in str(caught.value)
 
 
-def test_the_loss_is_the_cross_entropy_of_completion_tokens(context, files, tiny_models, tokenizer):
-    """The first logged loss, against log-probabilities of each demonstration on its own, without padding."""
+@pytest.mark.parametrize(("work", "micro_batch"), [(cpu.ENOUGH_WORK, len(RECORDS)), (1, 1)])
+def test_the_loss_is_the_cross_entropy_of_completion_tokens(
+    context, tiny_models, tokenizer, monkeypatch, work, micro_batch
+):
+    """The first logged loss, against log-probabilities of each demonstration on its own, without padding; a
+    model may be so large that on a CPU each row is a micro-batch.
+    """
+    monkeypatch.setattr(cpu, "ENOUGH_WORK", work)
     algo = SftAlgo(max_steps=1, per_device_train_batch_size=len(RECORDS))
     ctx = context(algo=algo, training=TrainingSection(logging_steps=1))
     train_stage(ctx, "sft", lambda records, spec: build_sft_trainer(ctx, records), {"loss": ["loss"]})
     logged = next(row["loss"] for row in read_jsonl(ctx.out / "logs" / "metrics.jsonl") if "loss" in row)
+    assert ctx.runtime["micro_batch"] == micro_batch
 
     base, _ = load_policy(tiny_models("llama"), ModelSection())
     total, count = 0.0, 0

@@ -14,6 +14,9 @@ from utils.frame.pipeline import policy_order
 
 # What stages from 03 on write follows the seed; data and rewards must be the same for every seed.
 UNSEEDED = ("00_", "01_", "02_")
+# Which file holds the policy is the policy's own affair, as its weights are. How much of a batch a device
+# takes at once changes no more than rounding.
+MAY_DIFFER = ("seed", "options.policy_ckpt", "options.predictions", "model.training.max_micro_batch")
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,7 @@ def _check_same_experiment(
 def _matters(difference: Difference, a: dict[str, dict], b: dict[str, dict]) -> bool:
     """Whether a difference is one that seeds of one experiment may not show."""
     if difference.category == "config":
-        # Which file holds the policy is the policy's own affair, as its weights are.
-        return difference.key not in ("seed", "options.policy_ckpt", "options.predictions")
+        return difference.key not in MAY_DIFFER
     if difference.category == "data":
         path = difference.key.removeprefix("input ")
         for stages in (a, b):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 
 import torch
@@ -19,6 +20,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER, LARGEST = -1, 2**30
 WIDE = 512  # hidden size from which products are large enough to gain; the embedded models are narrower
 EXACT = 1e-5  # relative error of a product in float32; bfloat16 has 1e-3
+# Weights times tokens of a micro-batch, about a second of one core's training. With less the fixed costs of a
+# micro-batch show; with more only padding and activations grow.
+ENOUGH_WORK = 2e10
 
 
 def keep_freed_memory() -> bool:
@@ -87,6 +91,11 @@ def grouped_attention(
         scale=kwargs.get("scaling"),
     )
     return found.unflatten(2, (groups, -1)).flatten(1, 2).transpose(1, 2).contiguous(), None
+
+
+def rows_worth_a_pass(weights: int, tokens: float) -> int:
+    """The rows of ``tokens`` tokens on average from which a larger micro-batch gains nothing on a CPU."""
+    return max(1, math.ceil(ENOUGH_WORK / (weights * tokens)))
 
 
 def prepare_cpu(hidden_size: int) -> None:

@@ -122,6 +122,15 @@ def test_code_that_differs_is_named_but_not_refused(outputs):
     assert find(outputs, ["s0", "new"], ["sft"]).code == ["git_commit"]
 
 
+def test_how_much_a_device_takes_at_once_may_differ(outputs):
+    write_run(outputs / "small", 7, {"sft": 20})
+    path = outputs / "small" / "03_sft" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["model"] = {"training": {"max_micro_batch": 2}}
+    write_json(path, manifest)
+    assert find(outputs, ["s0", "small"], ["sft"]).runs == ["s0", "small"]
+
+
 def test_outside_weights_and_predictions_may_differ(outputs):
     for seed in (7, 8):
         write_run(outputs / f"p{seed}", seed, {"sft": 20})

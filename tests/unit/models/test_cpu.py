@@ -110,3 +110,9 @@ def test_narrow_models_keep_their_products(monkeypatch):
     assert asked == ["memory"]
     cpu.prepare_cpu(576)
     assert asked == ["memory", "memory", "products"]
+
+
+def test_micro_batches_of_a_large_model_are_small_and_those_of_a_small_one_whole():
+    assert cpu.rows_worth_a_pass(134_500_000, 212) == 1
+    assert cpu.rows_worth_a_pass(134_500_000, 40) == 4  # 4 rows are 0.02 T weights times tokens, 3 are not
+    assert cpu.rows_worth_a_pass(960_000, 150) > 128

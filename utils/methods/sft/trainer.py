@@ -7,6 +7,7 @@ completion mask, so that no merge of tokens across the boundary can blur what is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from datasets import Dataset
@@ -20,7 +21,8 @@ from utils.frame.files import UserError, derive_seed
 from utils.frame.stage import StageContext
 from utils.frame.typed_settings import fields_of
 from utils.methods.sft.settings import SftAlgo
-from utils.models.loading import add_lora, load_policy
+from utils.models.cpu import rows_worth_a_pass
+from utils.models.loading import add_lora, device, load_policy
 from utils.models.settings import ModelConfig
 from utils.models.taught_tokens import score_taught_tokens_only
 from utils.rewards.spec import RewardSpec
@@ -127,10 +129,13 @@ def trainer_of_rows(
 ) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
     """The trainer of ``model`` on rows as `taught_row` makes them, by the settings of ``ctx``."""
     algo: SftAlgo = ctx.config.algo
+    bounds = [ctx.config.model.training.max_micro_batch]
+    if device().type == "cpu":
+        bounds.append(rows_worth_a_pass(model.num_parameters(), fmean(len(row["input_ids"]) for row in rows)))
     batches = share_batches(
         algo.per_device_train_batch_size,
         algo.gradient_accumulation_steps,
-        largest=ctx.config.model.training.max_micro_batch,
+        largest=min(filter(None, bounds), default=None),
     )
     fillers = fillers_needed(len(rows), batches.per_device_train_batch_size)
     rows += [{"input_ids": [tokenizer.eos_token_id], "completion_mask": [0]}] * fillers
