@@ -1,4 +1,4 @@
-"""How cost grows: a GRPO step, 11 with its report, stages 00 to 02, and the memory of a long training.
+"""How cost grows: a GRPO step, 11 with its report, stages 00 to 02, and the memory of long trainings.
 
     python benchmarks/scaling.py [--parts step items policies checkpoints data rollouts] [--rounds 2]
 
@@ -11,8 +11,8 @@ checkpoints `11_compare_runs.py` on a run whose training left so many checkpoint
             evaluated on 200 items
 data        `00_check_data.py`, `01_prepare_dataset.py` and `02_build_rewards.py` on made-up questions in
             GSM8K's form
-rollouts    memory that is resident in GRPO of a tiny model after so many rollouts of eight completions, of
-            which each is one optimizer step
+rollouts    memory that is resident in GRPO and in PPO of a tiny model after so many rollouts of eight
+            completions, of which each is one optimizer step
 
 Every measurement is a process of its own. Seconds are those of the processor, which other work on the machine
 changes little; memory is the process's peak. The exponent is the slope of log cost over log size between the
@@ -46,7 +46,7 @@ STEPS = {
 ITEMS, POLICIES = (1_500, 10_000), (3, 6, 12)
 CHECKPOINTS = (2, 20, 200)
 ROWS = (1_000, 10_000, 100_000)
-ROLLOUTS = (100, 500, 1_000)
+ROLLOUTS, METHODS = (100, 500, 1_000), ("GRPO", "PPO")
 
 
 def in_process(command: list[str], cwd: Path = REPO) -> tuple[float, float]:
@@ -154,8 +154,8 @@ def checkpoints(rounds: int) -> None:
     table("checkpoints", CHECKPOINTS, found)
 
 
-def resident() -> list[float]:
-    """GB of memory that a training has after each number of rollouts."""
+def resident(method: str) -> list[float]:
+    """GB of memory that a training by "GRPO" or "PPO" has after each number of rollouts."""
     import gc
 
     import torch
@@ -164,6 +164,7 @@ def resident() -> list[float]:
     from tests.support import training_stages as stages
     from tests.support.tiny_models import make_tiny_model
     from utils.methods.grpo.settings import GrpoAlgo
+    from utils.methods.ppo.settings import PpoAlgo
     from utils.models.settings import TrainingSection, ValidationSection
 
     found = []
@@ -177,22 +178,29 @@ def resident() -> list[float]:
 
     torch.set_num_threads(1)
     trainer.DEFAULT_CALLBACKS.append(Look)
-    sizes = {"per_device_train_batch_size": 8, "steps_per_generation": 1, "num_iterations": 1}
-    algo = GrpoAlgo(num_rollouts=ROLLOUTS[-1], num_generations=4, **sizes)
+    common = {"num_rollouts": ROLLOUTS[-1], "num_generations": 4}
+    if method == "GRPO":
+        sizes = {"per_device_train_batch_size": 8, "steps_per_generation": 1, "num_iterations": 1}
+        script, algo = "06", GrpoAlgo(**common, **sizes)
+    else:
+        sizes = {"rollout_batch_size": 8, "num_mini_batches": 1, "num_ppo_epochs": 1}
+        script, algo = "05", PpoAlgo(**common, **sizes)
     with tempfile.TemporaryDirectory() as name:
         model = make_tiny_model("llama", Path(name) / "model")
         inputs = stages.stage_inputs(Path(name), model)
         ctx = stages.stage_context(Path(name) / "out", inputs, model, algo, curriculum="random")
         ctx.config.model.training = TrainingSection(save_steps=250, logging_steps=1)
         ctx.config.model.validation = ValidationSection(eval_steps=250, num_items=2)
-        stages.run_script("06", ctx)
+        stages.run_script(script, ctx)
     return found
 
 
 def rollouts(rounds: int) -> None:
-    command = [sys.executable, __file__, "--resident"]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    table("rollouts", ROLLOUTS, [(each,) for each in json.loads(output.splitlines()[-1])], ("GB",))
+    for method in METHODS:
+        command = [sys.executable, __file__, "--resident", method]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found = [(each,) for each in json.loads(output.splitlines()[-1])]
+        table(f"rollouts of {method}", ROLLOUTS, found, ("GB",))
 
 
 def make_questions(folder: Path, rows: int) -> None:
@@ -258,10 +266,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=2, help="processes of each size (default 2)")
     parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--resident", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--resident", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.sizes or options.resident:  # one of the processes
-        print(json.dumps(resident() if options.resident else step(options.sizes)))
+        print(json.dumps(resident(options.resident) if options.resident else step(options.sizes)))
         return
     for part in options.parts:
         PARTS[part](options.rounds)
