@@ -54,6 +54,17 @@ def values(env: dict[str, str], job: int | str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
+def wait_for_job(env: dict[str, str], job: int, what):
+    """The first true value of ``what()``, which the job brings about before it ends."""
+
+    def come():
+        found, state = what(), values(env, job)["JobState"]
+        assert found or state not in jobs.ENDED, f"job {job} is {state} already"
+        return found
+
+    return wait_for(come)
+
+
 def ended(env: dict[str, str], job: int | str) -> dict[str, str]:
     """The same, once the job has ended."""
     return wait_for(lambda: (found := values(env, job))["JobState"] in jobs.ENDED and found)
@@ -83,7 +94,7 @@ time.sleep(300)
 def test_near_its_time_limit_a_job_ends_its_command_and_starts_again_under_its_id(cluster, tmp_path):
     """SLURM's signal, sent by hand. The command ends as asked (SIGTERM); its last exit code is the job's."""
     number = job(cluster, tmp_path, "python", "-c", POLITE, str(tmp_path), "3")
-    wait_for((tmp_path / "begun").exists)
+    wait_for_job(cluster, number, (tmp_path / "begun").exists)
     call(cluster, "scancel", "--signal=USR1", "--batch", str(number))
     found = ended(cluster, number)
     assert (found["JobState"], found["Restarts"], found["ExitCode"]) == ("FAILED", "1", "3:0")
@@ -94,7 +105,7 @@ def test_near_its_time_limit_a_job_ends_its_command_and_starts_again_under_its_i
 
 def test_a_job_is_not_requeued_for_ever(cluster, tmp_path):
     number = job(cluster, tmp_path, "python", "-c", POLITE, str(tmp_path), "0", BELLMAN_MAX_REQUEUES="0")
-    wait_for((tmp_path / "begun").exists)
+    wait_for_job(cluster, number, (tmp_path / "begun").exists)
     call(cluster, "scancel", "--signal=USR1", "--batch", str(number))
     assert ended(cluster, number)["JobState"] == "FAILED"
     assert "has been requeued 0 times (BELLMAN_MAX_REQUEUES)" in (tmp_path / f"{number}.log").read_text()
@@ -184,7 +195,8 @@ def test_two_tasks_are_killed_at_the_time_limit_and_resume_and_what_rests_on_the
     made, training = tmp_path / "r_seed_0", found["r_seed_0/03_sft"]
     assert values(cluster, training)["NumTasks"] == "2" and values(cluster, training - 1)["NumTasks"] == "1"
 
-    wait_for(lambda: list(made.glob("03_sft/resume/checkpoint-*/trainer_state.json")))
+    resume_points = "03_sft/resume/checkpoint-*/trainer_state.json"
+    wait_for_job(cluster, training, lambda: list(made.glob(resume_points)))
     hung = stage_processes("03_sft_train.py", tmp_path)
     for process in hung:
         os.kill(process, signal.SIGSTOP)
