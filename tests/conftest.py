@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.inner_loop import can_be_fast
+from tests.support.outlines import save_outline
 from tests.support.tiny_models import make_tiny_model
 from utils.frame.stage import StageContext
 
@@ -119,28 +120,8 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(Figure, "savefig", _save_outline)
+    monkeypatch.setattr(Figure, "savefig", save_outline)
     monkeypatch.setattr(Figure, "tight_layout", lambda *_, **__: None)
-
-
-def _save_outline(figure, path, dpi=100, **_) -> None:
-    width, height = (round(dpi * inches).to_bytes(4, "big") for inches in figure.get_size_inches())
-    shown = []
-    for axis in figure.axes:
-        shown.append([axis.get_title(place) for place in ("left", "center", "right")])
-        shown.append([axis.get_xlabel(), axis.get_ylabel()])
-        shown.append([line.get_xydata().tolist() for line in axis.lines])
-        shown.append([(text.get_text(), text.get_position()) for text in axis.texts])
-        shown.append(
-            [p.get_patch_transform().transform(p.get_path().vertices).tolist() for p in axis.patches]
-        )
-        shown.append([image.get_array().tolist() for image in axis.images])
-        shown.append(axis.get_legend_handles_labels()[1])
-        for collection in axis.collections:
-            shown.append([shape.vertices.tolist() for shape in collection.get_paths()])
-            shown.append(collection.get_offsets().tolist())
-    head = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + width + height
-    Path(path).write_bytes(head + repr(shown).encode())
 
 
 @pytest.fixture(scope="session")

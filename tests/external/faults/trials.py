@@ -24,6 +24,7 @@ from tests.external.faults.execution import (
 
 # What differs between two executions of the same work.
 VOLATILE = (".*", "*.log", "runtime.json", "timing.*", "timings.jsonl")
+PAGE = 4096  # bytes that a file system gives a file at once
 SAME, STOPPED, TRACEBACK, WRONG, DEAD_END = (
     *("same bytes", "one-line stop", "traceback or crash", "silent wrong", "dead end"),
 )
@@ -139,8 +140,9 @@ def little_memory(program: Program, root: Path, rng: random.Random) -> list[Ende
 
 def full_disk(program: Program, root: Path, rng: random.Random) -> list[Ended]:
     """A disk without room for all that the program writes."""
-    before = sum(path.stat().st_size for path in program.prepared.rglob("*") if path.is_file())
-    size = before + rng.randrange(max(1, sum(program.sizes) - before)) + (64 << 10)
+    before = [path.stat().st_size for path in program.prepared.rglob("*") if path.is_file()]
+    pages = sum(-(-size // PAGE) * PAGE for size in before)
+    size = pages + rng.randrange(max(1, sum(program.sizes) - sum(before))) + (64 << 10)
     with contextlib.ExitStack() as stack:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", root], check=True)
         stack.callback(subprocess.run, ["umount", root], check=True)
@@ -261,25 +263,40 @@ def try_out(program: Program, disturb: Disturb, number: int, seed: int) -> tuple
     return count, said
 
 
-def run_trials(program: Program, numbers: dict[str, int], seed: int) -> bool:
-    """All trials and their table; whether each ended in the same bytes or, where it may, in one line."""
+def all_trials(
+    program: Program, numbers: dict[str, int], seed: int
+) -> Iterator[tuple[str, Counter, list[str]]]:
+    """Each fault in words, how often each outcome came of it, and what was said of bad ones."""
     program.measure()
-    clean = True
-    print(f"| fault | trials | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (len(OUTCOMES) + 1)}", flush=True)
     for kind, number in numbers.items():
         ways = [each for each in KINDS[kind] if program.reads or each not in (damaged_input, planted_input)]
         for place, disturb in enumerate(ways):
             what, share = disturb.__doc__.splitlines()[0].rstrip("."), len(range(place, number, len(ways)))
-            if disturb is full_disk and share and not _can_mount(program.work):
-                print(f"| {what} | 0: no file system can be mounted here |{' |' * len(OUTCOMES)}")
-                continue
-            count, said = try_out(program, disturb, share, seed)
-            if count:
-                cells = " | ".join(str(count[each]) for each in OUTCOMES)
-                print(f"| {what} | {count.total()} | {cells} |", flush=True)
-            print(*said, sep="\n", end="\n" if said else "", flush=True)
-            clean &= not said
+            if share and disturb is full_disk and not _can_mount(program.work):
+                yield f"{what}: none, no file system can be mounted here", Counter(), []
+            elif share:
+                yield what, *try_out(program, disturb, share, seed)
+
+
+def run_trials(program: Program, numbers: dict[str, int], seed: int) -> bool:
+    """All trials and their table; whether each ended in the same bytes or, where it may, in one line."""
+    print_head()
+    clean = True
+    for what, count, said in all_trials(program, numbers, seed):
+        print_row(what, count)
+        print(*said, sep="\n", end="\n" if said else "", flush=True)
+        clean &= not said
     return clean
+
+
+def print_head() -> None:
+    """The head of a table of outcomes."""
+    print(f"| fault | trials | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (len(OUTCOMES) + 1)}", flush=True)
+
+
+def print_row(what: str, count: Counter) -> None:
+    """A fault, and how often each outcome came of it."""
+    print(f"| {what} | {count.total()} | {' | '.join(str(count[each]) for each in OUTCOMES)} |", flush=True)
 
 
 def _can_mount(work: Path) -> bool:
