@@ -21,10 +21,13 @@ SEAL = "hashes.json"  # path -> sha256 of every other file of a resume point; th
 DAMAGED = "damaged-"  # before the name of a resume point that is set aside
 OUTPUTS = "outputs"  # within a resume point: what the stage had written by then
 LOGS = ("rollouts", "curriculum")  # folders in resume/ with a file for each row of a log
+KEPT = 2  # resume points: one to fall back to, should the last be damaged
 
 
 class SealsResumePoints(TrainerCallback):
-    """Complete a resume point of the stage in ``out`` once all processes have written theirs."""
+    """Complete a resume point of the stage in ``out`` once all processes have written theirs, and only then
+    remove old ones. Transformers goes by the clock, which may have been set back or be that of another node.
+    """
 
     def __init__(self, out: Path):
         self.out = out
@@ -38,6 +41,8 @@ class SealsResumePoints(TrainerCallback):
                 target = point / OUTPUTS / folder.relative_to(self.out)
                 shutil.copytree(folder, target, copy_function=_link)
             seal(point, self._known)
+            for old in _latest_first(point.parent)[KEPT:]:
+                remove(old)
 
 
 def written(out: Path) -> list[Path]:
@@ -106,8 +111,12 @@ def resume_point(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The latest resume point below ``folder`` that `is_whole`, or None: training goes on from the one before
     a damaged one, or begins anew, and ends in the bytes of an undisturbed one all the same.
     """
-    points = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((point for point in points if is_whole(point, warn)), None)
+    return next((point for point in _latest_first(folder) if is_whole(point, warn)), None)
+
+
+def _latest_first(folder: Path) -> list[Path]:
+    """The resume points below a folder, by their steps."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
 def is_whole(point: Path, warn: Callable[[str], None]) -> bool:

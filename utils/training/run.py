@@ -136,7 +136,6 @@ def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
         "data_seed": ctx.seed,
         "save_strategy": "steps",
         "save_steps": model.training.save_steps * unit,
-        "save_total_limit": 2,  # one to fall back to, should the last be damaged
         "logging_steps": model.training.logging_steps * unit,
         "logging_nan_inf_filter": False,  # a broken loss is to be seen, not averaged away
         "max_grad_norm": model.training.max_grad_norm,
