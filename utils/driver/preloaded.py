@@ -6,6 +6,7 @@ import importlib
 for name in (
     "math_verify",
     "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot",
     "utils.comparison.stage",
     "utils.evaluation.policy",
     "utils.methods.distill.build",
