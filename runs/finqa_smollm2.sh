@@ -14,7 +14,7 @@ data=${1:?"usage: $0 DATA [SEED …]"}
 shift
 methods=${METHODS:-grpo rloo ppo dpo rft}
 options=(
-    --model.generation.max_new_tokens 80 --prepare.tokenizer models/smollm2-135m
+    --prepare.tokenizer models/smollm2-135m
     --sft.num_train_epochs "${EPOCHS:-1}" --sft.learning_rate 7e-4 --sft.lr_scheduler_type linear
     --sft.per_device_train_batch_size 8 --sft.gradient_accumulation_steps 1
     --evaluate.teacher_metrics false --evaluate.reference_metrics false
@@ -27,8 +27,21 @@ for method in $methods; do
         dpo) options+=(--dpo.learning_rate 5e-5 --dpo.num_train_epochs 1 --preferences.min_pairs 16) ;;
     esac
 done
+model=(--config configs/models/smollm2-135m.yaml --model.generation.max_new_tokens 80)
+dataset=(--dataset_config configs/datasets/finqa-gold.yaml --dataset.data_root "$data")
+seeds=("${@:-0}")
 # shellcheck disable=SC2086
-python 12_driver.py --method $methods --reward task --seeds "${@:-0}" --run_id finqa_smollm2 \
-    --config configs/models/smollm2-135m.yaml --dataset_config configs/datasets/finqa-gold.yaml \
-    --dataset.data_root "$data" --reward_config configs/rewards/task.yaml --completions "${COMPLETIONS:-1024}" \
+python 12_driver.py --method $methods --reward task --seeds "${seeds[@]}" --run_id finqa_smollm2 "${model[@]}" \
+    "${dataset[@]}" --reward_config configs/rewards/task.yaml --completions "${COMPLETIONS:-1024}" \
     ${DRIVER:-} "${options[@]}"
+[ -z "${DRIVER:-}" ] || exit 0
+# Validation items are too few to choose a checkpoint by: the last one of each training is evaluated as well.
+for seed in "${seeds[@]}"; do
+    run=finqa_smollm2_seed_$seed
+    for checkpoint in "outputs/$run"/0[567]_*_task/ckpt_*/final; do
+        [ -d "$checkpoint" ] || continue
+        method=$(basename "$(dirname "$checkpoint")")
+        python 10_evaluate.py --run_id "$run" --seed "$seed" --policy "${method#ckpt_}_task_final" \
+            --policy_ckpt "$checkpoint" "${model[@]}" "${dataset[@]}" --teacher_metrics false --reference_metrics false
+    done
+done
