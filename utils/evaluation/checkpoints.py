@@ -12,10 +12,11 @@ from utils.evaluation.metrics import headline
 from utils.evaluation.policy import Questions, evaluate_policy
 from utils.evaluation.policy_names import METRICS, Checkpoint
 from utils.frame.files import read_json, sha256_of, write_csv
+from utils.frame.manifest import RESUME
 from utils.frame.processes import from_main, is_main_process
 from utils.frame.stage import StageContext
 from utils.models.loading import load_tokenizer
-from utils.training.resume_points import bring_back, forget, keep
+from utils.training.resume_points import bring_back, keep
 
 
 def evaluate_checkpoints(
@@ -35,7 +36,7 @@ def evaluate_checkpoints(
     for number, each in enumerate(checkpoints, start=1):
         if folder_of[each.name] != each.name:
             continue
-        out, finished = ctx.out / each.name, ctx.out / "resume" / each.name
+        out, finished = ctx.out / each.name, ctx.out / RESUME / each.name
         if from_main(is_main_process() and bring_back(finished, out, ctx.warn)):
             ctx.metrics |= template_facts(load_tokenizer(each.path, ctx.config.model.model))
         else:
@@ -55,7 +56,6 @@ def evaluate_checkpoints(
     # Every row's keys: where nothing of one is generated it lacks the rates of what was.
     write_csv(ctx.out / "checkpoints.csv", rows, list(dict.fromkeys(name for row in rows for name in row)))
     plot_checkpoints(rows, ctx.out / "checkpoints.png")
-    forget(ctx.out / "resume")
     for row in rows:
         same = f", the same weights as {row['folder']}" if row["folder"] != row["checkpoint"] else ""
         ctx.log(

@@ -16,6 +16,7 @@ from utils.data.records import Record
 from utils.data.settings import DatasetConfig
 from utils.evaluation.metrics import clusters_of, compute_metrics
 from utils.frame.files import UserError, derive_seed, write_csv, write_json, write_jsonl
+from utils.frame.manifest import RESUME
 from utils.frame.processes import is_main_process, merge_shares, share
 from utils.grading.graded_item import (
     GradedItem,
@@ -82,11 +83,10 @@ def evaluate_policy(
     from utils.evaluation.reward_components import reward_components, reward_metrics
     from utils.evaluation.sampled_answers import sample_metrics
     from utils.evaluation.token_pass import token_pass
-    from utils.training.resume_points import forget
 
     config, records, spec = ctx.config, questions.records, questions.spec
     ctx.log(f"{policy}: answering {len(records)} items of the {questions.split} split")
-    journal = out / "resume" / JOURNAL
+    journal = out / RESUME / JOURNAL
     progress = partial(ctx.progress, description="answering")
     count = config.options.num_samples
     answers = answer_records(
@@ -115,7 +115,6 @@ def evaluate_policy(
         metrics["samples"] = sample_metrics(samples, count, config.model.generation, rng, clusters_of(items))
         columns["samples"] = [[sample.row() for sample in of_item] for of_item in samples]
     write_evaluation(out, items, metrics, columns, passed.rows)
-    forget(journal.parent)
     return metrics
 
 

@@ -41,6 +41,7 @@ MANIFEST = "manifest.json"
 RUNTIME = "runtime.json"
 RUN_MANIFEST = "run_manifest.json"
 IN_PROGRESS = ".in_progress.json"  # what a stage that has not finished was begun for
+RESUME = "resume"  # folder of what a stage resumes from, in its own or in one below that
 CHECKSUM = "checksum"
 # What a manifest may hold.
 _KINDS = {
@@ -97,7 +98,7 @@ def is_output(relative: Path) -> bool:
         or relative.as_posix() in TIMING
         or relative.suffix == ".log"
         or parts[-2:] == ("logs", "timings.jsonl")
-        or "resume" in parts[:-1]
+        or RESUME in parts[:-1]
         or parts[:2] in TRACKERS
         or any(part.startswith(".") for part in parts)
     )
@@ -360,13 +361,22 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(number)
 
 
+def forget_beginning(folder: Path) -> None:
+    """Remove what a stage can only use until its manifest is written: what it resumes from, then the note of
+    what it was begun for, which says that there may be something to remove.
+    """
+    for resume in [folder / RESUME, *folder.glob(f"*/{RESUME}")]:
+        remove(resume)
+    remove(folder / IN_PROGRESS)
+
+
 def _update_run_manifest(run_dir: Path) -> dict[str, Any]:
     stages = {}
     for path in sorted([*run_dir.glob(f"*/{MANIFEST}"), *run_dir.glob(f"*/*/{MANIFEST}")]):
         if (manifest := read_manifest(path.parent)) is None:
             continue  # cleared a moment ago
         if (path.parent / IN_PROGRESS).exists():
-            remove(path.parent / IN_PROGRESS)
+            forget_beginning(path.parent)
         content = {key: value for key, value in manifest.items() if key not in ("run_id", CHECKSUM)}
         stages[path.parent.relative_to(run_dir).as_posix()] = {
             "manifest": path.relative_to(run_dir).as_posix(),

@@ -9,7 +9,7 @@ import contextlib
 from pathlib import Path
 
 from utils.frame.files import remove, visible_files
-from utils.frame.manifest import MANIFEST
+from utils.frame.manifest import MANIFEST, RESUME
 
 REPLACED = ".replaced"
 _WHOLE, _MOVING = f"{REPLACED}/whole", f"{REPLACED}/moving"  # all old files, or a part of them on the way
@@ -54,4 +54,4 @@ def settle(out: Path, keep: str, log: str) -> bool:
 
 
 def _can_resume(out: Path) -> bool:
-    return any("resume" in file.relative_to(out).parts[:-1] for file in visible_files(out))
+    return any(RESUME in file.relative_to(out).parts[:-1] for file in visible_files(out))

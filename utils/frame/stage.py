@@ -336,10 +336,11 @@ def _run(plan: Plan, ctx: StageContext, sessions: list[str], run: Run, argv: lis
         _write_runtime(ctx, argv, sessions, seconds)
         _write_manifest(plan, ctx)
         forget_failures(plan.run_dir, plan.name)
+        manifests.forget_beginning(out)
         ctx.log(f"{plan.name}: done in {seconds:.1f} s -> {shown(out)}")
-    remove(out / IN_PROGRESS)
-    if code == 0:
         manifests.update_run_manifest(plan.run_dir)
+    else:
+        remove(out / IN_PROGRESS)
     return code
 
 

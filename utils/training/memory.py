@@ -15,6 +15,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from utils.frame.files import UserError, atomic_path, read_json, write_json
+from utils.frame.manifest import RESUME
 from utils.frame.processes import from_main, is_main_process, num_processes
 from utils.frame.stage import StageContext
 from utils.models.loading import number_format
@@ -63,7 +64,7 @@ def train_within_memory(ctx: StageContext, attempt: Callable[[], T]) -> T:
     run again, it goes on with half.
     """
     auto = ctx.config.model.generation.batch_size == "auto"
-    kept = ctx.out / "resume" / FOUND
+    kept = ctx.out / RESUME / FOUND
     # The first process alone, since one that is damaged is moved.
     if auto and ctx.resuming and from_main(is_main_process() and is_whole(kept.parent, ctx.warn)):
         _limit(ctx, read_json(kept)["micro_batch"])

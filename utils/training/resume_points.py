@@ -14,7 +14,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from utils.frame.files import TEMPORARY_PREFIX, UserError, read_json, remove, sha256_of, write_json
+from utils.frame.files import UserError, read_json, remove, sha256_of, write_json
+from utils.frame.manifest import RESUME
 from utils.frame.processes import is_main_process, wait_for_everyone
 
 SEAL = "hashes.json"  # path -> sha256 of every other file of a resume point; the last to be written
@@ -70,9 +71,9 @@ def _link(source: str, target: str) -> None:
 
 
 def keep(folder: Path, point: Path) -> None:
-    """Let a folder that is finished be a resume point."""
+    """Let a folder that is finished be a resume point, without those of its own."""
     remove(point)
-    shutil.copytree(folder, point, copy_function=_link)
+    shutil.copytree(folder, point, copy_function=_link, ignore=shutil.ignore_patterns(RESUME))
     seal(point)
 
 
@@ -83,16 +84,6 @@ def bring_back(point: Path, folder: Path, warn: Callable[[str], None]) -> bool:
     remove(folder)
     shutil.copytree(point, folder, copy_function=_link, ignore=shutil.ignore_patterns(SEAL))
     return True
-
-
-def forget(folder: Path) -> None:
-    """Delete the resume points of a stage that is done, or never had any."""
-    if not folder.exists():
-        return
-    # Out of sight first: what is half deleted must not be taken for damaged, or for whole.
-    spent = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}")
-    os.replace(folder, spent)
-    shutil.rmtree(spent)
 
 
 def seal(point: Path, known: dict[tuple[int, int, int], str] | None = None) -> None:

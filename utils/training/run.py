@@ -14,6 +14,7 @@ from utils.data.prompts import template_facts
 from utils.data.records import Record, load_records
 from utils.documents.training_curves import plot_curves
 from utils.frame.files import UserError, write_jsonl
+from utils.frame.manifest import RESUME
 from utils.frame.pipeline import METHODS
 from utils.frame.processes import from_main, is_main_process, num_processes, shards_on_cpu
 from utils.frame.stage import StageContext
@@ -26,7 +27,7 @@ from utils.training.cost import MeasuresUpdates
 from utils.training.health.health_callback import TrainingHealth
 from utils.training.health.log_curves import is_finite
 from utils.training.memory import precision, train_within_memory
-from utils.training.resume_points import SealsResumePoints, forget, restore, resume_point
+from utils.training.resume_points import SealsResumePoints, restore, resume_point
 from utils.training.trackers import tracker_arguments
 from utils.training.training_criteria import training_criteria
 from utils.training.validation import GenerationValidation, best_row
@@ -131,7 +132,7 @@ def trainer_arguments(ctx: StageContext, unit: int = 1) -> dict[str, Any]:
     if any(word in model.training.optim for word in ("bnb", "8bit", "paged")):
         four_bits.bring_back()
     return {
-        "output_dir": str(ctx.out / "resume"),
+        "output_dir": str(ctx.out / RESUME),
         "seed": ctx.seed,
         "data_seed": ctx.seed,
         "save_strategy": "steps",
@@ -228,7 +229,7 @@ def run_training(
         trainer.add_callback(callback)
     point = None
     if ctx.resuming and is_main_process():  # which tells the others
-        point = resume_point(ctx.out / "resume", ctx.warn)
+        point = resume_point(ctx.out / RESUME, ctx.warn)
         restore(point, ctx.out)
     point = from_main(point)
     if point:
@@ -245,7 +246,6 @@ def run_training(
     ctx.metrics |= {"steps": trainer.state.global_step} | outcome(history, trainer.state.global_step)
     if is_main_process():
         write_jsonl(ctx.out / "logs" / "metrics.jsonl", history)
-        forget(ctx.out / "resume")
     return history
 
 

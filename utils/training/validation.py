@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 from utils.data.prompts import prompt_ids
 from utils.data.records import Record
 from utils.frame.files import atomic_path, write_json
+from utils.frame.manifest import RESUME
 from utils.frame.processes import is_main_process, num_processes, wait_for_everyone
 from utils.models.loading import load_policy, save_policy
 from utils.models.sampling import generate
@@ -121,7 +122,7 @@ class GenerationValidation(TrainerCallback):
         """The policy, or where its weights are spread over processes a copy of it, by way of a checkpoint."""
         if not sharded(self.trainer):
             return self.trainer.accelerator.unwrap_model(self.trainer.model)
-        folder = self.out / "resume" / "policy"
+        folder = self.out / RESUME / "policy"
         self._write(folder)
         wait_for_everyone()
         with _unpartitioned(self.trainer):

@@ -102,8 +102,8 @@ def test_volatile_files_are_no_outputs_and_volatile_facts_go_to_runtime(run, tmp
     folder = tmp_path / "run_001" / "03_sft"
     manifest = read(folder / "manifest.json")
     assert list(manifest["outputs"]) == ["03_sft/ckpt_sft/weights.json"]
-    assert (folder / "resume" / "steps.txt").exists() and (folder / "logs" / "timings.jsonl").exists()
-    assert not (folder / ".in_progress.json").exists()
+    assert (folder / "logs" / "timings.jsonl").exists()
+    assert not (folder / "resume").exists() and not (folder / ".in_progress.json").exists()
     runtime = read(folder / "runtime.json")
     assert runtime["tokens_per_second"] == 12.5 and runtime["seconds"] >= 0
     assert (
@@ -428,10 +428,14 @@ def test_a_kill_between_the_manifest_and_the_runs_is_mended_by_the_next_stage(
         patch.setattr(stage_module, "_write_manifest", killed)
         with pytest.raises(SystemExit):
             run("03")
-    left = run_dir / "03_sft" / ".in_progress.json"
-    assert left.exists() and list(read(run_dir / "run_manifest.json")["stages"]) == ["01_preprocessing"]
+    left, resume = (run_dir / "03_sft" / name for name in (".in_progress.json", "resume"))
+    assert (
+        left.exists()
+        and resume.exists()
+        and list(read(run_dir / "run_manifest.json")["stages"]) == ["01_preprocessing"]
+    )
     assert run(next_stage)[0] == 0
-    assert not left.exists()
+    assert not left.exists() and not resume.exists()
     whole = (run_dir / "run_manifest.json").read_bytes()
     assert list(json.loads(whole)["stages"]) == ["01_preprocessing", "03_sft"]
     stamp = (run_dir / "run_manifest.json").stat().st_mtime_ns

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.frame.files import UserError, read_json, read_jsonl, resolve_path, shown, write_json
+from utils.frame.manifest import RESUME
 from utils.training.health.health_rules import Check, checks
 
 USAGE = "--diagnose takes one training folder: --diagnose DIR [--json FILE]"
@@ -57,7 +58,7 @@ def load_log(folder: Path) -> TrainingLog:
 
 def _files(folder: Path) -> list[Path]:
     """The files of a folder that may hold its log, best first."""
-    points = [point for place in (folder / "resume", folder) for point in place.glob("checkpoint-*")]
+    points = [point for place in (folder / RESUME, folder) for point in place.glob("checkpoint-*")]
     points = [point for point in points if point.name.rpartition("-")[2].isdigit()]
     points.sort(key=lambda point: int(point.name.rpartition("-")[2]), reverse=True)
     named = [folder / "logs" / "metrics.jsonl", folder / "metrics.jsonl", folder / "trainer_state.json"]
