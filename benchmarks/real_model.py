@@ -9,11 +9,11 @@ peak.
 
 before  glibc's own handling of memory, MKL's products, repeated keys and values, all activations kept; SFT:
         TRL's trainer, rows as drawn
-after   `utils/models/cpu.py`, `utils/models/gated_layers.py`; SFT: rows of like length together, the head on
-        taught tokens only
+after   `utils/models/cpu.py`, `utils/models/gated_layers.py`; SFT: rows of like length together, in smaller
+        micro-batches, the head on taught tokens only
 
 sft       one optimizer step: 32 rows of 80 to 400 tokens, the last 10 to 40 taught, micro-batches of 8
-longest   one micro-batch of 8 rows of 400 tokens, for its memory
+longest   one of these micro-batches, of 8 rows of 400 tokens, for its memory
 sampling  4 prompts of 150 tokens, 8 completions each, 64 tokens each
 grpo      4 prompts of 165 tokens, 8 completions of 48 each, KL to the start policy, four updates on all
 
@@ -80,8 +80,6 @@ def arguments(kind, folder: str, **more):
     """What all trainers here have in common."""
     return kind(
         output_dir=folder,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=4,
         learning_rate=1e-5,
         gradient_checkpointing=False,
         bf16=False,
@@ -90,7 +88,7 @@ def arguments(kind, folder: str, **more):
         save_strategy="no",
         seed=0,
         data_seed=0,
-        **more,
+        **{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4} | more,
     )
 
 
@@ -100,7 +98,10 @@ def supervised(vocabulary: int, before: bool, folder: str, longest: bool):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from utils.frame.typed_settings import fields_of
     from utils.methods.sft.trainer import CountingSFTTrainer
+    from utils.models.cpu import rows_worth_a_pass
+    from utils.rollouts.batches import share_batches
 
     model, tokenizer = load(vocabulary, trainable=True)
     draw, rows = random.Random(0), []
@@ -108,11 +109,15 @@ def supervised(vocabulary: int, before: bool, folder: str, longest: bool):
         length, taught = (400, 20) if longest else (draw.randrange(80, 401), draw.randrange(10, 41))
         ids = [draw.randrange(10, LEARNABLE) for _ in range(length)]
         rows.append({"input_ids": ids, "completion_mask": [0] * (length - taught) + [1] * taught})
-    args = arguments(SFTConfig, folder, completion_only_loss=True, max_length=None)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    bound = None if before else rows_worth_a_pass(model.num_parameters(), tokens / len(rows))
+    batches = fields_of(SFTConfig, share_batches(8, 4, largest=bound))
+    args = arguments(SFTConfig, folder, completion_only_loss=True, max_length=None, **batches)
     trainer = (SFTTrainer if before else CountingSFTTrainer)(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
-    micro_batches = list(trainer.get_train_dataloader())[: 1 if longest else None]
+    count = 8 // args.per_device_train_batch_size if longest else None
+    micro_batches = list(trainer.get_train_dataloader())[:count]
     taught = sum((inputs["labels"] != -100).sum() for inputs in micro_batches)
     trainer.model.train()
 
