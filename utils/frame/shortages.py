@@ -5,6 +5,7 @@ Python, torch and safetensors, which say so each in its own way.
 import errno
 import os
 import re
+import resource
 from collections.abc import Iterator
 
 from utils.frame.files import first_line, shown
@@ -71,10 +72,18 @@ def _lack(error: BaseException) -> str | None:
         return _line(number, getattr(error, "filename", None))
     if isinstance(error, RuntimeError) and any(words in text for words in _UNWRITTEN):
         return f"a file could not be written to its end: {_SPACE}, or {_SIZE}, then run again"
-    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY) or _fails_silently(error):
         said = "" if isinstance(error, MemoryError) else f" ({first_line(error)})"
         return f"out of memory{said}; {_MEMORY}, then run again"
     return None
+
+
+def _fails_silently(error: BaseException) -> bool:
+    """Whether compiled code failed without saying why, under a limit on memory: it could not even make the
+    exception ("error return without exception set").
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return isinstance(error, SystemError) and limit != resource.RLIM_INFINITY
 
 
 def _line(number: int, filename: str | bytes | int | None) -> str:

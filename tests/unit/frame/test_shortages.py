@@ -60,6 +60,14 @@ def test_what_a_library_raises_in_place_of_the_system_s_error_is_known_by_it():
         assert shortage(error).startswith("weights.bin: no space left on device; free space or")
 
 
+def test_compiled_code_that_fails_without_a_word_is_out_of_memory_where_that_is_limited(monkeypatch):
+    """Seen of matplotlib under `ulimit -v`."""
+    error = SystemError("error return without exception set")
+    assert shortage(error) is None
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 30, 1 << 30))
+    assert shortage(error).startswith("out of memory (error return without exception set); free memory")
+
+
 def test_a_bug_stays_one():
     for error in (ValueError("no space"), KeyError("memory"), RuntimeError("shapes"), OSError("odd")):
         assert refusal(error) is None
