@@ -50,7 +50,7 @@ TRIALS = {
     ),
     "distill": Trial(
         *("rewards", "01_preprocessing"),
-        f"03_sft_train.py --objective distill --max_steps 3 --per_device_train_batch_size 2 {SMALL} {OFTEN}",
+        f"03_sft_train.py --objective distill --num_rollouts 3 --per_device_train_batch_size 2 {SMALL} {OFTEN}",
     ),
     "04": Trial("policy", "03_sft/ckpt_sft/best", f"04_generate_candidates.py {SMALL}"),
     "05": Trial(
@@ -88,15 +88,17 @@ def try_stages(names: list[str], numbers: dict[str, int], seed: int, work: Path)
             shutil.copytree(work / parent, work / root)
         for words in scripts:
             subprocess.run(command(words, work, work / root), cwd=REPO_ROOT, check=True, capture_output=True)
+    programs = {}
+    for name in names:
+        trial, place = TRIALS[name], work / "trials" / name
+        place.mkdir(parents=True)
+        words = command(trial.words, work, "{root}")
+        programs[name] = Program(words, work / trial.root, place, f"run_001/{trial.reads}")
+        programs[name].measure()
     faults: dict[str, Counter] = {}
     clean = True
-    for name in names:
-        trial, whole = TRIALS[name], Counter()
-        (work / "trials" / name).mkdir(parents=True)
-        program = Program(
-            command(trial.words, work, "{root}"),
-            *(work / trial.root, work / "trials" / name, f"run_001/{trial.reads}"),
-        )
+    for name, program in programs.items():
+        whole = Counter()
         for what, count, said in all_trials(program, numbers, seed):
             faults[what] = faults.get(what, Counter()) + count
             whole += count

@@ -266,8 +266,9 @@ def try_out(program: Program, disturb: Disturb, number: int, seed: int) -> tuple
 def all_trials(
     program: Program, numbers: dict[str, int], seed: int
 ) -> Iterator[tuple[str, Counter, list[str]]]:
-    """Each fault in words, how often each outcome came of it, and what was said of bad ones."""
-    program.measure()
+    """Each fault in words, how often each outcome came of it, and what was said of bad ones, of a program that
+    has been measured.
+    """
     for kind, number in numbers.items():
         ways = [each for each in KINDS[kind] if program.reads or each not in (damaged_input, planted_input)]
         for place, disturb in enumerate(ways):
@@ -280,6 +281,7 @@ def all_trials(
 
 def run_trials(program: Program, numbers: dict[str, int], seed: int) -> bool:
     """All trials and their table; whether each ended in the same bytes or, where it may, in one line."""
+    program.measure()
     print_head()
     clean = True
     for what, count, said in all_trials(program, numbers, seed):
