@@ -49,8 +49,9 @@ TRIALS = {
         f"03_sft_train.py --max_steps 3 --per_device_train_batch_size 2 {SMALL} {OFTEN}",
     ),
     "distill": Trial(
-        *("rewards", "01_preprocessing"),
-        f"03_sft_train.py --objective distill --num_rollouts 3 --per_device_train_batch_size 2 {SMALL} {OFTEN}",
+        *("policy", "03_sft/ckpt_sft/best"),
+        f"03_sft_train.py --objective distill --num_rollouts 3 --per_device_train_batch_size 4 {SMALL} "
+        + OFTEN,
     ),
     "04": Trial("policy", "03_sft/ckpt_sft/best", f"04_generate_candidates.py {SMALL}"),
     "05": Trial(

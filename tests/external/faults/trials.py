@@ -266,8 +266,8 @@ def try_out(program: Program, disturb: Disturb, number: int, seed: int) -> tuple
 def all_trials(
     program: Program, numbers: dict[str, int], seed: int
 ) -> Iterator[tuple[str, Counter, list[str]]]:
-    """Each fault in words, how often each outcome came of it, and what was said of bad ones, of a program that
-    has been measured.
+    """Each fault in words, how often each outcome came of it, and what was said of bad ones, of a program
+    that has been measured.
     """
     for kind, number in numbers.items():
         ways = [each for each in KINDS[kind] if program.reads or each not in (damaged_input, planted_input)]
