@@ -98,11 +98,14 @@ def _effect(difference: Difference) -> tuple[bool, int]:
     """Sort key of configuration: whether no result depends on the value, and the place of its kind."""
     if difference.category != "config":
         return False, 0
-    key, values = difference.key, [difference.a, difference.b]
-    # An option that one run's code did not have yet, and that the other's left empty.
-    unused = ABSENT in values and any(value in ([], {}, "", None, False) for value in values)
-    last, place = by_effect(key)
-    return last or unused, place
+    last, place = by_effect(difference.key)
+    return last or left_empty(difference), place
+
+
+def left_empty(difference: Difference) -> bool:
+    """Whether it is an option that one run's code did not have yet, and that the other's left empty."""
+    values = difference.a, difference.b
+    return ABSENT in values and any(value in ([], {}, "", None, False) for value in values)
 
 
 def _diff_stage(stage: str, a: dict, b: dict) -> Iterable[Difference]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.comparison.manifest_diff import ABSENT, Difference, diff_runs, load_manifests
+from utils.comparison.manifest_diff import ABSENT, Difference, diff_runs, left_empty, load_manifests
 from utils.evaluation.policy_names import find_evaluations
 from utils.frame.files import UserError
 from utils.frame.pipeline import policy_order
@@ -174,7 +174,7 @@ def _check_same_experiment(
 def _matters(difference: Difference, a: dict[str, dict], b: dict[str, dict]) -> bool:
     """Whether a difference is one that seeds of one experiment may not show."""
     if difference.category == "config":
-        return difference.key not in MAY_DIFFER
+        return difference.key not in MAY_DIFFER and not left_empty(difference)
     if difference.category == "data":
         path = difference.key.removeprefix("input ")
         for stages in (a, b):

@@ -122,6 +122,11 @@ def test_code_that_differs_is_named_but_not_refused(outputs):
     assert find(outputs, ["s0", "new"], ["sft"]).code == ["git_commit"]
 
 
+def test_an_option_that_is_new_and_left_empty_is_no_difference(outputs):
+    write_run(outputs / "new", 7, {"sft": 20}, training={"lr": 1, "preset": "", "tuning": {"trials": None}})
+    assert find(outputs, ["s0", "new"], ["sft"]).runs == ["s0", "new"]
+
+
 def test_how_much_a_device_takes_at_once_may_differ(outputs):
     write_run(outputs / "small", 7, {"sft": 20})
     path = outputs / "small" / "03_sft" / "manifest.json"
