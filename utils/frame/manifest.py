@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import lru_cache
@@ -363,10 +364,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def forget_beginning(folder: Path) -> None:
     """Remove what a stage can only use until its manifest is written: what it resumes from, then the note of
-    what it was begun for, which says that there may be something to remove.
+    what it was begun for, which says that there may be something to remove. Another process that finds the
+    stage finished may be doing the same.
     """
     for resume in [folder / RESUME, *folder.glob(f"*/{RESUME}")]:
-        remove(resume)
+        shutil.rmtree(resume, ignore_errors=True)
     remove(folder / IN_PROGRESS)
 
 

@@ -443,6 +443,22 @@ def test_a_kill_between_the_manifest_and_the_runs_is_mended_by_the_next_stage(
     assert (run_dir / "run_manifest.json").stat().st_mtime_ns == stamp
 
 
+def test_two_processes_that_find_a_stage_finished_clear_it_at_once(tmp_path, monkeypatch):
+    (tmp_path / "resume").mkdir()
+    for name in "abc":
+        (tmp_path / "resume" / name).touch()
+    unlink = os.unlink
+
+    def and_the_other_process(path, **how):
+        unlink(path, **how)
+        for file in (tmp_path / "resume").iterdir():
+            unlink(file)
+
+    monkeypatch.setattr(os, "unlink", and_the_other_process)
+    manifests.forget_beginning(tmp_path)
+    assert not (tmp_path / "resume").exists()
+
+
 def test_an_interrupted_run_of_other_work_is_cleared(run, tmp_path):
     run("01")
     process(tmp_path, "03", "--fail", "interrupt")
