@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from utils.data.reading import FILE, Problem, RawItem, read_json_items, read_jsonl_items
@@ -21,6 +22,7 @@ _ENDINGS = (".jsonl", ".json", ".parquet")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet")
 _ARRAY = re.compile(rb"\s*\[\s*(?:\{|\])")
 _SHOWN = 8  # files of a folder that a message names
+_LOOKED_AT = 1000  # of these
 
 Found = tuple[list[RawItem], list[Problem]]
 
@@ -48,11 +50,16 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def files_below(root: Path) -> str:
-    """What a folder holds, for a message: "train.csv, notes/readme.md and 3 more"."""
+    """What a folder holds, for a message: "train.csv, notes/readme.md and 3 more".
+
+    Someone's home may have been named: of more files than `_LOOKED_AT` it says that there are many more.
+    """
     if not root.is_dir():
         return "no such folder"
-    found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    files = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    found = sorted(islice(files, _LOOKED_AT + 1))
+    count = "many" if len(found) > _LOOKED_AT else len(found) - _SHOWN
+    more = f" and {count} more" if len(found) > _SHOWN else ""
     return ", ".join(found[:_SHOWN]) + more if found else "nothing"
 
 

@@ -1,12 +1,14 @@
 """The layouts that people have data in: each is read alike, or named with what was found and what to do."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from tests.support.raw_rows import finqa_item, gsm8k_item, math_item
+from utils.data import layouts
 from utils.data.boxed import all_boxed
 from utils.data.readers import all_readers
 from utils.data.readers.finqa import in_steps
@@ -304,3 +306,22 @@ def test_a_parquet_file_without_rows_is_an_error(tmp_path):
     parquet.write_table(table, tmp_path / "train.parquet")
     _, [problem] = all_readers()["gsm8k"].read(tmp_path / "train.parquet", "train")
     assert (problem.place, problem.code) == ("file", "no_rows")
+
+
+def test_of_a_large_folder_not_all_files_are_looked_at(tmp_path, monkeypatch):
+    """Someone's home, for example: there it would take minutes."""
+    monkeypatch.setattr(layouts, "_LOOKED_AT", 9)
+    for number in range(9):
+        (tmp_path / f"{number}.txt").touch()
+    assert layouts.files_below(tmp_path).endswith(", 7.txt and 1 more")
+    for number in range(9, 30):
+        (tmp_path / f"{number}.txt").touch()
+    walk, seen = Path.rglob, []
+
+    def counted(folder, pattern):
+        for path in walk(folder, pattern):
+            seen.append(path)
+            yield path
+
+    monkeypatch.setattr(Path, "rglob", counted)
+    assert layouts.files_below(tmp_path).endswith(" and many more") and len(seen) == 10
