@@ -14,7 +14,7 @@ from utils.data.prompts import completion_ids
 from utils.data.records import Record
 from utils.frame.config import StageConfig
 from utils.frame.files import REPO_ROOT, write_jsonl
-from utils.frame.manifest import is_output
+from utils.frame.manifest import RESUME
 from utils.frame.pipeline import row_of
 from utils.frame.stage import StageContext, _clear
 from utils.methods.grpo.settings import GrpoAlgo
@@ -130,7 +130,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and is_output(path.relative_to(folder))
+        if path.is_file() and path.name != "stage.log" and RESUME not in path.relative_to(folder).parts
     }
 
 

@@ -34,7 +34,7 @@ def main(words: list[str]) -> int:
     trials.add_argument("--reads", default="", help="folder below it that the program reads, to be damaged")
     trials.add_argument("--preload", default="", help="module to import once for all trials")
     trials.add_argument("command", nargs="+", help="the program; {root} in it is the folder of the trial")
-    stages = commands.add_parser("stages", help="the numbered scripts, small, disturbed and then run again")
+    stages = commands.add_parser("stages", help="the scripts 02 to 10, small, disturbed and then run again")
     stages.add_argument("--names", nargs="+", help="02, 03, distill and so on to 10 (default: all)")
     for each in (trials, stages):
         for name, what in NUMBERS.items():

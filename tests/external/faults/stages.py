@@ -1,4 +1,4 @@
-"""The numbered scripts held against faults, each small: a model of one layer, on what the stages before left.
+"""The scripts 02 to 10 held against faults, each small: a model of one layer, on what the stages before left.
 
 Importing this imports what they import, once for all trials, and makes figures outlines: rendering would take
 longer than all else.
