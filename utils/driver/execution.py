@@ -179,7 +179,7 @@ class Execution:
             self.outcomes[node.key] = Outcome("done", seconds=seconds)
             self._say(f"{self._place(node)} {self._name(node, prepared)}: finished in {duration(seconds)}")
             return
-        folder = _folder(prepared)
+        folder = prepared.name
         reason = running.child.reason(code, prepared.run_dir, folder)
         # A mistake in what was to replace a finished step: that is back, and stays compared.
         kept = code == 2 and (prepared.out / MANIFEST).exists()
@@ -212,13 +212,9 @@ class Execution:
         return f"[{keys.index(node.key) + 1}/{len(keys)}]"
 
 
-def _folder(prepared: Prepared) -> str:
-    return prepared.out.relative_to(prepared.run_dir).as_posix()
-
-
 def _unfinished(prepared: Prepared) -> Outcome:
     """What becomes of a step that holds other work, or that was to have run elsewhere."""
-    folder, stale = _folder(prepared), prepared.status.startswith("stale")
+    folder, stale = prepared.name, prepared.status.startswith("stale")
     if stale:
         why = f"holds other work ({prepared.status.removeprefix('stale: ')}), which is kept"
         return Outcome("failed", f"{folder}: {why}", 2, stage=folder, stale=True)

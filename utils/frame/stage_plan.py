@@ -107,6 +107,11 @@ class Prepared(NamedTuple):
     out: Path
     status: str
 
+    @property
+    def name(self) -> str:
+        """The stage folder's path in the run, as `Plan.name`."""
+        return self.out.relative_to(self.run_dir).as_posix()
+
 
 @dataclass
 class Plan:

@@ -58,9 +58,8 @@ def group_means(returns: Tensor, mask: Tensor, size: int) -> Tensor:
 
     ``returns`` are `returns_to_go`; a completion without tokens earns 0.
     """
-    first = returns[:, :1].sum(1).view(-1, size)
-    others = (first.sum(1, keepdim=True) - first) / (size - 1)
-    return others.reshape(-1, 1) * mask
+    first = returns[:, :1].sum(1).view(-1, size, 1)
+    return _shrunk(first, torch.ones_like(first), 0.0).reshape(-1, 1) * mask
 
 
 def sibling_values(
