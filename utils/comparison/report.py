@@ -19,6 +19,7 @@ from utils.documents.text import listed, p_text, percent
 
 MORE = "{} answers more items correctly than {}"
 SPELT_OUT = 2  # findings about the policies trained here that get a sentence each; more share one
+MANY = 15  # supported pairs (all of six policies) up to which each has a sentence; more share one by winner
 
 
 def report_of(comparison: Comparison, found: Mapping[str, Topic], facts: ExperimentFacts) -> Document:
@@ -50,14 +51,17 @@ def _findings(comparison: Comparison) -> Bullets | Paragraph:
     supported = [pair for pair in pairs if pair.significant]
     if seeds:
         here = [pair for pair in pairs if pair.significant_here and not pair.significant]
-        lines = [_finding_over_seeds(comparison, pair) for pair in supported]
+        spelt = [_finding_over_seeds(comparison, pair) for pair in supported]
+        lines = spelt if len(spelt) <= MANY else _findings_by_winner(comparison, supported)
         if len(here) > SPELT_OUT:
             lines.append(_findings_here(comparison, here))
         else:
             lines += [_finding_here(comparison, pair) for pair in here]
     else:
         # That an untrained model is worse than any other goes without saying, and is said last.
-        here, lines = [], [_finding(pair) for pair in sorted(supported, key=_with_base)]
+        supported = sorted(supported, key=_with_base)
+        spelt = [_finding(pair) for pair in supported]
+        here, lines = [], spelt if len(spelt) <= MANY else _findings_by_winner(comparison, supported)
     support, several = "The tests support" if seeds else "The test supports", comparison.looks > 1
     at_level = f"at the {ALPHA:g} level after Holm's correction"
     at_level += f" and for {comparison.looks} looks" * several
@@ -113,12 +117,11 @@ def _best_first(pair: Pair | SeedPair) -> tuple[str, str, str, str]:
 def _finding(pair: Pair) -> Finding:
     better, worse, points, ends = _best_first(pair)
     high, low = sorted((pair.accuracy_a, pair.accuracy_b), reverse=True)
-    test = "exact test by report" if pair.clusters else "exact McNemar"
     of_reports = f" of {pair.clusters} reports" if pair.clusters else ""
     return Finding(
         sentence(MORE, strong(better), strong(worse)),
         f"{percent(high)} against {percent(low)}, a difference of {points} points (95 % interval {ends}; "
-        f"{test}, Holm-corrected p {p_text(pair.p_holm)}; n = {pair.n}{of_reports}).",
+        f"{_test_of(pair)}, Holm-corrected p {p_text(pair.p_holm)}; n = {pair.n}{of_reports}).",
     )
 
 
@@ -130,6 +133,34 @@ def _finding_over_seeds(comparison: Comparison, pair: SeedPair) -> Finding:
         f"{points} points (95 % interval {ends}; test over seeds and {comparison.units}, Holm-corrected p "
         f"{p_text(pair.p_holm)}).",
     )
+
+
+def _findings_by_winner(comparison: Comparison, pairs: Sequence[Pair] | Sequence[SeedPair]) -> list[Finding]:
+    """A sentence for each policy that is better than others, the one with most of them first."""
+    test = f"test over seeds and {comparison.units}" if comparison.experiment else _test_of(pairs[0])
+    won: dict[str, list[Pair | SeedPair]] = {}
+    for pair in pairs:
+        won.setdefault(_best_first(pair)[0], []).append(pair)
+    lines = []
+    for better, of in sorted(won.items(), key=lambda each: -len(each[1])):
+        largest = p_text(max(pair.p_holm for pair in of))
+        by = [part for _, worse, points, _ in map(_best_first, of) for part in (strong(worse), points)]
+        listing = listed(["{} by {}"] * len(of))
+        lines.append(
+            Finding(
+                sentence("{} answers more items correctly than " + _others(len(of)), strong(better)),
+                sentence(f"{listing} points ({test}, largest Holm-corrected p {largest}).", *by),
+            )
+        )
+    return lines
+
+
+def _others(count: int) -> str:
+    return "one other" if count == 1 else f"{count} others"
+
+
+def _test_of(pair: Pair) -> str:
+    return "exact test by report" if pair.clusters else "exact McNemar"
 
 
 def _finding_here(comparison: Comparison, pair: SeedPair) -> Finding:
@@ -146,14 +177,16 @@ def _finding_here(comparison: Comparison, pair: SeedPair) -> Finding:
 def _findings_here(comparison: Comparison, pairs: Sequence[SeedPair]) -> Finding:
     largest = p_text(max(pair.p_items_holm for pair in pairs))
     found = [(strong(better), strong(worse), points) for better, worse, points, _ in map(_best_first, pairs)]
-    listing = (
-        listed(["{} over {} by {}"] * len(pairs))
-        + " points. That other seeds would show it too is not supported."
-    )
+    listing = listed(["{} over {} by {}"] * len(pairs)) + " points"
+    if len(pairs) > MANY:
+        found, listing = [], "the table of pairs has them"
     return Finding(
         f"For {len(pairs)} pairs only the policies trained here are shown to differ (exact test over "
         f"{comparison.units}, largest Holm-corrected p {largest})",
-        sentence(listing, *(part for each in found for part in each)),
+        sentence(
+            f"{listing}. That other seeds would show it too is not supported.",
+            *(part for each in found for part in each),
+        ),
     )
 
 

@@ -104,6 +104,20 @@ def test_conclusion_only_where_the_test_supports_it():
     assert "interval -" not in back
 
 
+def test_findings_of_many_policies_share_a_sentence_by_winner():
+    many = [result(f"p{n}", [0] * (60 - 10 * n) + [1] * 10 * n) for n in range(7)]
+    lines = concluded(*many).splitlines()
+    assert lines[0].startswith(
+        "- **p6** answers more items correctly than 6 others: **p0** by 100.0, **p1** by 83.3"
+    )
+    assert lines[5].startswith(
+        "- **p1** answers more items correctly than one other: **p0** by 16.7 points (exact McNemar"
+    )
+    assert len(lines) == 6
+    six = concluded(*many[:6]).splitlines()
+    assert len(six) == 15 and all("a difference of" in line for line in six)
+
+
 def test_uncorrected_significance_is_no_conclusion():
     # 6 fixed against none: p = 0.031 alone, but not after correction for three pairs.
     a, b, c = (result(n, [1] * 50 + [0] * k) for n, k in (("sft", 6), ("ppo", 6), ("grpo", 6)))
