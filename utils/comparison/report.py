@@ -51,17 +51,14 @@ def _findings(comparison: Comparison) -> Bullets | Paragraph:
     supported = [pair for pair in pairs if pair.significant]
     if seeds:
         here = [pair for pair in pairs if pair.significant_here and not pair.significant]
-        spelt = [_finding_over_seeds(comparison, pair) for pair in supported]
-        lines = spelt if len(spelt) <= MANY else _findings_by_winner(comparison, supported)
+        lines = _supported(comparison, supported)
         if len(here) > SPELT_OUT:
             lines.append(_findings_here(comparison, here))
         else:
             lines += [_finding_here(comparison, pair) for pair in here]
     else:
         # That an untrained model is worse than any other goes without saying, and is said last.
-        supported = sorted(supported, key=_with_base)
-        spelt = [_finding(pair) for pair in supported]
-        here, lines = [], spelt if len(spelt) <= MANY else _findings_by_winner(comparison, supported)
+        here, lines = [], _supported(comparison, sorted(supported, key=_with_base))
     support, several = "The tests support" if seeds else "The test supports", comparison.looks > 1
     at_level = f"at the {ALPHA:g} level after Holm's correction"
     at_level += f" and for {comparison.looks} looks" * several
@@ -74,6 +71,14 @@ def _findings(comparison: Comparison) -> Bullets | Paragraph:
         claim = f"For the other {len(rest)} of {len(pairs)} pairs {support} no difference {at_level}"
         lines.append(Finding(claim, _could_find(rest)))
     return Bullets(lines)
+
+
+def _supported(comparison: Comparison, pairs: Sequence[Pair] | Sequence[SeedPair]) -> list[Finding]:
+    if len(pairs) > MANY:
+        return _findings_by_winner(comparison, pairs)
+    if comparison.experiment:
+        return [_finding_over_seeds(comparison, pair) for pair in pairs]
+    return [_finding(pair) for pair in pairs]
 
 
 def _could_find(pairs: Sequence[Pair] | Sequence[SeedPair]) -> str:
@@ -176,17 +181,18 @@ def _finding_here(comparison: Comparison, pair: SeedPair) -> Finding:
 
 def _findings_here(comparison: Comparison, pairs: Sequence[SeedPair]) -> Finding:
     largest = p_text(max(pair.p_items_holm for pair in pairs))
-    found = [(strong(better), strong(worse), points) for better, worse, points, _ in map(_best_first, pairs)]
-    listing = listed(["{} over {} by {}"] * len(pairs)) + " points"
-    if len(pairs) > MANY:
-        found, listing = [], "the table of pairs has them"
+    listing, by = "the table of pairs has them", []
+    if len(pairs) <= MANY:
+        listing = listed(["{} over {} by {}"] * len(pairs)) + " points"
+        by = [
+            part
+            for won, lost, points, _ in map(_best_first, pairs)
+            for part in (strong(won), strong(lost), points)
+        ]
     return Finding(
         f"For {len(pairs)} pairs only the policies trained here are shown to differ (exact test over "
         f"{comparison.units}, largest Holm-corrected p {largest})",
-        sentence(
-            f"{listing}. That other seeds would show it too is not supported.",
-            *(part for each in found for part in each),
-        ),
+        sentence(f"{listing}. That other seeds would show it too is not supported.", *by),
     )
 
 

@@ -183,6 +183,22 @@ def test_conclusions_say_of_what_they_hold():
     assert sum("**ppo** answers" in line for line in lines) == 0
 
 
+def test_many_findings_share_a_sentence_by_winner():
+    steady = {f"p{n}": (10 * n, 10 * n + 1, 10 * n) for n in range(6)}
+    lines = concluded(experiment(sft=(0, 0, 0), **steady)).splitlines()
+    winner = next(line for line in lines if line.startswith("- **p5** answers more items correctly than"))
+    assert (
+        "**p0** by 83.3" in winner and "points (test over seeds and items, largest Holm-corrected p" in winner
+    )
+    assert not any("on average over" in line for line in lines)
+    lucky = {f"p{n}": (0, 0, 8 * n) for n in range(8)}
+    here = next(line for line in concluded(experiment(**lucky)).splitlines() if "trained here" in line)
+    assert int(here.split()[2]) > 15 and "(exact test over items, largest Holm-corrected p" in here
+    assert here.endswith(
+        ": the table of pairs has them. That other seeds would show it too is not supported."
+    )
+
+
 def test_no_claim_without_support():
     found = experiment(sft=(20, 22, 21), grpo=(21, 20, 23))
     text = concluded(found)
