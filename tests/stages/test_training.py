@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainerControl
 
 from tests.support.records import RECORDS
@@ -31,9 +32,10 @@ from utils.methods.grpo.trainer import OutcomeRewards, build_grpo_trainer
 from utils.methods.sft.settings import SftAlgo
 from utils.methods.sft.trainer import build_sft_trainer, tokenize_demonstrations
 from utils.models import cpu
-from utils.models.loading import load_policy
+from utils.models.loading import add_lora, load_policy, save_policy
 from utils.models.settings import (
     GenerationSection,
+    LoraSection,
     ModelSection,
     TrainingSection,
     ValidationSection,
@@ -103,6 +105,26 @@ def test_too_long_demonstrations_are_left_out(tokenizer):
     with pytest.raises(UserError, match=f"8 of 8 demonstrations exceed .* \\({longest}\\)") as caught:
         left_out(longest, completion - 1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_configured_adapter_is_trained_further(context, tiny_models, tmp_path):
+    """An adapter below a second one would be left out of what is saved: its base is the first one's."""
+    ctx = context()
+    section = ctx.config.model.model
+    model, tokenizer = load_policy(section.name_or_path, section)
+    save_policy(add_lora(model, LoraSection(target_modules=["q_proj"]), 5), tokenizer, tmp_path / "adapter")
+    ctx.config.model.model = replace(section, name_or_path=str(tmp_path / "adapter"))
+    trainer, _ = build_sft_trainer(ctx, RECORDS)
+    trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    held = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert trained == {name.replace(".weight", ".default.weight") for name in held}
+    trainer.train()
+    save_policy(trainer.model, tokenizer, tmp_path / "further")
+    before, after = (load_policy(tmp_path / name, section)[0] for name in ("adapter", "further"))
+    moved = [
+        name for name, weight in after.state_dict().items() if not weight.equal(before.state_dict()[name])
+    ]
+    assert moved and all("q_proj" in name for name in moved)
 
 
 @pytest.mark.parametrize(("work", "micro_batch"), [(cpu.ENOUGH_WORK, len(RECORDS)), (1, 1)])

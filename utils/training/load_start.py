@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,11 +16,21 @@ from utils.training.inputs import is_named, start_path
 def load_start(ctx: StageContext) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """Policy and tokenizer: the run's SFT policy, or what ``--policy_ckpt`` or ``--start`` names.
 
-    A named model without an adapter gets a fresh one, unless ``lora.enabled`` is off. (The run's own SFT
-    policy has one if it was trained so.)
+    The run's own SFT policy has an adapter if it was trained so.
+    """
+    if is_named(ctx.config):
+        return load_named(start_path(ctx), ctx)
+    return load_policy(start_path(ctx), ctx.config.model.model, trainable=True)
+
+
+def load_named(
+    path: Path | str, ctx: StageContext
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Policy and tokenizer of a named model: an adapter is trained further, any other model gets a fresh one,
+    unless ``lora.enabled`` is off.
     """
     config = ctx.config.model
-    model, tokenizer = load_policy(start_path(ctx), config.model, trainable=True)
-    if is_named(ctx.config) and config.lora.enabled and not isinstance(model, PeftModel):
+    model, tokenizer = load_policy(path, config.model, trainable=True)
+    if config.lora.enabled and not isinstance(model, PeftModel):
         model = add_lora(model, config.lora, derive_seed(ctx.seed, "lora"))
     return model, tokenizer

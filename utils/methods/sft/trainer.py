@@ -17,12 +17,12 @@ from trl import SFTConfig, SFTTrainer
 
 from utils.data.prompts import completion_ids, prompt_ids
 from utils.data.records import Record
-from utils.frame.files import UserError, derive_seed
+from utils.frame.files import UserError
 from utils.frame.stage import StageContext
 from utils.frame.typed_settings import fields_of
 from utils.methods.sft.settings import SftAlgo
 from utils.models.cpu import rows_worth_a_pass
-from utils.models.loading import add_lora, device, load_policy
+from utils.models.loading import device
 from utils.models.settings import ModelConfig
 from utils.models.taught_tokens import score_taught_tokens_only
 from utils.rewards.spec import RewardSpec
@@ -30,6 +30,7 @@ from utils.rollouts.batches import share_batches
 from utils.rollouts.panels import GRADIENT
 from utils.training.cost import CountsCost
 from utils.training.epoch_fillers import FillsBatches, fillers_needed
+from utils.training.load_start import load_named
 from utils.training.memory import KeepsAdapterFormat
 from utils.training.rows_by_length import GroupsByLength
 from utils.training.run import trainer_arguments
@@ -112,9 +113,7 @@ def build_sft_trainer(
 ) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
     """The trainer for ``ctx``'s configuration; counts of rows go into ``ctx.metrics``."""
     model_config: ModelConfig = ctx.config.model
-    model, tokenizer = load_policy(model_config.model.name_or_path, model_config.model, trainable=True)
-    if model_config.lora.enabled:
-        model = add_lora(model, model_config.lora, derive_seed(ctx.seed, "lora"))
+    model, tokenizer = load_named(model_config.model.name_or_path, ctx)
     rows, left_out = tokenize_demonstrations(records, tokenizer, model_config)
     if left_out:
         ctx.log(
