@@ -13,6 +13,7 @@ completion.
 """
 
 import contextlib
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from transformers.cache_utils import DynamicLayer
 
 BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")  # a batch's tensors
 MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a four-dimensional attention mask
+PASS_COST, PASS_COST_GPU = 2**8, 2**12  # what one more pass over the layers costs, in tokens
 
 
 @dataclass(frozen=True)
@@ -195,35 +197,64 @@ def group_prompts(prompt_ids: Tensor, prompt_mask: Tensor) -> PromptGroups:
 
 
 def pack(lengths: list[int], group: list[int], capacity: int) -> tuple[list[int], list[int], list[int]]:
-    """Lay completions of the same prompt side by side in rows of at most `capacity` tokens (next fit).
+    """Lay completions of the same prompt side by side in rows of at most `capacity` tokens, longest first,
+    each in the first row that has room for it (first-fit decreasing).
 
     Returns the row and the offset of each completion, and the prompt of each row. Empty completions take no
     room and open no row; one longer than the capacity gets a row of its own.
     """
-    row_of, offset, row_prompt, used = [], [], [], []
-    open_row: dict[int, int] = {}
-    for length, prompt in zip(lengths, group, strict=True):
-        row = open_row.get(prompt)
-        if length and (row is None or used[row] + length > capacity):
-            row = open_row[prompt] = len(row_prompt)
-            row_prompt.append(prompt)
+    row_of, offset = [0] * len(lengths), [0] * len(lengths)
+    row_prompt, used = [], []
+    for item in sorted(range(len(lengths)), key=lambda item: (group[item], -lengths[item])):
+        if not (length := lengths[item]):
+            continue
+        own = (row for row, prompt in enumerate(row_prompt) if prompt == group[item])
+        row = next((row for row in own if used[row] + length <= capacity), len(row_prompt))
+        if row == len(row_prompt):
+            row_prompt.append(group[item])
             used.append(0)
-        row_of.append(row or 0)
-        offset.append(used[row] if length else 0)
-        if length:
-            used[row] += length
+        row_of[item], offset[item] = row, used[row]
+        used[row] += length
     return row_of, offset, row_prompt
+
+
+def batches_by_width(widths: Sequence[int], pass_cost: int) -> list[list[int]]:
+    """Divide rows of these widths into batches, each padded to its widest row. Widest rows come first.
+
+    The division is the cheapest one: a batch costs its tokens, padding included, and ``pass_cost`` tokens.
+    """
+    order = sorted(range(len(widths)), key=lambda row: -widths[row])
+    ends = [end for end in range(1, len(order)) if widths[order[end]] < widths[order[end - 1]]]
+    cheapest, start_of = {0: 0}, {}  # the cost of the first rows of the order; where their last batch starts
+    for end in [*ends, len(order)] if order else []:
+        cost = {start: cheapest[start] + (end - start) * widths[order[start]] for start in cheapest}
+        start_of[end] = min(cost, key=cost.__getitem__)
+        cheapest[end] = cost[start_of[end]] + pass_cost
+    batches, end = [], len(order)
+    while end:
+        batches.append(sorted(order[start_of[end] : end]))
+        end = start_of[end]
+    return batches[::-1]
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """What the completion pass runs, R rows of W tokens, and where each scored token's state will be."""
+    """What the completion passes run, R rows of W tokens, and where each scored token's state will be.
 
-    ids: Tensor  # int64 [R, W]
-    owner: Tensor  # int64 [R, W], the completion each token belongs to, -1 on padding
-    step: Tensor  # int64 [R, W], the token's place in its completion
-    prompt: list[int]  # length R, the distinct prompt of each row
-    source: Tensor  # int64 [N], into the D prompt states followed by the R * W row states
+    ids     int64 [R, W]
+    owner   int64 [R, W], the completion each token belongs to, -1 on padding
+    step    int64 [R, W], the token's place in its completion
+    prompt  length R, the distinct prompt of each row
+    passes  the rows of each pass, and how many columns of them it runs
+    source  int64 [N], into the D prompt states followed by the row states of one pass after the other
+    """
+
+    ids: Tensor
+    owner: Tensor
+    step: Tensor
+    prompt: list[int]
+    passes: list[tuple[list[int], int]]
+    source: Tensor
 
 
 def lay_out(batch: CompletionBatch, groups: PromptGroups) -> PackedRows:
@@ -253,10 +284,18 @@ def lay_out(batch: CompletionBatch, groups: PromptGroups) -> PackedRows:
     owner = torch.full(shape, -1, device=device)
     owner[row, column] = torch.arange(len(mask), device=device)[:, None].expand_as(step)[real]
 
+    widths = (owner >= 0).sum(1).tolist()
+    divided = batches_by_width(widths, PASS_COST if device.type == "cpu" else PASS_COST_GPU)
+    passes = [(rows, max(widths[row] for row in rows)) for rows in divided]
+    starts, start = [0] * len(prompt), len(groups.ids)
+    for rows, wide in passes:
+        for row_number in rows:
+            starts[row_number] = start
+            start += wide
     source = torch.zeros(mask.shape, dtype=torch.long, device=device)
     source[:, 0] = torch.tensor(groups.group, device=device)
-    source[:, 1:][real] = len(groups.ids) + row * shape[1] + column
-    return PackedRows(ids, owner, steps, prompt, source[mask])
+    source[:, 1:][real] = torch.tensor(starts, dtype=torch.long, device=device)[row] + column
+    return PackedRows(ids, owner, steps, prompt, passes, source[mask])
 
 
 def attention_mask(allowed: Tensor, model: nn.Module) -> Tensor:
@@ -323,22 +362,32 @@ def completion_states(
     cache = DynamicCache(config=model.config)
     encoded = encode(model, groups, cache) if encode and batch.positions == "content" else None
     states, shown = encoded or (encode_prompts(model, groups, prompt_positions, cache), groups.mask)
-    if packed.prompt:
-        if packed.prompt != list(range(len(groups.ids))):
-            cache.batch_select_indices(torch.tensor(packed.prompt))  # layers may lie on several devices
-        width = packed.ids.shape[1]
-        own = packed.owner[:, :, None] == packed.owner[:, None, :]
+    found = [states]
+    for rows, width in packed.passes:
+        prompts = [packed.prompt[row] for row in rows]
+        past = copied(cache) if len(packed.passes) > 1 else cache
+        if prompts != list(range(len(groups.ids))):
+            past.batch_select_indices(torch.tensor(prompts))  # layers may lie on several devices
+        owner = packed.owner[rows, :width]
+        own = owner[:, :, None] == owner[:, None, :]
         own &= torch.ones(width, width, dtype=torch.bool, device=own.device).tril()
-        seen = shown[packed.prompt][:, None].expand(-1, width, -1)
-        rows = model.base_model(
-            input_ids=packed.ids,
+        seen = shown[prompts][:, None].expand(-1, width, -1)
+        output = model.base_model(
+            input_ids=packed.ids[rows, :width],
             attention_mask=attention_mask(torch.cat([seen, own], dim=2), model),
-            position_ids=prompt_positions[packed.prompt, -1:] + 1 + packed.step,
-            past_key_values=cache,
+            position_ids=prompt_positions[prompts, -1:] + 1 + packed.step[rows, :width],
+            past_key_values=past,
             use_cache=True,
         )
-        states = torch.cat([states, rows.last_hidden_state.flatten(0, 1)])
-    return states.index_select(0, packed.source)
+        found.append(output.last_hidden_state.flatten(0, 1))
+    return torch.cat(found).index_select(0, packed.source)
+
+
+def copied(cache: DynamicCache) -> DynamicCache:
+    """A cache that selects and grows on its own; the keys and values that it starts with are not copied."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
 
 
 def output_head(model: nn.Module) -> Callable[[Tensor], Tensor]:

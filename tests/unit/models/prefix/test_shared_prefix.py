@@ -1,5 +1,6 @@
 """Shared-prefix scoring and sampling against full forward passes and Transformers' own generation."""
 
+import itertools
 import re
 
 import pytest
@@ -18,11 +19,12 @@ from transformers import (
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from tests.support.small_models import CONFIGS, SIZES, VOCABULARY, build
-from utils.models.prefix import prefix_scoring
+from utils.models.prefix import prefix_scoring, shared_prefix
 from utils.models.prefix.prefix_sampling import draw, sample_completions, truncate
 from utils.models.prefix.prefix_scoring import score_completions, token_scores
 from utils.models.prefix.shared_prefix import (
     CompletionBatch,
+    batches_by_width,
     completion_states,
     group_prompts,
     obstacle,
@@ -80,7 +82,9 @@ def assert_close_gradients(found: dict[str, torch.Tensor], wanted: dict[str, tor
 @pytest.mark.parametrize("positions", ["column", "content"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_scores_and_gradients_equal_full_sequences(name, lora, positions):
+@pytest.mark.parametrize("pass_cost", [shared_prefix.PASS_COST, 0], ids=["one pass", "a pass for each width"])
+def test_scores_and_gradients_equal_full_sequences(name, lora, positions, pass_cost, monkeypatch):
+    monkeypatch.setattr(shared_prefix, "PASS_COST", pass_cost)
     model = build(name, lora)
     batch = CompletionBatch(**rollouts(), positions=positions)
     mask = batch.completion_mask
@@ -204,6 +208,35 @@ def test_packed_completions_never_overlap(items, capacity):
         assert sorted(columns) == list(range(len(columns)))  # no overlap, no gap
         longest = max(n for n, r in zip(lengths, row_of, strict=True) if r == row)
         assert len(columns) <= max(capacity, longest)
+
+
+def test_completions_go_to_the_first_row_with_room_longest_first():
+    assert pack([3, 7, 4, 5, 2], [0, 0, 0, 0, 1], 10) == ([0, 0, 1, 1, 2], [7, 0, 5, 0, 0], [0, 0, 1])
+
+
+@given(st.lists(st.integers(1, 9), max_size=7), st.integers(0, 12))
+def test_rows_are_divided_into_the_cheapest_batches(widths, pass_cost):
+    """Against all ways to divide them."""
+
+    def cost(batches):
+        return sum(len(batch) * max(widths[row] for row in batch) + pass_cost for batch in batches)
+
+    def divisions(rows):
+        if not rows:
+            yield []
+            return
+        first, *rest = rows
+        for size in range(len(rest) + 1):
+            for others in itertools.combinations(rest, size):
+                for division in divisions([row for row in rest if row not in others]):
+                    yield [[first, *others], *division]
+
+    found = batches_by_width(widths, pass_cost)
+    assert sorted(itertools.chain(*found)) == list(range(len(widths)))
+    assert cost(found) == min(map(cost, divisions(list(range(len(widths))))))
+    assert [max(widths[row] for row in batch) for batch in found] == sorted(
+        {max(widths[row] for row in batch) for batch in found}, reverse=True
+    )
 
 
 def test_prompts_are_grouped_by_their_real_tokens():
