@@ -8,6 +8,7 @@ teacher, or the policy that its training started from, its reference.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,36 @@ ROUNDING = 1e-6  # nats per token: a policy against itself is not further off, i
 WITHOUT = "--teacher_metrics false evaluates without a teacher"
 
 
-def distances(policy: Tensor, teacher: Tensor) -> Tensor:
-    """Compare the logits of N tokens, [N, V] each: [N, 6] in the order of ``NAMES``.
+@dataclass(frozen=True)
+class Prediction:
+    """What a model predicts for N tokens, from its logits [N, V], in float32 (float64 for float64 logits).
 
-    With p the teacher's softmax and q the policy's, in float32 (float64 for float64 logits):
+    log_probs  [N, V], log-softmax
+    first      int64 [N], the likeliest token
+    best       int64 [N, 5], the five likeliest (all, of fewer)
+    centred    [N, V], the logits less their mean over the vocabulary
+    """
+
+    log_probs: Tensor
+    first: Tensor
+    best: Tensor
+    centred: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Prediction:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return cls(
+            logits.log_softmax(-1),
+            logits.argmax(-1),
+            logits.topk(min(TOP_K, logits.shape[-1])).indices,
+            logits - logits.mean(-1, keepdim=True),
+        )
+
+
+def distances(policy: Prediction, teacher: Prediction) -> Tensor:
+    """Compare two models' predictions for N tokens: [N, 6] in the order of ``NAMES``.
+
+    With p the teacher's softmax and q the policy's:
 
         forward_kl      KL(p | q)                                   nats, at least 0
         reverse_kl      KL(q | p)                                   nats, at least 0
@@ -37,19 +64,14 @@ def distances(policy: Tensor, teacher: Tensor) -> Tensor:
         centred_cosine  cosine of the logits, each less its mean over the vocabulary: what is added to all
                         logits alike changes no probability, and dominates a plain cosine
     """
-    wide = torch.promote_types(torch.promote_types(policy.dtype, teacher.dtype), torch.float32)
-    policy, teacher = policy.to(wide), teacher.to(wide)
-    log_q, log_p = policy.log_softmax(-1), teacher.log_softmax(-1)
+    log_q, log_p = policy.log_probs, teacher.log_probs
     forward, reverse, jsd = (
         log_divergence(log_p, log_q, Measure(kind)) for kind in ("forward_kl", "reverse_kl", "jsd")
     )
-    k = min(TOP_K, policy.shape[-1])
-    best_q, best_p = policy.topk(k).indices, teacher.topk(k).indices
-    overlap = (best_q[:, :, None] == best_p[:, None, :]).any(-1).to(wide).mean(-1)
-    cosine = nn.functional.cosine_similarity(
-        policy - policy.mean(-1, keepdim=True), teacher - teacher.mean(-1, keepdim=True), dim=-1
-    )
-    same = (policy.argmax(-1) == teacher.argmax(-1)).to(wide)
+    same = (policy.first == teacher.first).to(forward.dtype)
+    shared = (policy.best[:, :, None] == teacher.best[:, None, :]).any(-1)
+    overlap = shared.to(forward.dtype).mean(-1)
+    cosine = nn.functional.cosine_similarity(policy.centred, teacher.centred, dim=-1)
     # Rounding alone takes a divergence of equal distributions below 0. A NaN stays one.
     return torch.stack(
         [forward.clamp(min=0), reverse.clamp(min=0), jsd.clamp(min=0), same, overlap, cosine], dim=1

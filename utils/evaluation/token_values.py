@@ -1,7 +1,7 @@
 """What policy, teacher and reference say of response tokens, given the same prefixes: one pass of each.
 
 The logits row at position p - 1 says what a model predicts for the token at p. Prompt and padding tokens
-contribute nothing. A prompt is encoded once for all texts that follow it
+contribute nothing. What prompts begin with is encoded once for all texts that follow it
 (``utils.models.prefix.shared_prefix``), and logits exist for a few tokens at a time.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.evaluation.distances import WITHOUT, distances
+from utils.evaluation.distances import WITHOUT, Prediction, distances
 from utils.frame.files import UserError
 from utils.frame.processes import merge_shares, share
-from utils.models.prefix.common_prefix import batches_by_prefix
+from utils.models.prefix.common_prefix import batches_by_prefix, prefix_sets
 from utils.models.prefix.prefix_scoring import LOGIT_BYTES, padded_parts, states_and_head
 from utils.models.prefix.shared_prefix import CompletionBatch, obstacle, position_limit
 from utils.models.value_head import ValueHead, ValueModel
@@ -51,8 +51,10 @@ class Models:
 
 
 @torch.no_grad()
-def token_values(models: Models, batch: CompletionBatch) -> Values:
+def token_values(models: Models, batch: CompletionBatch, wanted: Tensor | None = None) -> Values:
     """Values of the N unmasked response tokens of ``batch``, row after row, in nats where not said otherwise.
+
+    ``wanted``, a bool for each of these tokens, leaves the others out.
 
         distances/<other>    [N, 6], in the order of ``teacher_metrics.NAMES``
         log_prob/<model>     [N], of the token, for the policy and each other
@@ -63,11 +65,12 @@ def token_values(models: Models, batch: CompletionBatch) -> Values:
     q and v are there with a teacher, value with a critic. float32 arithmetic (float64 for float64 models).
     A model that is the policy itself is not run again.
     """
-    states = {"policy": states_and_head(models.policy, batch, common_prefixes=True)}
+    kept = slice(None) if wanted is None else wanted
+    states = {"policy": states_and_head(models.policy, batch)}
     for name, model in models.others.items():
-        same = model is models.policy
-        states[name] = states["policy"] if same else states_and_head(model, batch, common_prefixes=True)
-    rows, tokens = max(1, LOGIT_BYTES // (4 * models.vocab_size)), batch.tokens()
+        states[name] = states["policy"] if model is models.policy else states_and_head(model, batch)
+    states = {name: (before[kept], head) for name, (before, head) in states.items()}
+    rows, tokens = max(1, LOGIT_BYTES // (4 * models.vocab_size)), batch.tokens()[kept]
     pieces = []
     for start in range(0, max(1, len(tokens)), rows):
         part = slice(start, start + rows)
@@ -75,7 +78,7 @@ def token_values(models: Models, batch: CompletionBatch) -> Values:
         pieces.append(_piece_values(models, logits, tokens[part]))
     values = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
     if isinstance(models.critic, ValueModel):
-        values["value"] = models.critic(batch, shared=obstacle(models.critic.model) is None)
+        values["value"] = models.critic(batch, shared=obstacle(models.critic.model) is None)[kept]
     elif models.critic is not None:
         values["value"] = models.critic(states["policy"][0])
     return {name: column.double().cpu().numpy() for name, column in values.items()}
@@ -84,7 +87,10 @@ def token_values(models: Models, batch: CompletionBatch) -> Values:
 def _piece_values(models: Models, logits: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     """The values of a few tokens from the logits of every model, [n, V] each."""
     logits = {name: f[:, : models.vocab_size] for name, f in logits.items()}
-    found = {f"distances/{name}": distances(logits["policy"], logits[name]) for name in models.others}
+    predictions = {name: Prediction.of(f) for name, f in logits.items()}
+    found = {
+        f"distances/{name}": distances(predictions["policy"], predictions[name]) for name in models.others
+    }
     for name, f in logits.items():
         f = f.to(torch.promote_types(f.dtype, torch.float32))
         chosen = f.gather(-1, tokens[:, None]).squeeze(-1)
@@ -146,8 +152,23 @@ def _values_of_slice(
 ) -> list[Values]:
     """The values of texts that run together, given as pairs of item and text."""
     device = next(models.policy.parameters()).device
-    batch = CompletionBatch.of([prompts[item] for item, _ in part], [text for _, text in part], device)
-    values = token_values(models, batch)
+    items = list(dict.fromkeys(item for item, _ in part))
+    # A text follows the rest of its prompt, after what that shares with others: one token at least.
+    shared = {}
+    for members, length in prefix_sets([prompts[item] for item in items]):
+        shared |= {items[member]: max(1, length) for member in members}
+    rests = [prompts[item][shared[item] :] for item, _ in part]
+    batch = CompletionBatch.of(
+        [prompts[item][: shared[item]] for item, _ in part],
+        [[*rest, *text] for rest, (_, text) in zip(rests, part, strict=True)],
+        device,
+    )
+    wanted = [
+        is_text
+        for rest, (_, text) in zip(rests, part, strict=True)
+        for is_text in [False] * len(rest) + [True] * len(text)
+    ]
+    values = token_values(models, batch, torch.tensor(wanted, dtype=torch.bool, device=device))
     ends = np.cumsum([len(text) for _, text in part])
     found = []
     for (item, text), last in zip(part, ends.tolist(), strict=True):

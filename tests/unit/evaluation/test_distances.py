@@ -118,6 +118,19 @@ def test_models_that_cannot_share_prefixes_give_the_same(models, monkeypatch, ob
     np.testing.assert_allclose(token_sums(policy, teacher, batch, size), shared, atol=1e-12)
 
 
+def test_what_prompts_begin_with_is_run_once(models):
+    """Two prompts with three texts: four tokens in common, then what is left of prompt and text."""
+    policy, teacher, size = models
+    shapes = []
+    hook = policy.model.embed_tokens.register_forward_pre_hook(
+        lambda _, given: shapes.append(tuple(given[0].shape))
+    )
+    prompts = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 10, 11]]
+    compare(policy, teacher, size, prompts, {"x": [[20, 21], [30, 1]], "y": [[20, 21], [31, 1]]})
+    hook.remove()
+    assert shapes == [(1, 4), (3, 3)]
+
+
 def test_slices_and_pieces_do_not_matter(models, monkeypatch):
     policy, teacher, size = models
     arguments = (policy, teacher, size, PROMPTS, {"x": RESPONSES, "y": GOLD})
@@ -144,13 +157,14 @@ def test_a_teacher_against_itself_is_at_distance_zero(models):
 def test_bounds_and_symmetry(seed, vocab, scale, shift):
     generator = torch.Generator().manual_seed(seed)
     f, g = scale * torch.randn(2, 6, vocab, generator=generator, dtype=torch.float64)
-    ab, ba = against.distances(f, g), against.distances(g, f)
+    at = against.Prediction.of
+    ab, ba = against.distances(at(f), at(g)), against.distances(at(g), at(f))
     assert torch.isfinite(ab).all()
     assert (ab[:, :3] >= 0).all() and (ab[:, 2] <= math.log(2) + 1e-12).all()
     assert ((ab[:, 3:5] >= 0) & (ab[:, 3:5] <= 1)).all() and (ab[:, 5].abs() <= 1 + 1e-9).all()
     torch.testing.assert_close(ab[:, 0], ba[:, 1])  # what is forward one way is reverse the other
     torch.testing.assert_close(ab[:, 2:], ba[:, 2:])
-    torch.testing.assert_close(against.distances(f + shift, g), ab, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(against.distances(at(f + shift), at(g)), ab, atol=1e-8, rtol=1e-8)
 
 
 def test_texts_that_cannot_be_compared_are_left_out(models):

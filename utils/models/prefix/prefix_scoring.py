@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from utils.models.prefix.common_prefix import encode_by_prefix
 from utils.models.prefix.shared_prefix import (
     CompletionBatch,
     completion_states,
@@ -124,28 +123,19 @@ def full_states(model: nn.Module, batch: CompletionBatch) -> Tensor:
     return before[batch.completion_mask.bool()]
 
 
-def states_before(
-    model: nn.Module, batch: CompletionBatch, shared: bool = True, common_prefixes: bool = False
-) -> Tensor:
-    """The hidden states before the unmasked completion tokens, [N, H], over shared prefixes or full rows.
-
-    `common_prefixes`: what several prompts begin with is encoded once as well.
-    """
-    if not shared:
-        return full_states(model, batch)
-    return completion_states(model, batch, encode_by_prefix if common_prefixes else None)
+def states_before(model: nn.Module, batch: CompletionBatch, shared: bool = True) -> Tensor:
+    """The hidden states before the unmasked completion tokens, [N, H], over shared prefixes or full rows."""
+    return completion_states(model, batch) if shared else full_states(model, batch)
 
 
-def states_and_head(
-    model: nn.Module, batch: CompletionBatch, common_prefixes: bool = False
-) -> tuple[Tensor, nn.Module]:
+def states_and_head(model: nn.Module, batch: CompletionBatch) -> tuple[Tensor, nn.Module]:
     """What the model predicts the completion tokens from, [N, ...], and what makes logits of it.
 
     Logits that are more than a head applied to states are made by the model, row by row.
     """
     if not head_obstacle(model):
         shared = obstacle(model) is None
-        return states_before(model, batch, shared, common_prefixes), output_head(model)
+        return states_before(model, batch, shared), output_head(model)
     logits = []
     limits = "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters
     for row in batch.split(1):

@@ -328,20 +328,12 @@ def encode_prompts(
     return output.last_hidden_state[:, -1]
 
 
-# How distinct prompts may be encoded: the states after them, and which columns of the cache they take; or
-# None where that does not pay (`common_prefix.encode_by_prefix`).
-EncodePrompts = Callable[[nn.Module, PromptGroups, DynamicCache], tuple[Tensor, Tensor] | None]
-
-
-def completion_states(
-    model: nn.Module, batch: CompletionBatch, encode: EncodePrompts | None = None
-) -> Tensor:
+def completion_states(model: nn.Module, batch: CompletionBatch) -> Tensor:
     """Return the hidden state before each unmasked completion token.
 
     Shape [N, H], aligned with `batch.tokens()`, in the model's dtype: row n is the final (normed) hidden
     state from which the model predicts token n, so it serves log-probabilities, a value head and teacher
-    scores alike. `model` is a causal language model, with or without PEFT adapters. Differentiable. `encode`,
-    for positions by content, comes before `encode_prompts`.
+    scores alike. `model` is a causal language model, with or without PEFT adapters. Differentiable.
 
     Raises ValueError where a mask is not left-padded (prompts) or right-padded (completions), where
     `obstacle(model)` names one, or where gradient checkpointing would drop the cache.
@@ -360,9 +352,7 @@ def completion_states(
         prompt_positions = columns.expand_as(groups.ids)
 
     cache = DynamicCache(config=model.config)
-    encoded = encode(model, groups, cache) if encode and batch.positions == "content" else None
-    states, shown = encoded or (encode_prompts(model, groups, prompt_positions, cache), groups.mask)
-    found = [states]
+    found = [encode_prompts(model, groups, prompt_positions, cache)]
     for rows, width in packed.passes:
         prompts = [packed.prompt[row] for row in rows]
         past = copied(cache) if len(packed.passes) > 1 else cache
@@ -371,7 +361,7 @@ def completion_states(
         owner = packed.owner[rows, :width]
         own = owner[:, :, None] == owner[:, None, :]
         own &= torch.ones(width, width, dtype=torch.bool, device=own.device).tril()
-        seen = shown[prompts][:, None].expand(-1, width, -1)
+        seen = groups.mask[prompts][:, None].expand(-1, width, -1)
         output = model.base_model(
             input_ids=packed.ids[rows, :width],
             attention_mask=attention_mask(torch.cat([seen, own], dim=2), model),
