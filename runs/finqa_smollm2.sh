@@ -38,7 +38,7 @@ python 12_driver.py --method $methods --reward task --seeds "${seeds[@]}" --run_
 # Validation items are too few to choose a checkpoint by: the last one of each training is evaluated as well.
 for seed in "${seeds[@]}"; do
     run=finqa_smollm2_seed_$seed
-    for checkpoint in "outputs/$run"/0[567]_*_task/ckpt_*/final; do
+    for checkpoint in "outputs/$run"/0[5679]_*_task/ckpt_*/final; do
         [ -d "$checkpoint" ] || continue
         method=$(basename "$(dirname "$checkpoint")")
         python 10_evaluate.py --run_id "$run" --seed "$seed" --policy "${method#ckpt_}_task_final" \
