@@ -205,12 +205,14 @@ def pack(lengths: list[int], group: list[int], capacity: int) -> tuple[list[int]
     """
     row_of, offset = [0] * len(lengths), [0] * len(lengths)
     row_prompt, used = [], []
+    rows: dict[int, list[int]] = {}  # of each prompt
     for item in sorted(range(len(lengths)), key=lambda item: (group[item], -lengths[item])):
-        if not (length := lengths[item]):
+        length, own = lengths[item], rows.setdefault(group[item], [])
+        if not length:
             continue
-        own = (row for row, prompt in enumerate(row_prompt) if prompt == group[item])
-        row = next((row for row in own if used[row] + length <= capacity), len(row_prompt))
-        if row == len(row_prompt):
+        row = next((row for row in own if used[row] + length <= capacity), len(used))
+        if row == len(used):
+            own.append(row)
             row_prompt.append(group[item])
             used.append(0)
         row_of[item], offset[item] = row, used[row]
@@ -287,14 +289,14 @@ def lay_out(batch: CompletionBatch, groups: PromptGroups) -> PackedRows:
     widths = (owner >= 0).sum(1).tolist()
     divided = batches_by_width(widths, PASS_COST if device.type == "cpu" else PASS_COST_GPU)
     passes = [(rows, max(widths[row] for row in rows)) for rows in divided]
-    starts, start = [0] * len(prompt), len(groups.ids)
-    for rows, wide in passes:
-        for row_number in rows:
-            starts[row_number] = start
-            start += wide
+    first, end = [0] * len(prompt), len(groups.ids)  # where each row's states start; where those so far end
+    for rows, columns in passes:
+        for number in rows:
+            first[number] = end
+            end += columns
     source = torch.zeros(mask.shape, dtype=torch.long, device=device)
     source[:, 0] = torch.tensor(groups.group, device=device)
-    source[:, 1:][real] = torch.tensor(starts, dtype=torch.long, device=device)[row] + column
+    source[:, 1:][real] = torch.tensor(first, dtype=torch.long, device=device)[row] + column
     return PackedRows(ids, owner, steps, prompt, passes, source[mask])
 
 
