@@ -181,9 +181,20 @@ def _matters(difference: Difference, a: dict[str, dict], b: dict[str, dict]) -> 
             options = stages.get(difference.stage, {}).get("config", {}).get("options", {})
             if path in (options.get("policy_ckpt"), options.get("predictions")):
                 return False
-        written_in_run = any(path.startswith(stage + "/") for stage in (*a, *b))
-        return not written_in_run or path.startswith(UNSEEDED)
+        if any(path.startswith(stage + "/") for stage in (*a, *b)):
+            return path.startswith(UNSEEDED)
+        return not _lies_elsewhere(difference, path, a, b)
     return difference.category == "stages"
+
+
+def _lies_elsewhere(difference: Difference, path: str, a: dict[str, dict], b: dict[str, dict]) -> bool:
+    """Whether an input that one run lacks is there under another path: a file of this name and content."""
+    if difference.a == ABSENT:
+        facts, stages = difference.b, a
+    else:
+        facts, stages = difference.a, b
+    inputs = stages[difference.stage].get("inputs", {})
+    return any(Path(other).name == Path(path).name and inputs[other] == facts for other in inputs)
 
 
 def _values(difference: Difference) -> str:

@@ -136,6 +136,23 @@ def test_how_much_a_device_takes_at_once_may_differ(outputs):
     assert find(outputs, ["s0", "small"], ["sft"]).runs == ["s0", "small"]
 
 
+@pytest.mark.parametrize(("sha256", "alike"), [("m", True), ("n", False)])
+def test_a_base_model_may_lie_elsewhere(outputs, sha256, alike):
+    for run, seed, name, value in (
+        ("here", 7, "models/tiny", "m"),
+        ("there", 8, "external/tiny", sha256),
+    ):
+        write_run(outputs / run, seed, {"sft": 20})
+        path = outputs / run / "03_sft" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["inputs"][name] = {"sha256": value}
+        write_json(path, manifest)
+    if alike:
+        assert find(outputs, ["here", "there"], ["sft"]).seeds == [7, 8]
+    else:
+        assert "input external/tiny is absent from the first" in refused(outputs, ["here", "there"], ["sft"])
+
+
 def test_outside_weights_and_predictions_may_differ(outputs):
     for seed in (7, 8):
         write_run(outputs / f"p{seed}", seed, {"sft": 20})
