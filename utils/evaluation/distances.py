@@ -26,7 +26,7 @@ WITHOUT = "--teacher_metrics false evaluates without a teacher"
 
 
 @dataclass(frozen=True)
-class Prediction:
+class TokenPrediction:
     """What a model predicts for N tokens, from its logits [N, V], in float32 (float64 for float64 logits).
 
     log_probs  [N, V], log-softmax
@@ -41,7 +41,7 @@ class Prediction:
     centred: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor) -> Prediction:
+    def of(cls, logits: Tensor) -> TokenPrediction:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return cls(
             logits.log_softmax(-1),
@@ -51,7 +51,7 @@ class Prediction:
         )
 
 
-def distances(policy: Prediction, teacher: Prediction) -> Tensor:
+def distances(policy: TokenPrediction, teacher: TokenPrediction) -> Tensor:
     """Compare two models' predictions for N tokens: [N, 6] in the order of ``NAMES``.
 
     With p the teacher's softmax and q the policy's:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.evaluation.distances import WITHOUT, Prediction, distances
+from utils.evaluation.distances import WITHOUT, TokenPrediction, distances
 from utils.frame.files import UserError
 from utils.frame.processes import merge_shares, share
 from utils.models.prefix.common_prefix import batches_by_prefix, prefix_sets
@@ -87,7 +87,7 @@ def token_values(models: Models, batch: CompletionBatch, wanted: Tensor | None =
 def _piece_values(models: Models, logits: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     """The values of a few tokens from the logits of every model, [n, V] each."""
     logits = {name: f[:, : models.vocab_size] for name, f in logits.items()}
-    predictions = {name: Prediction.of(f) for name, f in logits.items()}
+    predictions = {name: TokenPrediction.of(f) for name, f in logits.items()}
     found = {
         f"distances/{name}": distances(predictions["policy"], predictions[name]) for name in models.others
     }

@@ -157,7 +157,7 @@ def test_a_teacher_against_itself_is_at_distance_zero(models):
 def test_bounds_and_symmetry(seed, vocab, scale, shift):
     generator = torch.Generator().manual_seed(seed)
     f, g = scale * torch.randn(2, 6, vocab, generator=generator, dtype=torch.float64)
-    at = against.Prediction.of
+    at = against.TokenPrediction.of
     ab, ba = against.distances(at(f), at(g)), against.distances(at(g), at(f))
     assert torch.isfinite(ab).all()
     assert (ab[:, :3] >= 0).all() and (ab[:, 2] <= math.log(2) + 1e-12).all()
