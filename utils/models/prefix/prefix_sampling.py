@@ -137,9 +137,9 @@ def sample_completions(
         states, seen = encoded
     # In one row, completions spend attention on each other's masked keys: very long ones get their own row.
     capacity = max(max_new_tokens, ROW_PROMPTS * groups.ids.shape[1])
-    row_of, _, row_prompt = pack([max_new_tokens] * batch, groups.group, capacity)
-    if len(row_prompt) > len(groups.ids):
-        cache.batch_select_indices(torch.tensor(row_prompt, device=device))
+    packing = pack([max_new_tokens] * batch, groups.group, capacity)
+    if len(packing.prompt) > len(groups.ids):
+        cache.batch_select_indices(torch.tensor(packing.prompt, device=device))
     cache.layers = [GrowingLayer(layer) for layer in cache.layers]
 
     ids = torch.full((batch, max_new_tokens), pad_token_id, dtype=torch.long, device=device)
@@ -149,7 +149,7 @@ def sample_completions(
     if temperature > 0:
         noise = (sampling_noise(batch, max_new_tokens, generator) if noise is None else noise).to(device)
 
-    rows = DecodingRows(model, cache, torch.tensor(row_of, device=device), seen[row_prompt])
+    rows = DecodingRows(model, cache, torch.tensor(packing.row, device=device), seen[packing.prompt])
     logits = head(states)[torch.tensor(groups.group, device=device)]
     for step in range(max_new_tokens):
         active = rows.active

@@ -3,9 +3,8 @@
 Rollouts of one prompt share everything up to its last token, so the forward pass of B rollouts splits in two:
 the D distinct prompts fill a key-value cache, then the completions attend to that cache and to themselves.
 The state before a completion's first token is the prompt's last state; the states before its later tokens
-are those
-of the completion tokens preceding them. Values and gradients equal those of the B full sequences (Prefix
-Grouper, arXiv 2506.05433, Lemma 2.1), since the gradient flows back through the cache.
+are those of the completion tokens preceding them. Values and gradients equal those of the B full sequences
+(Prefix Grouper, arXiv 2506.05433, Lemma 2.1), since the gradient flows back through the cache.
 
 Several completions of a prompt are laid side by side in one row, told apart by a block-diagonal causal
 mask, as long as they stay short next to the prompt; the cache is then repeated once a row instead of once a
@@ -18,7 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -196,28 +195,35 @@ def group_prompts(prompt_ids: Tensor, prompt_mask: Tensor) -> PromptGroups:
     return PromptGroups(ids[:, trimmed:], mask[:, trimmed:], trimmed, group)
 
 
-def pack(lengths: list[int], group: list[int], capacity: int) -> tuple[list[int], list[int], list[int]]:
+class Packing(NamedTuple):
+    """Where each of B completions lies in R rows."""
+
+    row: list[int]  # length B
+    offset: list[int]  # length B, the column of its first token
+    prompt: list[int]  # length R, the prompt that a row's completions share
+    width: list[int]  # length R, tokens of a row
+
+
+def pack(lengths: list[int], group: list[int], capacity: int) -> Packing:
     """Lay completions of the same prompt side by side in rows of at most `capacity` tokens, longest first,
     each in the first row that has room for it (first-fit decreasing).
 
-    Returns the row and the offset of each completion, and the prompt of each row. Empty completions take no
-    room and open no row; one longer than the capacity gets a row of its own.
+    Empty completions take no room and open no row; one longer than the capacity gets a row of its own.
     """
-    row_of, offset = [0] * len(lengths), [0] * len(lengths)
-    row_prompt, used = [], []
+    packing = Packing([0] * len(lengths), [0] * len(lengths), [], [])
     rows: dict[int, list[int]] = {}  # of each prompt
     for item in sorted(range(len(lengths)), key=lambda item: (group[item], -lengths[item])):
         length, own = lengths[item], rows.setdefault(group[item], [])
         if not length:
             continue
-        row = next((row for row in own if used[row] + length <= capacity), len(used))
-        if row == len(used):
+        row = next((row for row in own if packing.width[row] + length <= capacity), len(packing.width))
+        if row == len(packing.width):
             own.append(row)
-            row_prompt.append(group[item])
-            used.append(0)
-        row_of[item], offset[item] = row, used[row]
-        used[row] += length
-    return row_of, offset, row_prompt
+            packing.prompt.append(group[item])
+            packing.width.append(0)
+        packing.row[item], packing.offset[item] = row, packing.width[row]
+        packing.width[row] += length
+    return packing
 
 
 def batches_by_width(widths: Sequence[int], pass_cost: int) -> list[list[int]]:
@@ -273,23 +279,23 @@ def lay_out(batch: CompletionBatch, groups: PromptGroups) -> PackedRows:
     counts = inputs.squeeze(1).tolist()
     # Side by side, completions spend attention on each other's masked keys: up to half a prompt's worth.
     capacity = max(*counts, groups.ids.shape[1] // 2)
-    row_of, offset, prompt = pack(counts, groups.group, capacity)
+    packing = pack(counts, groups.group, capacity)
 
     step = torch.arange(width - 1, device=device).expand(len(mask), -1)
     real = step < inputs
-    row = torch.tensor(row_of, device=device)[:, None].expand_as(step)[real]
-    column = (torch.tensor(offset, device=device)[:, None] + step)[real]
-    shape = (len(prompt), int(column.max()) + 1 if prompt else 0)
+    row = torch.tensor(packing.row, device=device)[:, None].expand_as(step)[real]
+    column = (torch.tensor(packing.offset, device=device)[:, None] + step)[real]
+    shape = (len(packing.width), max(packing.width, default=0))
     ids, steps = batch.completion_ids.new_zeros((2, *shape))
     ids[row, column] = batch.completion_ids[:, :-1][real]
     steps[row, column] = step[real]
     owner = torch.full(shape, -1, device=device)
     owner[row, column] = torch.arange(len(mask), device=device)[:, None].expand_as(step)[real]
 
-    widths = (owner >= 0).sum(1).tolist()
-    divided = batches_by_width(widths, PASS_COST if device.type == "cpu" else PASS_COST_GPU)
-    passes = [(rows, max(widths[row] for row in rows)) for rows in divided]
-    first, end = [0] * len(prompt), len(groups.ids)  # where each row's states start; where those so far end
+    divided = batches_by_width(packing.width, PASS_COST if device.type == "cpu" else PASS_COST_GPU)
+    passes = [(rows, max(packing.width[row] for row in rows)) for rows in divided]
+    # Where each row's states start; where those so far end.
+    first, end = [0] * len(packing.width), len(groups.ids)
     for rows, columns in passes:
         for number in rows:
             first[number] = end
@@ -297,7 +303,7 @@ def lay_out(batch: CompletionBatch, groups: PromptGroups) -> PackedRows:
     source = torch.zeros(mask.shape, dtype=torch.long, device=device)
     source[:, 0] = torch.tensor(groups.group, device=device)
     source[:, 1:][real] = torch.tensor(first, dtype=torch.long, device=device)[row] + column
-    return PackedRows(ids, owner, steps, prompt, passes, source[mask])
+    return PackedRows(ids, owner, steps, packing.prompt, passes, source[mask])
 
 
 def attention_mask(allowed: Tensor, model: nn.Module) -> Tensor:

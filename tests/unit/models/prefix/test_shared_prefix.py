@@ -197,21 +197,22 @@ def test_gradient_checkpointing_is_an_error():
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=20), st.integers(1, 20))
 def test_packed_completions_never_overlap(items, capacity):
     lengths, group = [length for length, _ in items], [prompt for _, prompt in items]
-    row_of, offset, row_prompt = pack(lengths, group, capacity)
+    packing = pack(lengths, group, capacity)
     taken: dict[int, list[int]] = {}
-    for length, prompt, row, start in zip(lengths, group, row_of, offset, strict=True):
+    for length, prompt, row, start in zip(lengths, group, packing.row, packing.offset, strict=True):
         if length:
-            assert row_prompt[row] == prompt
+            assert packing.prompt[row] == prompt
             taken.setdefault(row, []).extend(range(start, start + length))
-    assert sorted(taken) == list(range(len(row_prompt)))
+    assert sorted(taken) == list(range(len(packing.prompt)))
     for row, columns in taken.items():
-        assert sorted(columns) == list(range(len(columns)))  # no overlap, no gap
-        longest = max(n for n, r in zip(lengths, row_of, strict=True) if r == row)
+        assert sorted(columns) == list(range(packing.width[row]))  # no overlap, no gap
+        longest = max(n for n, r in zip(lengths, packing.row, strict=True) if r == row)
         assert len(columns) <= max(capacity, longest)
 
 
 def test_completions_go_to_the_first_row_with_room_longest_first():
-    assert pack([3, 7, 4, 5, 2], [0, 0, 0, 0, 1], 10) == ([0, 0, 1, 1, 2], [7, 0, 5, 0, 0], [0, 0, 1])
+    packing = pack([3, 7, 4, 5, 2], [0, 0, 0, 0, 1], 10)
+    assert packing == ([0, 0, 1, 1, 2], [7, 0, 5, 0, 0], [0, 0, 1], [10, 9, 2])
 
 
 @given(st.lists(st.integers(1, 9), max_size=7), st.integers(0, 12))
