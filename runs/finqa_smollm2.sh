@@ -5,9 +5,11 @@
 #
 #     ./setup.sh ./download.sh model smollm2-135m
 #     ./setup.sh runs/finqa_smollm2.sh DATA [SEED …]      # DATA: the folder with FinQA's train.json, dev.json, test.json
-#     METHODS="grpo rft" COMPLETIONS=512 ./setup.sh runs/finqa_smollm2.sh DATA 0
+#     METHODS="grpo rft" COMPLETIONS=1024 ./setup.sh runs/finqa_smollm2.sh DATA 0
 #
-# An interrupted run goes on where it was: run the same command again.
+# An interrupted run goes on where it was: run the same command again. RUN names the runs of the seeds (RUN_seed_0),
+# START what SFT starts from in place of the base model, DRIVER further options of 12_driver.py's, which then is all
+# that runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?"usage: $0 DATA [SEED …]"}
@@ -27,21 +29,22 @@ for method in $methods; do
         dpo) options+=(--dpo.learning_rate 5e-5 --dpo.num_train_epochs 1 --preferences.min_pairs 16) ;;
     esac
 done
+run=${RUN:-finqa_smollm2}
 model=(--config configs/models/smollm2-135m.yaml --model.generation.max_new_tokens 80)
+[ -z "${START:-}" ] || model+=(--model.model.name_or_path "$START")
 dataset=(--dataset_config configs/datasets/finqa-gold.yaml --dataset.data_root "$data")
 seeds=("${@:-0}")
 # shellcheck disable=SC2086
-python 12_driver.py --method $methods --reward task --seeds "${seeds[@]}" --run_id finqa_smollm2 "${model[@]}" \
-    "${dataset[@]}" --reward_config configs/rewards/task.yaml --completions "${COMPLETIONS:-1024}" \
+python 12_driver.py --method $methods --reward task --seeds "${seeds[@]}" --run_id "$run" "${model[@]}" \
+    "${dataset[@]}" --reward_config configs/rewards/task.yaml --completions "${COMPLETIONS:-512}" \
     ${DRIVER:-} "${options[@]}"
 [ -z "${DRIVER:-}" ] || exit 0
 # Validation items are too few to choose a checkpoint by: the last one of each training is evaluated as well.
 for seed in "${seeds[@]}"; do
-    run=finqa_smollm2_seed_$seed
-    for checkpoint in "outputs/$run"/0[5679]_*_task/ckpt_*/final; do
+    for checkpoint in "outputs/${run}_seed_$seed"/0[5679]_*_task/ckpt_*/final; do
         [ -d "$checkpoint" ] || continue
         method=$(basename "$(dirname "$checkpoint")")
-        python 10_evaluate.py --run_id "$run" --seed "$seed" --policy "${method#ckpt_}_task_final" \
+        python 10_evaluate.py --run_id "${run}_seed_$seed" --seed "$seed" --policy "${method#ckpt_}_task_final" \
             --policy_ckpt "$checkpoint" "${model[@]}" "${dataset[@]}" --teacher_metrics false --reference_metrics false
     done
 done

@@ -1,5 +1,6 @@
 """docs/finqa_study.md: its tables are what 11 makes of the committed files, by the commands on the page."""
 
+import json
 import os
 import re
 import shlex
@@ -28,27 +29,40 @@ def test_the_tables_are_made_by_the_commands_on_the_page(tmp_path):
     assert [row for row in rows if row not in made] == []
 
 
-def test_the_stages_understand_the_commands_of_the_teachers_script(tmp_path):
-    """With a `python` that writes its words down: 03 trains the policy that it names, both students have its
-    result as their teacher, and every evaluation reads what a training wrote."""
+def test_the_stages_understand_the_commands_of_the_second_epoch(tmp_path):
+    """With a `python` that writes its words down: every seed's second epoch goes on from its own first and is
+    what PPO and GRPO start from; the first seed's teaches all; what is evaluated, a training has written."""
     (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$COMMANDS"\n')
     (tmp_path / "python").chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "COMMANDS": str(tmp_path / "commands"),
     }
-    command = ["bash", "runs/finqa_smollm2_teacher.sh", "DATA", "7"]
+    command = ["bash", "runs/finqa_smollm2_second_epoch.sh", "DATA", "7", "8"]
     subprocess.run(command, check=True, env=environment, cwd=REPO_ROOT, timeout=60)
+    commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
+    assert [script[:2] for script, *_ in commands] == ["12"] * 2 + ["10", "03", "10", "05", "10"] * 2
     plans = []
-    for line in (tmp_path / "commands").read_text().splitlines():
-        script, *argv = shlex.split(line)
-        plans.append((script[:2], make_plan(load_script(script).STAGE, argv)))
-    assert [number for number, _ in plans] == ["00", "01", "02", "03", "03", "05", "10", "10", "10"]
-    written = {f"outputs/{plan.run_dir.name}/{plan.out.name}" for _, plan in plans}
-    models = [plan.config.model.model for _, plan in plans[3:]]
-    assert models[0].name_or_path == "outputs/finqa_smollm2_seed_7/03_sft/ckpt_sft/final"
-    assert {model.teacher_name_or_path for model in models[1:]} == {
-        "outputs/finqa_smollm2_teacher_7/03_sft/ckpt_sft/final"
-    }
-    for _, plan in plans[7:]:
-        assert plan.config.options.policy_ckpt.split("/ckpt_")[0] in written
+    for script, *words in commands:
+        if script.startswith("12"):
+            assert load_script(script).main([*words, "--export_plan", str(tmp_path / "plan.json")]) == 0
+            steps = [step["argv"][1:] for step in json.loads((tmp_path / "plan.json").read_text())]
+            steps = [step for step in steps if step[0][:2] not in ("11", "12")]
+        else:
+            steps = [[script, *words]]
+        plans += [make_plan(load_script(script).STAGE, words) for script, *words in steps]
+
+    first, second = "outputs/finqa_smollm2_seed_", "outputs/finqa_smollm2_second_seed_"
+    final = "03_sft/ckpt_sft/final"
+    written = {f"outputs/{plan.run_dir.name}/{plan.out.name}" for plan in plans}
+    stages = [plan.out.name for plan in plans]
+    assert all(stages.count(name) == 2 for name in ("03_sft", "05_ppo_task", "06_grpo_task", "05_ppo"))
+    for plan in plans:
+        if (run := f"outputs/{plan.run_dir.name}").startswith(second):
+            if plan.out.name[:2] > "02":
+                assert plan.config.model.model.name_or_path == run.replace(second, first) + f"/{final}"
+        else:
+            if plan.out.name != "sft_second":
+                assert plan.config.model.model.teacher_name_or_path == f"{second}7/{final}"
+            if plan.out.parent.name == "10_evaluation":
+                assert plan.config.options.policy_ckpt.split("/ckpt_")[0] in written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +142,7 @@ def _check_same_experiment(
     data or configuration other than the seed, or a policy trained twice with one seed.
     """
     first, *others = manifests
+    seed_of = {run: _seed(stages, policies[0]) for run, stages in manifests.items()}
     code = set()
     for policy in policies:
         stage = f"10_evaluation/{policy}"
@@ -162,7 +164,7 @@ def _check_same_experiment(
             for difference in diff_runs(stages[first], stages[run]):
                 if difference.category == "code":
                     code.add(difference.key)
-                elif _matters(difference, stages[first], stages[run]):
+                elif _matters(difference, stages[first], stages[run], (seed_of[first], seed_of[run])):
                     raise UserError(
                         f"{first} and {run} differ in more than the seed: {difference.stage} "
                         f"{difference.key}{_values(difference)}; make the runs alike, or compare them "
@@ -171,10 +173,11 @@ def _check_same_experiment(
     return sorted(code)
 
 
-def _matters(difference: Difference, a: dict[str, dict], b: dict[str, dict]) -> bool:
-    """Whether a difference is one that seeds of one experiment may not show."""
+def _matters(difference: Difference, a: dict[str, dict], b: dict[str, dict], seeds: tuple[int, int]) -> bool:
+    """Whether a difference is one that seeds of one experiment may not show; a and b have these seeds."""
     if difference.category == "config":
-        return difference.key not in MAY_DIFFER and not left_empty(difference)
+        each_its_own = _in_own_run(difference.a, seeds[0]) == _in_own_run(difference.b, seeds[1])
+        return difference.key not in MAY_DIFFER and not left_empty(difference) and not each_its_own
     if difference.category == "data":
         path = difference.key.removeprefix("input ")
         for stages in (a, b):
@@ -183,18 +186,27 @@ def _matters(difference: Difference, a: dict[str, dict], b: dict[str, dict]) -> 
                 return False
         if any(path.startswith(stage + "/") for stage in (*a, *b)):
             return path.startswith(UNSEEDED)
-        return not _lies_elsewhere(difference, path, a, b)
+        return not _lies_elsewhere(difference, path, (a, b), seeds)
     return difference.category == "stages"
 
 
-def _lies_elsewhere(difference: Difference, path: str, a: dict[str, dict], b: dict[str, dict]) -> bool:
-    """Whether an input that one run lacks is there under another path: a file of this name and content."""
-    if difference.a == ABSENT:
-        facts, stages = difference.b, a
-    else:
-        facts, stages = difference.a, b
-    inputs = stages[difference.stage].get("inputs", {})
+def _lies_elsewhere(
+    difference: Difference, path: str, stages: tuple[dict[str, dict], dict[str, dict]], seeds: tuple[int, int]
+) -> bool:
+    """Whether an input that one run lacks is there under another path: a file of this name and content; or,
+    of a path into the driver's run of the seed, that path into the run of the other seed."""
+    lacking = 0 if difference.a == ABSENT else 1
+    facts = (difference.b, difference.a)[lacking]
+    inputs = stages[lacking][difference.stage].get("inputs", {})
+    own = _in_own_run(path, seeds[1 - lacking])
+    if own != path:
+        return own in [_in_own_run(other, seeds[lacking]) for other in inputs]
     return any(Path(other).name == Path(path).name and inputs[other] == facts for other in inputs)
+
+
+def _in_own_run(value: Any, seed: int) -> Any:
+    """A path without its own seed's number, where it leads into the driver's run of that seed."""
+    return re.sub(rf"_seed_{seed}(?=/|$)", "_seed", value) if isinstance(value, str) else value
 
 
 def _values(difference: Difference) -> str:

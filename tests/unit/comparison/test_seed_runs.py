@@ -153,6 +153,33 @@ def test_a_base_model_may_lie_elsewhere(outputs, sha256, alike):
         assert "input external/tiny is absent from the first" in refused(outputs, ["here", "there"], ["sft"])
 
 
+@pytest.mark.parametrize(
+    ("start", "alike"),
+    [
+        ("outputs/first_seed_8/03_sft/ckpt_sft/final", True),
+        ("outputs/first_seed_7/03_sft/ckpt_sft/final", False),  # the other seed's weights
+        ("outputs/first_seed_18/03_sft/ckpt_sft/final", False),
+        ("outputs/second_seed_8/03_sft/ckpt_sft/final", False),
+    ],
+)
+def test_every_seed_may_go_on_from_weights_of_its_own(outputs, start, alike):
+    """SFT for a second epoch starts where the run of the same seed left off."""
+    starts = {7: "outputs/first_seed_7/03_sft/ckpt_sft/final", 8: start}
+    for seed, name in starts.items():
+        write_run(outputs / f"more_{seed}", seed, {"sft": 20})
+        path = outputs / f"more_{seed}" / "03_sft" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["config"]["model"] = {"model": {"name_or_path": name}}
+        manifest["inputs"][name] = {"sha256": f"weights of {seed}"}
+        write_json(path, manifest)
+    if alike:
+        assert find(outputs, ["more_7", "more_8"], ["sft"]).seeds == [7, 8]
+    else:
+        assert "more_7 and more_8 differ in more than the seed" in refused(
+            outputs, ["more_7", "more_8"], ["sft"]
+        )
+
+
 def test_outside_weights_and_predictions_may_differ(outputs):
     for seed in (7, 8):
         write_run(outputs / f"p{seed}", seed, {"sft": 20})
