@@ -1,6 +1,6 @@
-"""Time SFT, sampling and GRPO at real vocabularies, as they were and as they are, on one CPU thread.
+"""Time SFT, sampling, GRPO and PPO at real vocabularies, as they were and as they are, on one CPU thread.
 
-    python benchmarks/real_model.py [--parts sft sampling grpo] [--vocabularies 49152 151936] [--rounds 2]
+    python benchmarks/real_model.py [--parts sft sampling grpo ppo] [--vocabularies 49152 151936] [--rounds 2]
 
 The model is SmolLM2-135M (`./download.sh model smollm2-135m`) with LoRA 32; for another vocabulary a random
 one of its shape. Every measurement is a process of its own, and the two sides take turns. Seconds are those
@@ -16,6 +16,7 @@ sft       one optimizer step: 32 rows of 80 to 400 tokens, the last 10 to 40 tau
 longest   one of these micro-batches, of 8 rows of 400 tokens, for its memory
 sampling  4 prompts of 150 tokens, 8 completions each, 64 tokens each
 grpo      4 prompts of 165 tokens, 8 completions of 48 each, KL to the start policy, four updates on all
+ppo       the same, with values from siblings and KL in the rewards
 
 Prints a Markdown table; ratios are of the medians.
 """
@@ -34,7 +35,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 MODEL, VOCABULARY = REPO / "models" / "smollm2-135m", 49_152
-PARTS = ("sft", "longest", "sampling", "grpo")
+PARTS = ("sft", "longest", "sampling", "grpo", "ppo")
 LEARNABLE = 49_000  # ids that are drawn, in any vocabulary
 
 
@@ -148,25 +149,40 @@ def sampling(vocabulary: int):
     return step, 32 * 64, model
 
 
-def grpo(vocabulary: int, folder: str):
+def rollout(vocabulary: int, folder: str, method: str):
     """A rollout with its four updates, the tokens sampled, and the model."""
     import torch
     from datasets import Dataset
     from rl_step import SharedPrefixGRPOTrainer, reward
     from trl import GRPOConfig
 
+    from utils.data.records import Record
+    from utils.methods.ppo.build import PPOTrainer
+    from utils.methods.ppo.ppo_config import PPOConfig
+    from utils.rewards.reward_pipeline import RewardPipeline
+    from utils.rewards.spec import RewardSpec
+
     model, tokenizer = load(vocabulary, trainable=True)
     draw, words = random.Random(0), [" cash", " revenue", " year", " net", " total", " of", " the", " 12"]
     prompts = ["".join(draw.choice(words) for _ in range(165)) for _ in range(4)]
-    own = {"steps_per_generation": 4, "num_iterations": 4, "num_generations": 8, "beta": 0.04}
-    trainer = SharedPrefixGRPOTrainer(
-        model=model,
-        reward_funcs=reward,
-        args=arguments(GRPOConfig, folder, max_completion_length=48, **own),
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-        processing_class=tokenizer,
-    )
-    batch = [{"prompt": prompt} for prompt in prompts for _ in range(8)]
+    size = {"num_generations": 8, "max_completion_length": 48}
+    dataset = Dataset.from_dict({"prompt": prompts})
+    if method == "grpo":
+        own = {"steps_per_generation": 4, "num_iterations": 4, "beta": 0.04}
+        args = arguments(GRPOConfig, folder, **size, **own)
+        trainer = SharedPrefixGRPOTrainer(model, reward, args, dataset, processing_class=tokenizer)
+    else:
+        own = {"num_ppo_epochs": 4, "num_mini_batches": 1}
+        args = arguments(PPOConfig, folder, **size, **own)
+        records = [Record(str(number), "gsm8k", "", "", "", "1") for number in range(4)]
+        trainer = PPOTrainer(
+            model,
+            RewardPipeline(records, RewardSpec(), "task", None),
+            args,
+            dataset,
+            processing_class=tokenizer,
+        )
+    batch = [{"prompt": prompt, "record": number} for number, prompt in enumerate(prompts) for _ in range(8)]
     trainer.current_gradient_accumulation_steps = 4
     trainer.create_optimizer()
     trainer.eos_token_ids = [-1]  # nothing ends a completion but its length
@@ -194,7 +210,8 @@ def measure(part: str, vocabulary: int, before: bool) -> dict[str, float]:
         if part in ("sft", "longest"):
             step, tokens, trained = supervised(vocabulary, before, folder, part == "longest")
         else:
-            step, tokens, trained = sampling(vocabulary) if part == "sampling" else grpo(vocabulary, folder)
+            own = sampling(vocabulary) if part == "sampling" else rollout(vocabulary, folder, part)
+            step, tokens, trained = own
         if before:
             undo(trained)
         step()
