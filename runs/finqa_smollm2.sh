@@ -25,8 +25,15 @@ for method in $methods; do
     case $method in
         grpo | rloo) options+=("--$method.learning_rate" 1e-4 "--$method.per_device_train_batch_size" 32) ;;
         ppo) options+=(--ppo.learning_rate 1e-4 --ppo.rollout_batch_size 64) ;;
-        rft) options+=(--rft.learning_rate 2e-4 --rft.num_train_epochs 1 --rft.per_device_train_batch_size 8) ;;
-        dpo) options+=(--dpo.learning_rate 5e-5 --dpo.num_train_epochs 1 --preferences.min_pairs 16) ;;
+        rft)
+            # The steps are few: a warm-up would take all of them.
+            options+=(--rft.learning_rate 2e-4 --rft.warmup_steps 0 --rft.num_train_epochs 1
+                --rft.per_device_train_batch_size 8)
+            ;;
+        dpo)
+            options+=(--dpo.learning_rate 5e-5 --dpo.warmup_steps 0 --dpo.num_train_epochs 1
+                --preferences.min_pairs 16)
+            ;;
     esac
 done
 run=${RUN:-finqa_smollm2}

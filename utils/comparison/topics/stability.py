@@ -53,6 +53,7 @@ NUMBERS = {
     "warned_share": ("looks with a warning", "share"),
 }
 HEALTH = "health_findings"  # the names of the rules that find something in the whole log
+ALL_WARM_UP = "learning_rate_not_reached_in_warm_up"
 
 Training = Mapping[str, Any]  # NUMBERS and HEALTH of one training, None where its log does not say
 Trainings = Mapping[str, Sequence[Training]]  # policy -> one per run
@@ -96,7 +97,9 @@ def training_of(trained: Trained) -> Training:
     points = [read_point(row, 0, trained.log) for row in rows if "val_reward" in row]
     log = History([row for row in rows if "val_reward" not in row])
     accuracy, reward = log.curve("train_accuracy"), log.curve("reward")
-    found = _of_validations(points, samples_while_training(trained.training)) | _health(rows)
+    config = trained.stages[trained.training].get("config", {})
+    warm_up = config.get("algo", {}).get("warmup_steps", 0)
+    found = _of_validations(points, samples_while_training(trained.training)) | _health(rows, warm_up)
     found |= {
         "late_train_accuracy_sd": late_spread(accuracy.steps, accuracy.values),
         "late_reward_sd": late_spread(reward.steps, reward.values),
@@ -158,12 +161,18 @@ def _spikes(norms: LogCurve) -> float | None:
     return None if len(norms) < 2 * STRETCH else float(np.mean(norms.over_median_before() > SPIKE))
 
 
-def _health(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the rules of training health find in the whole log, and at how many of the looks at it."""
+def _health(rows: Sequence[dict[str, Any]], warm_up: int) -> dict[str, Any]:
+    """What the rules of training health find in the whole log, and at how many of the looks at it.
+
+    A warm-up of as many optimizer steps as the training has is found too: the learning rate of the
+    configuration was then never reached.
+    """
     if not rows:
         return {}
     found = dict.fromkeys(finding.name for finding in findings(rows))
     looks = [bool(findings(rows[:end])) for end in range(LOOK, len(rows), LOOK)] + [bool(found)]
+    if warm_up >= rows[-1]["step"] > 0:
+        found[ALL_WARM_UP] = None
     return {"warned_share": float(np.mean(looks)), HEALTH: " ".join(found)}
 
 

@@ -119,6 +119,13 @@ def test_gradient_spikes_and_looks_with_a_warning(tmp_path):
     assert (calm["gradient_spikes"], calm["warned_share"], calm["health_findings"]) == (0, 0, "")
 
 
+@pytest.mark.parametrize(("warm_up", "said"), [(2, ""), (3, "learning_rate_not_reached_in_warm_up")])
+def test_a_warm_up_as_long_as_the_training_is_found(tmp_path, warm_up, said):
+    of_policy = trained(tmp_path, log(validations=[(0, 0.2), (3, 0.3)]), "03_rft")
+    of_policy.stages["03_rft"]["config"] = {"algo": {"warmup_steps": warm_up}}
+    assert training_of(of_policy)["health_findings"] == said
+
+
 def test_numbers_that_are_not_finite_are_found_by_the_rule_and_spoil_no_other(tmp_path):
     rows = [{"step": i, "reward": math.nan if i == 15 else 1.0 + i, "loss": 0.1} for i in range(30)]
     path = trained(tmp_path, [])
