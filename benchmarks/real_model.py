@@ -1,6 +1,7 @@
 """Time SFT, sampling, GRPO and PPO at real vocabularies, as they were and as they are, on one CPU thread.
 
     python benchmarks/real_model.py [--parts sft sampling grpo ppo] [--vocabularies 49152 151936] [--rounds 2]
+    python benchmarks/real_model.py --profile [--parts …] [--vocabularies …]
 
 The model is SmolLM2-135M (`./download.sh model smollm2-135m`) with LoRA 32; for another vocabulary a random
 one of its shape. Every measurement is a process of its own, and the two sides take turns. Seconds are those
@@ -18,7 +19,9 @@ sampling  4 prompts of 150 tokens, 8 completions each, 64 tokens each
 grpo      4 prompts of 165 tokens, 8 completions of 48 each, KL to the start policy, four updates on all
 ppo       the same, with values from siblings and KL in the rewards
 
-Prints a Markdown table; ratios are of the medians.
+Prints a Markdown table; ratios are of the medians. With --profile instead, of how it is now: the seconds of
+one step by kind of operation, the rate of its matrix products, and the rate of a large product alone, in
+GFLOP/s (10^9 operations a second): what would be left if all else cost nothing, and how fast that could be.
 """
 
 import argparse
@@ -36,6 +39,15 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 MODEL, VOCABULARY = REPO / "models" / "smollm2-135m", 49_152
 PARTS = ("sft", "longest", "sampling", "grpo", "ppo")
+KINDS = {  # of operations, by the profiler's names
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_linear"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
+    "copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::index", "aten::gather"),
+    "other": (),
+}
 LEARNABLE = 49_000  # ids that are drawn, in any vocabulary
 
 
@@ -201,25 +213,57 @@ def rollout(vocabulary: int, folder: str, method: str):
     return step, 32 * 48, model
 
 
-def measure(part: str, vocabulary: int, before: bool) -> dict[str, float]:
-    """Seconds of the processor that one step takes once warm, tokens in it, and peak memory, GB."""
+def prepared(part: str, vocabulary: int, before: bool, folder: str):
+    """A step of a part, run once to warm up, and the tokens in it."""
     import torch
 
     torch.set_num_threads(1)
+    if part in ("sft", "longest"):
+        step, tokens, trained = supervised(vocabulary, before, folder, part == "longest")
+    else:
+        own = sampling(vocabulary) if part == "sampling" else rollout(vocabulary, folder, part)
+        step, tokens, trained = own
+    if before:
+        undo(trained)
+    step()
+    return step, tokens
+
+
+def measure(part: str, vocabulary: int, before: bool) -> dict[str, float]:
+    """Seconds of the processor that one step takes once warm, tokens in it, and peak memory, GB."""
     with tempfile.TemporaryDirectory() as folder:
-        if part in ("sft", "longest"):
-            step, tokens, trained = supervised(vocabulary, before, folder, part == "longest")
-        else:
-            own = sampling(vocabulary) if part == "sampling" else rollout(vocabulary, folder, part)
-            step, tokens, trained = own
-        if before:
-            undo(trained)
-        step()
+        step, tokens = prepared(part, vocabulary, before, folder)
         began = time.process_time()
         step()
         seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {"seconds": seconds, "tokens": tokens, "peak": peak}
+
+
+def profile(part: str, vocabulary: int) -> list[str]:
+    """Cells of the table of --profile."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    with tempfile.TemporaryDirectory() as folder:
+        step, _ = prepared(part, vocabulary, False, folder)
+        began, worked = time.perf_counter(), time.process_time()
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU], with_flops=True) as found:
+            step()
+            # The profiler's seconds go on where other work has the core.
+            share = (time.process_time() - worked) / (time.perf_counter() - began)
+    seconds, operations = dict.fromkeys(KINDS, 0.0), 0
+    for event in found.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key in names), "other")
+        seconds[kind] += share * event.self_cpu_time_total / 1e6
+        operations += event.flops if kind == "products" else 0
+    a, b = torch.randn(2048, 576), torch.randn(576, 1536)
+    rounds, began = 50, time.process_time()
+    for _ in range(rounds):
+        a @ b
+    alone = rounds * 2 * a.numel() * b.shape[1] / (time.process_time() - began)
+    rates = (operations / seconds["products"], alone)
+    return [*(f"{value:.1f}" for value in seconds.values()), *(f"{rate / 1e9:.0f}" for rate in rates)]
 
 
 def main() -> None:
@@ -229,6 +273,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[VOCABULARY, 151_936])
     parser.add_argument("--rounds", type=int, default=2, help="processes of each side (default 2)")
+    parser.add_argument("--profile", action="store_true", help="where the time goes now")
     parser.add_argument("--side", choices=("before", "after"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not (MODEL / "config.json").is_file():
@@ -236,6 +281,20 @@ def main() -> None:
     if options.side:  # one of the processes
         found = measure(options.parts[0], options.vocabularies[0], options.side == "before")
         print(json.dumps(found))
+        return
+    if options.profile:
+        columns = [
+            "part",
+            "vocabulary",
+            *(f"{kind} s" for kind in KINDS),
+            "products GFLOP/s",
+            "alone GFLOP/s",
+        ]
+        print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
+        for part in options.parts:
+            for vocabulary in options.vocabularies:
+                cells = [part, f"{vocabulary:,}", *profile(part, vocabulary)]
+                print("| " + " | ".join(cells) + " |", flush=True)
         return
     columns = ["part", "vocabulary", "tokens", "before s", "after s", "ratio", "tokens/s", "before GB", "GB"]
     print("| " + " | ".join(columns) + " |")
