@@ -48,10 +48,11 @@ python 12_driver.py --method $methods --reward task --seeds "${seeds[@]}" --run_
 [ -z "${DRIVER:-}" ] || exit 0
 # Validation items are too few to choose a checkpoint by: the last one of each training is evaluated as well.
 for seed in "${seeds[@]}"; do
-    for checkpoint in "outputs/${run}_seed_$seed"/0[5679]_*_task/ckpt_*/final; do
-        [ -d "$checkpoint" ] || continue
-        method=$(basename "$(dirname "$checkpoint")")
-        python 10_evaluate.py --run_id "${run}_seed_$seed" --seed "$seed" --policy "${method#ckpt_}_task_final" \
-            --policy_ckpt "$checkpoint" "${model[@]}" "${dataset[@]}" --teacher_metrics false --reference_metrics false
+    for stage in "outputs/${run}_seed_$seed"/{03_rft,0[5679]_*_task}; do
+        [ -d "$stage" ] || continue
+        name=$(basename "$stage")
+        python 10_evaluate.py --run_id "${run}_seed_$seed" --seed "$seed" --policy "${name#*_}_final" \
+            --policy_ckpt "$(echo "$stage"/ckpt_*/final)" "${model[@]}" "${dataset[@]}" \
+            --teacher_metrics false --reference_metrics false
     done
 done

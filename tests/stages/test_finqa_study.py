@@ -16,16 +16,17 @@ PAGE = REPO_ROOT / "docs" / "finqa_study.md"
 def test_the_tables_are_made_by_the_commands_on_the_page(tmp_path):
     page = PAGE.read_text(encoding="utf-8")
     commands = re.findall(r"^    python (11_compare_runs\.py .*)$", page, re.MULTILINE)
-    assert len(commands) == 8
+    assert len(commands) == 12
     for command in commands:
         script, *words = shlex.split(command)
         words = [str(REPO_ROOT / word) if word.startswith("docs/") else word for word in words]
         assert execute_stage(script, [*words, "--outputs_root", str(tmp_path)]) == 0
     reports = [*tmp_path.glob("*/11_comparison/report.md"), *tmp_path.glob("*/11_comparison/timing.md")]
-    assert len(reports) == 16
+    assert len(reports) == 24
     made = {line for report in reports for line in report.read_text().splitlines()}
-    rows = [line for line in page.splitlines() if re.match(r"\| (base|sft|teacher|rft|\w+_final) \|", line)]
-    assert len(rows) >= 60
+    policies = r"\| (base|(\w+/)?sft|sft_second|rft|\w+_final) \|"
+    rows = [line for line in page.splitlines() if re.match(policies, line)]
+    assert len(rows) >= 80
     assert [row for row in rows if row not in made] == []
 
 

@@ -53,7 +53,7 @@ NUMBERS = {
     "warned_share": ("looks with a warning", "share"),
 }
 HEALTH = "health_findings"  # the names of the rules that find something in the whole log
-ALL_WARM_UP = "learning_rate_not_reached_in_warm_up"
+ALL_WARM_UP = "warm_up_longer_than_training"
 
 Training = Mapping[str, Any]  # NUMBERS and HEALTH of one training, None where its log does not say
 Trainings = Mapping[str, Sequence[Training]]  # policy -> one per run

@@ -119,7 +119,7 @@ def test_gradient_spikes_and_looks_with_a_warning(tmp_path):
     assert (calm["gradient_spikes"], calm["warned_share"], calm["health_findings"]) == (0, 0, "")
 
 
-@pytest.mark.parametrize(("warm_up", "said"), [(2, ""), (3, "learning_rate_not_reached_in_warm_up")])
+@pytest.mark.parametrize(("warm_up", "said"), [(2, ""), (3, "warm_up_longer_than_training")])
 def test_a_warm_up_as_long_as_the_training_is_found(tmp_path, warm_up, said):
     of_policy = trained(tmp_path, log(validations=[(0, 0.2), (3, 0.3)]), "03_rft")
     of_policy.stages["03_rft"]["config"] = {"algo": {"warmup_steps": warm_up}}
