@@ -18,14 +18,14 @@ from utils.driver.budget import check_budgets, set_completions
 from utils.driver.command import parse, without_export
 from utils.driver.execution import Execution, exit_code
 from utils.driver.fit import check_fit
-from utils.driver.graph import build_graph, run_of_seed
+from utils.driver.graph import build_graph
 from utils.driver.launch import export_plan
 from utils.driver.overwriting import redone, refuse_stale, say_other_code
 from utils.driver.run_readme import write_readmes
 from utils.driver.show import show_budgets, show_plan, show_results
 from utils.frame.credentials import load_environment, redact, redact_tracebacks
 from utils.frame.files import UserError
-from utils.frame.pipeline import ROWS
+from utils.frame.pipeline import ROWS, run_of_seed
 
 OWNERS = (
     "any option of a stage: --OWNER.KEY VALUE with OWNER a tier (model, dataset, reward: for every stage "

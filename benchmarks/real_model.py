@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -187,13 +188,8 @@ def rollout(vocabulary: int, folder: str, method: str):
         own = {"num_ppo_epochs": 4, "num_mini_batches": 1}
         args = arguments(PPOConfig, folder, **size, **own)
         records = [Record(str(number), "gsm8k", "", "", "", "1") for number in range(4)]
-        trainer = PPOTrainer(
-            model,
-            RewardPipeline(records, RewardSpec(), "task", None),
-            args,
-            dataset,
-            processing_class=tokenizer,
-        )
+        pipeline = RewardPipeline(records, RewardSpec(), "task", None)
+        trainer = PPOTrainer(model, pipeline, args, dataset, tokenizer, siblings=True)
     batch = [{"prompt": prompt, "record": number} for number, prompt in enumerate(prompts) for _ in range(8)]
     trainer.current_gradient_accumulation_steps = 4
     trainer.create_optimizer()
@@ -273,6 +269,15 @@ def profile(part: str, vocabulary: int) -> list[str]:
     return [*(f"{value:.1f}" for value in seconds.values()), *(f"{rate / 1e9:.0f}" for rate in rates)]
 
 
+def print_row(cells: Sequence[str]) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def print_head(columns: Sequence[str]) -> None:
+    print_row(columns)
+    print("|---" * len(columns) + "|", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -290,22 +295,13 @@ def main() -> None:
         print(json.dumps(found))
         return
     if options.profile:
-        columns = [
-            "part",
-            "vocabulary",
-            *(f"{kind} s" for kind in KINDS),
-            "products GFLOP/s",
-            "alone GFLOP/s",
-        ]
-        print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
+        print_head(["part", "vocabulary", *(f"{kind} s" for kind in KINDS), "GFLOP/s in products", "alone"])
         for part in options.parts:
             for vocabulary in options.vocabularies:
-                cells = [part, f"{vocabulary:,}", *profile(part, vocabulary)]
-                print("| " + " | ".join(cells) + " |", flush=True)
+                print_row([part, f"{vocabulary:,}", *profile(part, vocabulary)])
         return
     columns = ["part", "vocabulary", "tokens", "before s", "after s", "ratio", "tokens/s", "before GB", "GB"]
-    print("| " + " | ".join(columns) + " |")
-    print("|---" * len(columns) + "|", flush=True)
+    print_head(columns)
     for part in options.parts:
         for vocabulary in options.vocabularies:
             found = {"before": [], "after": []}
@@ -319,7 +315,7 @@ def main() -> None:
             tokens = found["after"][0]["tokens"]
             cells = [part, f"{vocabulary:,}", f"{tokens:,}", f"{old:.1f}", f"{new:.1f}", f"{old / new:.2f}x"]
             cells += [f"{tokens / new:.0f}", *(f"{peak:.1f}" for peak in peaks)]
-            print("| " + " | ".join(cells) + " |", flush=True)
+            print_row(cells)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@
 #     METHODS="grpo rft" COMPLETIONS=1024 ./setup.sh runs/finqa_smollm2.sh DATA 0
 #
 # An interrupted run goes on where it was: run the same command again. RUN names the runs of the seeds (RUN_seed_0),
-# START what SFT starts from in place of the base model, DRIVER further options of 12_driver.py's, which then is all
-# that runs.
+# START what SFT starts from in place of the base model, DRIVER more options of 12_driver.py, which then is all that runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?"usage: $0 DATA [SEED …]"}
@@ -48,11 +47,10 @@ python 12_driver.py --method $methods --reward task --seeds "${seeds[@]}" --run_
 [ -z "${DRIVER:-}" ] || exit 0
 # Validation items are too few to choose a checkpoint by: the last one of each training is evaluated as well.
 for seed in "${seeds[@]}"; do
-    for stage in "outputs/${run}_seed_$seed"/{03_rft,0[5679]_*_task}; do
-        [ -d "$stage" ] || continue
-        name=$(basename "$stage")
-        python 10_evaluate.py --run_id "${run}_seed_$seed" --seed "$seed" --policy "${name#*_}_final" \
-            --policy_ckpt "$(echo "$stage"/ckpt_*/final)" "${model[@]}" "${dataset[@]}" \
-            --teacher_metrics false --reference_metrics false
+    for checkpoint in "outputs/${run}_seed_$seed"/{03_rft,0[5679]_*_task}/ckpt_*/final; do
+        [ -d "$checkpoint" ] || continue
+        stage=$(basename "${checkpoint%/ckpt_*}")
+        python 10_evaluate.py --run_id "${run}_seed_$seed" --seed "$seed" --policy "${stage#*_}_final" \
+            --policy_ckpt "$checkpoint" "${model[@]}" "${dataset[@]}" --teacher_metrics false --reference_metrics false
     done
 done

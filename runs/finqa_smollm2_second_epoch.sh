@@ -9,7 +9,7 @@
 # An interrupted run goes on where it was: run the same command again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-data=${1:?"usage: $0 DATA SEED [SEED …]"}
+data=${1:?"usage: $0 DATA [SEED …]"}
 shift
 seeds=("${@:-0}")
 first=outputs/finqa_smollm2_seed_ second=outputs/finqa_smollm2_second_seed_ sft=03_sft/ckpt_sft/final

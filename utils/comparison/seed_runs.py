@@ -11,7 +11,7 @@ from typing import Any
 from utils.comparison.manifest_diff import ABSENT, Difference, diff_runs, left_empty, load_manifests
 from utils.evaluation.policy_names import find_evaluations
 from utils.frame.files import UserError
-from utils.frame.pipeline import policy_order
+from utils.frame.pipeline import policy_order, run_of_seed
 
 # What stages from 03 on write follows the seed; data and rewards must be the same for every seed.
 UNSEEDED = ("00_", "01_", "02_")
@@ -206,7 +206,8 @@ def _lies_elsewhere(
 
 def _in_own_run(value: Any, seed: int) -> Any:
     """A path without its own seed's number, where it leads into the driver's run of that seed."""
-    return re.sub(rf"_seed_{seed}(?=/|$)", "_seed", value) if isinstance(value, str) else value
+    own = re.escape(run_of_seed("", seed))
+    return re.sub(rf"{own}(?=/|$)", "_seed", value) if isinstance(value, str) else value
 
 
 def _values(difference: Difference) -> str:

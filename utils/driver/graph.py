@@ -10,7 +10,7 @@ from utils.driver.budget import check_budgets
 from utils.driver.goal import CANDIDATES, COMPARE, Goal, Overrides, Step
 from utils.frame.failures import Failure
 from utils.frame.files import UserError
-from utils.frame.pipeline import ROWS, UNTRAINED
+from utils.frame.pipeline import ROWS, UNTRAINED, run_of_seed
 from utils.frame.stage_plan import Plan, load_script, make_plan
 
 Key = tuple[str, str]  # run id, step id
@@ -131,11 +131,6 @@ class SeedComparison(ComparisonNode):
             if not each.ok:
                 found.setdefault(failure.name, failure)
         return list(found.values())
-
-
-def run_of_seed(run_id: str, seed: int) -> str:
-    """The name of a seed's run."""
-    return f"{run_id}_seed_{seed}"
 
 
 def nodes_of_run(goal: Goal, overrides: Overrides, run_id: str, seed: int) -> list[Node]:

@@ -250,6 +250,11 @@ VARIANTS = {
 }
 
 
+def run_of_seed(run_id: str, seed: int) -> str:
+    """The name of the run that the driver makes for a seed."""
+    return f"{run_id}_seed_{seed}"
+
+
 def row_of(folder: str) -> StageRow | None:
     """The row of a stage folder, a variant's included; None for a folder that no stage writes."""
     folders = {row.folder: row for row in PIPELINE}

@@ -18,7 +18,7 @@ from utils.documents.document import Bullets, Number, Paragraph, Section, Table,
 from utils.documents.text import listed
 from utils.frame.files import read_jsonl
 from utils.frame.pipeline import samples_while_training
-from utils.training.health.health_rules import findings
+from utils.training.health.health_rules import all_warm_up, findings
 from utils.training.health.log_curves import STRETCH, History, LogCurve
 
 PLATEAU = 0.75  # validations from this share of the steps on are the plateau's
@@ -164,14 +164,13 @@ def _spikes(norms: LogCurve) -> float | None:
 def _health(rows: Sequence[dict[str, Any]], warm_up: int) -> dict[str, Any]:
     """What the rules of training health find in the whole log, and at how many of the looks at it.
 
-    A warm-up of as many optimizer steps as the training has is found too: the learning rate of the
-    configuration was then never reached.
+    The rule of the warm-up speaks of the whole training alone.
     """
     if not rows:
         return {}
     found = dict.fromkeys(finding.name for finding in findings(rows))
     looks = [bool(findings(rows[:end])) for end in range(LOOK, len(rows), LOOK)] + [bool(found)]
-    if warm_up >= rows[-1]["step"] > 0:
+    if all_warm_up(warm_up, rows[-1]["step"]):
         found[ALL_WARM_UP] = None
     return {"warned_share": float(np.mean(looks)), HEALTH: " ".join(found)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import TrainerCallback
 
 from utils.frame.stage import StageContext
-from utils.training.health.health_rules import findings
+from utils.training.health.health_rules import all_warm_up, findings
 
 
 class TrainingHealth(TrainerCallback):
@@ -26,7 +26,7 @@ class TrainingHealth(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         warm_up = args.get_warmup_steps(state.max_steps)
-        if state.is_world_process_zero and warm_up >= state.max_steps > 0:
+        if state.is_world_process_zero and all_warm_up(warm_up, state.max_steps):
             self.ctx.log(
                 f"warning: the warm-up takes {warm_up} optimizer steps, the training {state.max_steps}: its "
                 f"learning rate never reaches {args.learning_rate:g}. Try: lower algo.warmup_steps"

@@ -28,6 +28,11 @@ def findings(history: Sequence[dict[str, Any]]) -> list[HealthFinding]:
     return [check.finding for check in checks(history) if check.finding]
 
 
+def all_warm_up(warm_up: int, steps: int) -> bool:
+    """Whether a warm-up takes all optimizer steps of a training, which then never has its learning rate."""
+    return warm_up >= steps > 0
+
+
 # ------------------------------------------------------------------------------------------------- rules
 
 
